@@ -1,0 +1,72 @@
+"""What every command shares: flags from a dataclass, and errors as one line and an exit status.
+
+    def main(args=None) -> int:
+        return exit_status(lambda: train(parse_flags(TrainConfig(), args, "python -m mnist_jax.train")))
+
+Imports neither JAX nor tyro on its own account, so that ``--help`` stays instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from mnist_jax.errors import InputError, NonFiniteLossError
+
+T = TypeVar("T")
+
+
+def parse_flags(default: T, args: Sequence[str] | None, prog: str) -> T:
+    """The flags in ``args`` as a dataclass like ``default``, which supplies what is not given.
+
+    Args:
+        default: an instance of a dataclass; its fields are the flags.
+        args: the command line without the program's name; ``sys.argv[1:]`` if None.
+        prog: the program's name, as ``--help`` shows it.
+
+    Raises:
+        InputError: a flag is unknown or its value does not fit.
+        SystemExit: with status 0, after ``--help``.
+    """
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(type(default), default=default, args=args, prog=prog)
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+    raise InputError(_one_line(complaint.getvalue()))
+
+
+def _one_line(box: str) -> str:
+    """The message inside one of tyro's boxes: the text above the first rule, without frame and colour."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    rows = [row.strip("│ ") for row in text.splitlines() if row.startswith("│")]
+    message = " ".join(row for row in rows[: next((i for i, row in enumerate(rows) if row.startswith("─")), None)])
+    return re.sub(r"^Error parsing \w+: ", "", message) or " ".join(text.split())
+
+
+def exit_status(command: Callable[[], object]) -> int:
+    """Runs a command and returns its exit status; what the user must know goes to stderr in one line.
+
+    Returns:
+        0 if all went well, 1 after a non-finite loss, 2 after bad input, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    try:
+        command()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except NonFiniteLossError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        print(f"stopped: {interrupt}" if str(interrupt) else "stopped", file=sys.stderr)
+        return getattr(interrupt, "exit_status", 130)
+    return 0

@@ -1,0 +1,176 @@
+"""``TrainConfig``: every choice that makes up a run, in one frozen and validated dataclass.
+
+    config = TrainConfig(model="cnn", epochs=3)
+    config == TrainConfig.from_json(config.to_json())   # saved with each run as config.json
+
+The fields are also the flags of ``python -m mnist_jax.train``; the text below a field is its help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from mnist_jax.errors import InputError
+
+Model = Literal["mlp", "cnn"]
+Optimizer = Literal["sgd", "momentum", "adam", "adamw"]
+Schedule = Literal["constant", "cosine", "one_cycle", "warmup_constant", "warmup_cosine"]
+
+# Where a run lives and how it is shown: free to change when it is resumed.
+_PRESENTATION = ("data_dir", "checkpoint_every", "keep_checkpoints", "workdir", "resume", "quiet")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Train a digit classifier.
+
+    Raises:
+        InputError: a field has a value outside its range; the message names field, value and range.
+
+    Example:
+        >>> TrainConfig(batch_size=0)
+        Traceback (most recent call last):
+        mnist_jax.errors.InputError: batch_size must be at least 1, got 0
+    """
+
+    data: str | None = None
+    """mnist, fashion_mnist, kmnist, emnist/digits, digits, a directory of IDX files or a Kaggle CSV;
+    left out: mnist, or the embedded digits where MNIST cannot be had"""
+    data_dir: str | None = None
+    """directory looked in first for mnist (IDX files or prepared tfds data); default $MNIST_JAX_DATA_DIR"""
+    num_validation: int | None = None
+    """training examples held out, from the end; default 5000, or a tenth of fewer than 50000"""
+
+    model: Model = "mlp"
+    """architecture"""
+    hidden_sizes: tuple[int, ...] = (512, 256)
+    """mlp: units per hidden layer"""
+    channels: tuple[int, ...] = (24, 32)
+    """cnn: channels per convolution"""
+    kernel_sizes: tuple[int, ...] = (5, 3)
+    """cnn: kernel height and width per convolution"""
+    dense_size: int = 256
+    """cnn: units of the dense layer before the logits"""
+    dropout_rate: float = 0.2
+    """share of hidden units dropped in training, in [0, 1)"""
+
+    optimizer: Optimizer = "adam"
+    """sgd is plain steepest descent"""
+    learning_rate: float = 1e-3
+    """peak learning rate, > 0"""
+    schedule: Schedule = "constant"
+    """learning rate over the run"""
+    warmup_fraction: float = 0.1
+    """share of all steps the warmup schedules rise for, in [0, 1)"""
+    momentum: float = 0.9
+    """momentum: decay of the velocity, in [0, 1)"""
+    b1: float = 0.9
+    """adam, adamw: decay of the first moment, in [0, 1)"""
+    b2: float = 0.999
+    """adam, adamw: decay of the second moment, in [0, 1)"""
+    weight_decay: float = 0.0
+    """L2 on the weights, not the biases: decoupled for adamw, added to the gradient for the others"""
+    clip_norm: float | None = None
+    """largest global norm of the gradient"""
+    label_smoothing: float = 0.0
+    """share of the target spread over all classes, in [0, 1)"""
+    ema_decay: float | None = 0.999
+    """evaluate a running average of the parameters with this decay per step, in [0, 1); None: the parameters"""
+
+    batch_size: int = 128
+    """examples per step"""
+    epochs: int = 10
+    """passes over the training split"""
+    seed: int = 0
+    """seed of initialisation, shuffling and dropout, in [0, 2**32)"""
+
+    checkpoint_every: int = 1
+    """epochs between checkpoints; the last epoch is always saved"""
+    keep_checkpoints: int = 3
+    """newest checkpoints to keep, besides the best by validation accuracy"""
+    workdir: str | None = None
+    """directory of the run; default runs/<dataset>-<model>-<time>"""
+    resume: bool = False
+    """continue the run in --workdir, perhaps to more --epochs; nothing else may differ"""
+    quiet: bool = False
+    """no progress, only the closing table"""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            choices = typing.get_args(_TYPES[field.name])
+            if typing.get_origin(_TYPES[field.name]) is Literal:
+                value = getattr(self, field.name)
+                _require(value in choices, field.name, f"one of {', '.join(choices)}", value)
+        for name in ("batch_size", "epochs", "dense_size", "checkpoint_every", "keep_checkpoints"):
+            _require_int(name, getattr(self, name), 1)
+        _require_int("seed", self.seed, 0)
+        _require(self.seed < 2**32, "seed", "below 2**32", self.seed)
+        if self.num_validation is not None:
+            _require_int("num_validation", self.num_validation, 1)
+        for name in ("hidden_sizes", "channels", "kernel_sizes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
+            for size in getattr(self, name):
+                _require_int(name, size, 1)
+        _require(
+            len(self.channels) == len(self.kernel_sizes) > 0,
+            "kernel_sizes",
+            f"as long as channels {self.channels} and not empty",
+            self.kernel_sizes,
+        )
+        for name in ("dropout_rate", "warmup_fraction", "momentum", "b1", "b2", "label_smoothing", "ema_decay"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value < 1, name, "in [0, 1)", value)
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < math.inf, name, "a finite number above 0", value)
+        _require(0 <= self.weight_decay < math.inf, "weight_decay", "a finite number, 0 or above", self.weight_decay)
+        _require(not (self.resume and self.workdir is None), "resume", "given together with --workdir", "no workdir")
+
+    def to_json(self) -> str:
+        """The config as a JSON object, one field a line."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            InputError: the text is no JSON object, or has a field that ``TrainConfig`` has not.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"config: not JSON ({error})") from None
+        if not isinstance(fields, Mapping):
+            raise InputError(f"config: must be a JSON object, got {type(fields).__name__}")
+        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise InputError(f"config: unknown field {unknown[0]!r}")
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise InputError(f"config: a field has the wrong type ({error})") from None
+
+    def differences(self, other: TrainConfig) -> list[str]:
+        """Names of the fields that describe the training and differ, ``epochs`` among them."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in _PRESENTATION]
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+_TYPES = typing.get_type_hints(TrainConfig)
+
+
+def _require(condition: bool, name: str, wanted: str, value: Any) -> None:
+    if not condition:
+        raise InputError(f"{name} must be {wanted}, got {value}")
+
+
+def _require_int(name: str, value: Any, minimum: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    _require(whole, name, "a whole number", value)
+    _require(value >= minimum, name, f"at least {minimum}", value)

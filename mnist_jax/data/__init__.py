@@ -1,0 +1,105 @@
+"""Data: bytes from anywhere become a ``Dataset``.
+
+    dataset = load_dataset()                      # MNIST, or the embedded digits where it cannot be had
+    dataset = load_dataset("fashion_mnist")       # by name
+    dataset = load_dataset("path/to/idx_files")   # four IDX files, raw or .gz
+    dataset = load_dataset("train.csv")           # Kaggle's digit-recognizer
+
+Nothing here imports JAX, so that a program can load its data while it starts JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+
+from mnist_jax.data.cache import load_cached
+from mnist_jax.data.dataset import Dataset, Split
+from mnist_jax.data.digits import load_digits
+from mnist_jax.data.download import DownloadError
+from mnist_jax.data.files import find_idx_files, read_csv, read_idx_files
+from mnist_jax.data.stream import prefetch, stream_batches
+from mnist_jax.data.tfds import SOURCES, default_tfds_dir, load_named
+from mnist_jax.errors import InputError
+
+__all__ = ["Dataset", "Split", "load_dataset", "prefetch", "stream_batches"]
+
+_log = logging.getLogger("mnist_jax")
+
+
+def load_dataset(
+    name_or_path: str | os.PathLike[str] | None = None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    num_validation: int | None = None,
+) -> Dataset:
+    """Loads a data set by name or from files.
+
+    A name is looked for in ``data_dir``, then where tensorflow-datasets keeps what it prepared
+    (``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``), then downloaded to there.
+
+    Args:
+        name_or_path: ``mnist``, ``fashion_mnist``, ``kmnist``, ``emnist/digits``, ``digits``, a directory of four
+            IDX files, or a Kaggle CSV. None takes ``mnist``, and ``digits`` with a logged notice where MNIST is
+            neither on disk nor reachable.
+        data_dir: directory with MNIST's IDX files, or with prepared tfds data; default ``$MNIST_JAX_DATA_DIR``.
+        num_validation: examples to hold out from the end of the training set; None takes 5,000, or a tenth of a
+            training set with fewer than 50,000.
+
+    Returns:
+        Three splits of ``uint8[N, 28, 28, 1]`` images and ``int32[N]`` labels.
+
+    Raises:
+        InputError: there is no such data set, or a file is damaged; the message says which and what to do.
+
+    Example:
+        >>> load_dataset("digits").train.image.shape
+        (1350, 28, 28, 1)
+    """
+    name = os.fspath(name_or_path) if name_or_path is not None else None
+    directory = _data_directory(data_dir)
+    if name is None:
+        try:
+            return Dataset.from_arrays(load_named("mnist", directory), "mnist", num_validation)
+        except DownloadError as error:
+            notice = f"MNIST is not on disk and could not be downloaded ({error}): using the embedded digits instead"
+        _log.warning(notice)
+        digits = Dataset.from_arrays(load_digits(), "digits", num_validation)
+        return dataclasses.replace(digits, notice=notice)
+    if name == "digits":
+        return Dataset.from_arrays(load_digits(), name, num_validation)
+    if name in SOURCES:
+        try:
+            arrays = load_named(name, directory)
+        except DownloadError as error:
+            raise InputError(f"data {name}: not on disk and not to be had: {error}; {_advice(name)}") from None
+        return Dataset.from_arrays(arrays, name, num_validation, SOURCES[name].class_names)
+    path = Path(name)
+    if path.is_dir():
+        files = find_idx_files(path)
+        if not files:
+            raise InputError(f"data {name}: four IDX files wanted in this directory, found none")
+        arrays = load_cached([*files.values()], lambda: read_idx_files(files))
+        return Dataset.from_arrays(arrays, path.resolve().name, num_validation)
+    if path.is_file():
+        return Dataset.from_arrays(load_cached([path], lambda: read_csv(path)), path.stem, num_validation)
+    known = ", ".join([*SOURCES, "digits"])
+    raise InputError(f"data must be one of {known}, or an existing directory of IDX files or CSV file, got {name!r}")
+
+
+def _data_directory(data_dir: str | os.PathLike[str] | None) -> Path | None:
+    origin = "data_dir" if data_dir is not None else "$MNIST_JAX_DATA_DIR"
+    given = data_dir if data_dir is not None else os.environ.get("MNIST_JAX_DATA_DIR")
+    if not given:
+        return None
+    if not Path(given).is_dir():
+        raise InputError(f"{origin} must be an existing directory, got {os.fspath(given)!r}")
+    return Path(given)
+
+
+def _advice(name: str) -> str:
+    if name == "mnist":
+        return "put the four IDX files into a directory and name it with --data-dir, or take --data digits"
+    return f"name a directory that holds the four IDX files with --data, or prepare {name} in {default_tfds_dir()}"

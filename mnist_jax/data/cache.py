@@ -1,0 +1,53 @@
+"""Decoded copies of data sets, so that only the first load pays for decompressing and parsing.
+
+    arrays = load_cached([path, ...], lambda: decode(path, ...))
+
+A copy lies in ``$XDG_CACHE_HOME/mnist_jax`` (default ``~/.cache/mnist_jax``) under a name made of the path, size
+and modification time of each source file; it may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mnist_jax.data.dataset import Arrays
+
+_ROLES = ("train_image", "train_label", "test_image", "test_label")
+_VERSION = 1  # raise when a reader changes what it makes of the same file
+
+
+def load_cached(sources: Sequence[Path], decode: Callable[[], Arrays]) -> Arrays:
+    """The arrays that ``decode`` makes of the source files, from the cache where it holds them.
+
+    A damaged copy is replaced, and a cache that cannot be written is done without.
+    """
+    path = _cache_file(sources)
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as copy:
+        return Arrays(**{role: copy[role] for role in _ROLES})  # type: ignore[typeddict-item]
+    arrays = decode()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            try:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+                file.close()
+                os.replace(file.name, path)  # noqa: PTH105
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    return arrays
+
+
+def _cache_file(sources: Sequence[Path]) -> Path:
+    identity = [_VERSION, *((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources)]
+    name = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "mnist_jax" / f"{name}.npz"

@@ -1,0 +1,114 @@
+"""``Split`` and ``Dataset``: what every source of data becomes.
+
+    dataset = Dataset.from_arrays(arrays, name="mnist", num_validation=5_000)
+    dataset.train.image        # uint8[55000, 28, 28, 1]
+    dataset.test.num_examples  # 10000
+
+Shape letters of the whole package: N examples, B batch, S steps per epoch, H hidden units, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+
+from mnist_jax.errors import InputError
+
+NUM_CLASSES = 10
+IMAGE_SHAPE = (28, 28, 1)
+_DEFAULT_NUM_VALIDATION = 5_000
+
+
+class Split(NamedTuple):
+    """Images with their labels; a pytree, so it can be passed to jitted functions.
+
+    Attributes:
+        image: ``uint8[N, 28, 28, 1]``, 0 is background.
+        label: ``int32[N]``, in [0, K).
+    """
+
+    image: Any
+    label: Any
+
+    @property
+    def num_examples(self) -> int:
+        """N."""
+        return int(self.label.shape[0])
+
+
+class Arrays(TypedDict):
+    """The four arrays every source yields: images ``uint8[N, 28, 28, 1]``, labels ``int32[N]``."""
+
+    train_image: np.ndarray
+    train_label: np.ndarray
+    test_image: np.ndarray
+    test_label: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Three splits of labelled 28x28 grey images.
+
+    Attributes:
+        train: examples to learn from.
+        validation: the last examples of the original training set, for every choice.
+        test: for the one evaluation at the end.
+        name: for example ``"mnist"``.
+        num_classes: K.
+        class_names: K names.
+        notice: what the user should know about where the data came from, if anything.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    name: str
+    num_classes: int = NUM_CLASSES
+    class_names: tuple[str, ...] = tuple("0123456789")
+    notice: str | None = None
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Arrays,
+        name: str,
+        num_validation: int | None = None,
+        class_names: tuple[str, ...] = tuple("0123456789"),
+    ) -> Dataset:
+        """Cuts the validation split off the end of the training arrays.
+
+        Args:
+            arrays: images and labels, already checked by their reader.
+            name: of the data set.
+            num_validation: size of the validation split; None takes 5,000, or a tenth of a training set
+                with fewer than 50,000 examples.
+            class_names: K names.
+
+        Raises:
+            InputError: ``num_validation`` leaves nothing to train on.
+        """
+        image, label = arrays["train_image"], arrays["train_label"].astype(np.int32)
+        if num_validation is None:
+            num_validation = min(_DEFAULT_NUM_VALIDATION, max(1, len(label) // 10))
+        num_train = len(label) - num_validation
+        if num_train < 1:
+            raise InputError(
+                f"num_validation must be below the {len(label)} training examples of {name}, got {num_validation}"
+            )
+        return cls(
+            train=Split(image[:num_train], label[:num_train]),
+            validation=Split(image[num_train:], label[num_train:]),
+            test=Split(arrays["test_image"], arrays["test_label"].astype(np.int32)),
+            name=name,
+            class_names=class_names,
+        )
+
+
+def check_labels(label: np.ndarray, where: str) -> None:
+    """Raises ``InputError`` if a label lies outside [0, K)."""
+    wrong = np.flatnonzero((label < 0) | (label >= NUM_CLASSES))
+    if wrong.size:
+        row = int(wrong[0])
+        raise InputError(f"{where}: labels must be 0 to {NUM_CLASSES - 1}, got {label[row]} at example {row}")

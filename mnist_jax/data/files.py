@@ -1,0 +1,164 @@
+"""Reads data from files: directories of IDX files (the format of MNIST), and the Kaggle digit-recognizer CSV.
+
+    arrays = read_idx_directory(Path("data/mnist"))   # raw or .gz
+    arrays = read_csv(Path("train.csv"))              # label,pixel0,...,pixel783
+
+A file is trusted no further than its header: nothing is read beyond the size that the header gives.
+
+Reference: the IDX format, https://yann.lecun.com/exdb/mnist/; https://www.kaggle.com/c/digit-recognizer/data.
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from mnist_jax.data.dataset import IMAGE_SHAPE, Arrays, check_labels
+from mnist_jax.errors import InputError
+
+_NUM_PIXELS = 28 * 28
+_CSV_HEADER = ["label", *(f"pixel{i}" for i in range(_NUM_PIXELS))]
+_MAX_BYTES = 2**31  # 2.7 million images, ten times the largest data set of this kind
+_ROLES = {
+    "train_image": ("train", "images", 3),
+    "train_label": ("train", "labels", 1),
+    "test_image": ("t10k|test", "images", 3),
+    "test_label": ("t10k|test", "labels", 1),
+}
+
+
+def find_idx_files(directory: Path) -> dict[str, Path]:
+    """The IDX files among the files of a directory, by role; empty if there are none.
+
+    Args:
+        directory: searched without its subdirectories. Names follow MNIST's, with or without a prefix,
+            ``.gz``, and a dot for the dash: ``train-images-idx3-ubyte.gz``, ``t10k-labels.idx1-ubyte``.
+
+    Raises:
+        InputError: some of the four files are there and some are not, or two fit one role.
+    """
+    names = sorted(path for path in directory.iterdir() if path.is_file())
+    found: dict[str, Path] = {}
+    for role, (splits, kind, rank) in _ROLES.items():
+        stems = [f"{split}-{kind}{dash}idx{rank}-ubyte" for split in splits.split("|") for dash in "-."]
+        paths = [path for path in names if path.name.removesuffix(".gz").endswith(tuple(stems))]
+        if len({path.name.removesuffix(".gz") for path in paths}) > 1:
+            raise InputError(
+                f"{directory}: one file wanted for {splits} {kind}, found {', '.join(path.name for path in paths)}"
+            )
+        if paths:
+            found[role] = paths[0]  # sorted: the raw file comes before its .gz
+    if found and len(found) < len(_ROLES):
+        missing = ", ".join(
+            f"{splits.split('|')[0]}-{kind}-idx{rank}-ubyte[.gz]"
+            for role, (splits, kind, rank) in _ROLES.items()
+            if role not in found
+        )
+        raise InputError(f"{directory}: four IDX files wanted, missing {missing}")
+    return found
+
+
+def read_idx_files(files: dict[str, Path]) -> Arrays:
+    """Reads the four files that :func:`find_idx_files` found.
+
+    Raises:
+        InputError: a file is damaged, not IDX, not 28x28, or images and labels do not match.
+    """
+    arrays = Arrays(**{role: read_idx(path, _ROLES[role][2]) for role, path in files.items()})  # type: ignore[typeddict-item]
+    for split in ("train", "test"):
+        image, label = arrays[f"{split}_image"], arrays[f"{split}_label"]  # type: ignore[literal-required]
+        if image.shape[1:] != (28, 28):
+            raise InputError(f"{files[f'{split}_image']}: 28x28 images wanted, got {image.shape[1]}x{image.shape[2]}")
+        if not len(label):
+            raise InputError(f"{files[f'{split}_label']}: at least one example wanted, got none")
+        if len(image) != len(label):
+            raise InputError(f"{files[f'{split}_label']}: {len(image)} labels wanted, one an image, got {len(label)}")
+        check_labels(label, str(files[f"{split}_label"]))
+        if files[f"{split}_image"].name.startswith("emnist-"):
+            image = image.transpose(0, 2, 1)  # EMNIST stores its images column by column
+        arrays[f"{split}_image"] = np.ascontiguousarray(image).reshape(-1, *IMAGE_SHAPE)  # type: ignore[literal-required]
+    return arrays
+
+
+def read_idx(path: Path, rank: int) -> np.ndarray:
+    """Reads one IDX file of unsigned bytes, raw or ``.gz``.
+
+    Args:
+        path: the file.
+        rank: dimensions wanted: 3 for images, 1 for labels.
+
+    Returns:
+        ``uint8`` array with the shape in the header.
+
+    Raises:
+        InputError: the magic number, or the size, is not what it should be.
+    """
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            header = file.read(4 + 4 * rank)
+            if header[:4] != bytes([0, 0, 8, rank]):
+                raise InputError(f"{path}: magic number {bytes([0, 0, 8, rank]).hex()} wanted, got {header[:4].hex()}")
+            if len(header) < 4 + 4 * rank:
+                raise InputError(f"{path}: truncated inside its header")
+            shape = struct.unpack(f">{rank}I", header[4:])
+            size = int(np.prod([int(length) for length in shape], dtype=object))
+            if size > _MAX_BYTES:
+                raise InputError(f"{path}: at most {_MAX_BYTES} bytes wanted, the header says {size}")
+            body = file.read(size + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    if len(body) != size:
+        found = f"{len(body)} (truncated)" if len(body) < size else "more"
+        raise InputError(f"{path}: {size} bytes of data wanted by its header, got {found}")
+    return np.frombuffer(body, np.uint8).reshape(shape)
+
+
+def read_csv(path: Path) -> Arrays:
+    """Reads a CSV with the columns ``label,pixel0,...,pixel783``, the last seventh of it as the test split.
+
+    Raises:
+        InputError: a column is missing, or a cell is no whole number in range.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            header = [name.strip().strip('"') for name in file.readline(2**16).split(",")]
+            if header != _CSV_HEADER:
+                raise InputError(f"{path}: {_header_problem(header)}")
+            cells = np.loadtxt(file, delimiter=",", dtype=np.int32, ndmin=2)
+    except InputError:
+        raise
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        detail = str(error).split(";")[0].rstrip(".")
+        raise InputError(f"{path}: whole numbers wanted in every cell below the header ({detail})") from None
+    if cells.shape[0] < 2 or cells.shape[1] != len(_CSV_HEADER):
+        raise InputError(f"{path}: at least 2 rows of {len(_CSV_HEADER)} cells wanted, got {cells.shape}")
+    label, pixels = cells[:, 0], cells[:, 1:]
+    check_labels(label, str(path))
+    wrong = np.argwhere((pixels < 0) | (pixels > 255))
+    if len(wrong):
+        row, column = wrong[0]
+        raise InputError(
+            f"{path}: pixels must be 0 to 255, got {pixels[row, column]} at example {row}, pixel{column}"
+        )
+    image = pixels.astype(np.uint8).reshape(-1, *IMAGE_SHAPE)
+    num_train = len(label) - max(1, len(label) // 7)
+    return Arrays(
+        train_image=image[:num_train],
+        train_label=label[:num_train],
+        test_image=image[num_train:],
+        test_label=label[num_train:],
+    )
+
+
+def _header_problem(header: list[str]) -> str:
+    wanted = "columns label,pixel0,...,pixel783 wanted"
+    missing = [name for name in _CSV_HEADER if name not in header]
+    if missing == ["label"]:
+        return f"{wanted}, label is missing (a file without labels is for prediction, not training)"
+    if missing:
+        return f"{wanted}, missing {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+    return f"{wanted} in this order, got {len(header)} columns"

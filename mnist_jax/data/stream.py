@@ -1,0 +1,56 @@
+"""Batches from the host, for data that should not live on the device and for loops of one's own.
+
+    for batch in prefetch(stream_batches(dataset.train, batch_size=128, seed=0, num_epochs=10)):
+        state, metrics = train_step(state, batch)
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from mnist_jax.data.dataset import Split
+
+Batch = dict[str, Any]
+
+
+def stream_batches(
+    split: Split, batch_size: int, *, seed: int | None = None, num_epochs: int = 1, drop_remainder: bool = False
+) -> Iterator[Batch]:
+    """Batches in the form tfds yields them: ``{"image": uint8[B, 28, 28, 1], "label": int32[B]}``.
+
+    Args:
+        split: NumPy arrays.
+        batch_size: B; the last batch of an epoch is smaller where N is no multiple of it.
+        seed: shuffles each epoch in an order of its own; None keeps the order of the split.
+        num_epochs: passes over the split.
+        drop_remainder: leave the smaller last batch out.
+
+    Example:
+        >>> split = Split(np.zeros((5, 28, 28, 1), np.uint8), np.arange(5, dtype=np.int32))
+        >>> [batch["label"].tolist() for batch in stream_batches(split, 2)]
+        [[0, 1], [2, 3], [4]]
+    """
+    num_examples = split.num_examples
+    stop = num_examples - num_examples % batch_size if drop_remainder else num_examples
+    for epoch in range(num_epochs):
+        order = np.arange(num_examples) if seed is None else np.random.default_rng([seed, epoch]).permutation(num_examples)
+        for start in range(0, stop, batch_size):
+            index = order[start : min(start + batch_size, stop)]
+            yield {"image": split.image[index], "label": split.label[index]}
+
+
+def prefetch(batches: Iterable[Batch], size: int = 2) -> Iterator[Batch]:
+    """The same batches as device arrays, ``size`` of them on their way to the device ahead of their use."""
+    import jax  # here, so that reading files does not wait for it
+
+    source = iter(batches)
+    queue = collections.deque(jax.device_put(batch) for batch in itertools.islice(source, size))
+    while queue:
+        batch = queue.popleft()
+        queue.extend(jax.device_put(following) for following in itertools.islice(source, 1))
+        yield batch

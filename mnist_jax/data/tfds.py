@@ -1,0 +1,236 @@
+"""tensorflow-datasets builders that need no TensorFlow: mnist, fashion_mnist, kmnist, emnist/digits.
+
+    arrays = load_named("mnist", data_dir=None)
+
+The builders that come with tensorflow-datasets prepare these data sets with TensorFlow. The builder here keeps an
+image as a plain array of bytes in the ``array_record`` format, and the examples in their original order, so what
+it prepares can be read with tensorflow-datasets alone. It is read once and then taken from the cache, which
+imports nothing (``cache.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnist_jax.data.cache import load_cached
+from mnist_jax.data.dataset import IMAGE_SHAPE, NUM_CLASSES, Arrays, check_labels
+from mnist_jax.data.download import DownloadError, download
+from mnist_jax.data.files import find_idx_files, read_idx_files
+from mnist_jax.errors import InputError
+
+# Not the stock builders' 3.x: theirs and ours can lie side by side in one data directory.
+_VERSION = "1.0.0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a data set comes from.
+
+    Attributes:
+        url: base address.
+        files: size in bytes and sha256 of each file under it.
+        members: files to take out of the one archive that ``files`` names, if it is one.
+        class_names: K names.
+    """
+
+    url: str
+    files: dict[str, tuple[int, str]]
+    members: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = tuple("0123456789")
+
+
+_FOUR_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
+SOURCES = {
+    "mnist": Source(
+        url="https://storage.googleapis.com/cvdf-datasets/mnist/",
+        files={
+            _FOUR_FILES[0]: (9912422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+            _FOUR_FILES[1]: (28881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+            _FOUR_FILES[2]: (1648877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+            _FOUR_FILES[3]: (4542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+        },
+    ),
+    "fashion_mnist": Source(
+        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        files={
+            _FOUR_FILES[0]: (26421880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+            _FOUR_FILES[1]: (29515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+            _FOUR_FILES[2]: (4422102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+            _FOUR_FILES[3]: (5148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
+        },
+        class_names=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+    ),
+    "kmnist": Source(
+        url="http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+        files={
+            _FOUR_FILES[0]: (18165135, "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4"),
+            _FOUR_FILES[1]: (29497, "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17"),
+            _FOUR_FILES[2]: (3041136, "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5"),
+            _FOUR_FILES[3]: (5120, "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c"),
+        },
+        class_names=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+    ),
+    "emnist/digits": Source(
+        url="https://biometrics.nist.gov/cs_links/EMNIST/",
+        files={"gzip.zip": (561753746, "fb9bb67e33772a9cc0b895e4ecf36d2cf35be8b709693c3564cea2a019fcda8e")},
+        members=tuple(
+            f"gzip/emnist-digits-{name}" for name in (*_FOUR_FILES[:2], *(n.replace("t10k", "test") for n in _FOUR_FILES[2:]))
+        ),
+    ),
+}
+
+
+def load_named(name: str, data_dir: Path | None) -> Arrays:
+    """Finds a data set on disk, or downloads and prepares it.
+
+    Args:
+        name: a key of ``SOURCES``.
+        data_dir: looked in first: IDX files for ``mnist``, else what tensorflow-datasets prepared.
+
+    Raises:
+        DownloadError: it is not on disk and cannot be downloaded, or not be written.
+        InputError: files on disk are damaged.
+    """
+    roots = [default_tfds_dir()]
+    if data_dir is not None:
+        roots.insert(0, data_dir)
+        if name == "mnist" and (files := find_idx_files(data_dir)):
+            return load_cached([*files.values()], lambda: read_idx_files(files))
+    for root in roots:
+        if prepared := _find_prepared(name, root):
+            return _load_prepared(prepared)
+    return _download_and_prepare(name, roots[-1])
+
+
+def default_tfds_dir() -> Path:
+    """``$TFDS_DATA_DIR``, or ``~/tensorflow_datasets``, as tensorflow-datasets has it."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def _find_prepared(name: str, root: Path) -> Path | None:
+    """The directory of a prepared version: ours if it is there, else the newest that needs no TensorFlow."""
+    versions = sorted((root / name).glob("*/dataset_info.json"), key=lambda path: (path.parent.name == _VERSION, path))
+    for info in reversed(versions):
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(info.read_text()).get("fileFormat") == "array_record":
+                return info.parent
+    return None
+
+
+def _load_prepared(directory: Path) -> Arrays:
+    return load_cached(sorted(path for path in directory.iterdir() if path.is_file()), lambda: _decode(directory))
+
+
+def _decode(directory: Path) -> Arrays:
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(directory))
+    arrays: dict[str, np.ndarray] = {}
+    for split in ("train", "test"):
+        source = builder.as_data_source(split=split)
+        examples = source.__getitems__(range(len(source)))
+        arrays[f"{split}_image"] = np.stack([example["image"] for example in examples])
+        arrays[f"{split}_label"] = np.array([example["label"] for example in examples], np.int32)
+        image = arrays[f"{split}_image"]
+        if image.shape[1:] != IMAGE_SHAPE or image.dtype != np.uint8:
+            raise InputError(f"{directory}: uint8 images of 28x28x1 wanted, got {image.dtype}{list(image.shape[1:])}")
+        check_labels(arrays[f"{split}_label"], str(directory))
+    return Arrays(**arrays)  # type: ignore[typeddict-item]
+
+
+def _download_and_prepare(name: str, root: Path) -> Arrays:
+    from filelock import FileLock
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".mnist_jax-{name.replace('/', '-')}.lock"):
+            if prepared := _find_prepared(name, root):  # by another process, while this one waited
+                return _load_prepared(prepared)
+            files = _download(name, root / "downloads" / "mnist_jax" / name)
+            if importlib.util.find_spec("array_record") is None:
+                return load_cached([*files.values()], lambda: read_idx_files(files))
+            return _load_prepared(_prepare(name, root, read_idx_files(files)))
+    except OSError as error:
+        raise DownloadError(f"{root}: a writable directory to download to wanted ({error.strerror})") from None
+
+
+def _download(name: str, directory: Path) -> dict[str, Path]:
+    source = SOURCES[name]
+    for file, (size, sha256) in source.files.items():
+        download(source.url + file, directory / file, size=size, sha256=sha256)
+        for member in source.members:
+            target = directory / Path(member).name
+            if not target.exists():
+                with zipfile.ZipFile(directory / file) as archive, archive.open(member) as packed:
+                    part = target.with_suffix(".part")
+                    with part.open("wb") as unpacked:
+                        shutil.copyfileobj(packed, unpacked)
+                    part.replace(target)
+    return find_idx_files(directory)
+
+
+def _prepare(name: str, root: Path, arrays: Arrays) -> Path:
+    """Writes the arrays as a tfds data set; tfds itself makes this atomic by a final rename."""
+    import tensorflow_datasets as tfds
+
+    family, _, config = name.partition("/")
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc]
+        VERSION = tfds.core.Version(_VERSION)
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []  # noqa: RUF012
+        pkg_dir_path = None
+
+        def _info(self) -> Any:
+            features = tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Tensor(shape=IMAGE_SHAPE, dtype=np.uint8),
+                    "label": tfds.features.ClassLabel(num_classes=NUM_CLASSES),
+                }
+            )
+            return tfds.core.DatasetInfo(
+                builder=self, features=features, supervised_keys=("image", "label"), disable_shuffling=True
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            del dl_manager  # its retries take minutes without a network
+            return {split: self._generate_examples(split) for split in ("train", "test")}
+
+        def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+            pairs = zip(arrays[f"{split}_image"], arrays[f"{split}_label"], strict=True)  # type: ignore[literal-required]
+            for index, (image, label) in enumerate(pairs):
+                yield index, {"image": image, "label": int(label)}
+
+    Builder.name = family
+    with contextlib.redirect_stdout(sys.stderr):
+        builder = Builder(data_dir=str(root), config=config or None, file_format="array_record")
+        builder.download_and_prepare()
+    return Path(builder.data_dir)

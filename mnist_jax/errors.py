@@ -1,0 +1,28 @@
+"""The two errors that a command turns into an exit status.
+
+``InputError``          what the user gave cannot be used: one line, exit status 2
+``NonFiniteLossError``  training went wrong: one line, exit status 1
+"""
+
+
+class InputError(ValueError):
+    """A flag, file or directory that cannot be used.
+
+    The message is one line that names the field or file, what was found and what would be right.
+    """
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss became NaN or infinite.
+
+    Attributes:
+        epoch: the epoch it happened in, counted from 1.
+        step: the step it happened in, counted from 1 over the whole run.
+    """
+
+    def __init__(self, epoch: int, step: int, loss: float) -> None:
+        super().__init__(
+            f"the loss became {loss} in epoch {epoch}, step {step}: stopped; a lower --learning-rate may help"
+        )
+        self.epoch = epoch
+        self.step = step

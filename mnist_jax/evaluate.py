@@ -1,0 +1,93 @@
+"""Evaluates a state on a split: every example counts exactly once.
+
+    evaluation = evaluate_dataset(state, dataset.test)
+    evaluation.accuracy, evaluation.loss, evaluation.predictions
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mnist_jax.data import Split
+from mnist_jax.state import TrainState, apply_model
+from mnist_jax.step import Metrics, example_losses, measure
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a state makes of a split.
+
+    Attributes:
+        loss: mean cross-entropy in nats.
+        accuracy: fraction of correct predictions, in [0, 1].
+        num_examples: N.
+        logits: ``float32[N, K]``.
+        label: ``int[N]``, the true classes.
+    """
+
+    loss: float
+    accuracy: float
+    num_examples: int
+    logits: np.ndarray
+    label: np.ndarray
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """``int[N]``, the class with the largest logit."""
+        return self.logits.argmax(axis=-1)
+
+
+def evaluate_dataset(state: TrainState, split: Split, batch_size: int = 1000) -> Evaluation:
+    """Evaluates without dropout, and with the running average of the parameters if there is one.
+
+    Args:
+        state: the state to evaluate.
+        split: N examples, on the host or the device.
+        batch_size: examples at a time; the last batch is filled up, and what filled it masked.
+
+    Raises:
+        ValueError: the split is empty.
+
+    Example:
+        >>> import optax
+        >>> from mnist_jax import MLP, create_train_state, load_dataset
+        >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.adam(1e-3), jax.random.key(0))
+        >>> evaluate_dataset(state, load_dataset("digits").test).num_examples
+        297
+    """
+    if not split.num_examples:
+        raise ValueError("the split to evaluate must have at least one example, got none")
+    metrics, logits = jax.device_get(_evaluate(state, split, min(batch_size, split.num_examples)))
+    return Evaluation(
+        loss=float(metrics.loss_sum) / int(metrics.count),
+        accuracy=int(metrics.correct) / int(metrics.count),
+        num_examples=int(metrics.count),
+        logits=logits,
+        label=np.asarray(split.label),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="batch_size")
+def _evaluate(state: TrainState, split: Split, batch_size: int) -> tuple[Metrics, jax.Array]:
+    num_examples = split.num_examples
+    num_batches = -(-num_examples // batch_size)
+    padding = num_batches * batch_size - num_examples
+    mask = jnp.arange(num_batches * batch_size) < num_examples
+
+    def batched(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)).reshape(num_batches, batch_size, *x.shape[1:])
+
+    def body(total: Metrics, batch: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Metrics, jax.Array]:
+        image, label, mask = batch
+        logits, _ = apply_model(state, state.eval_params, image)
+        return total + measure(logits, label, example_losses(logits, label), mask), logits
+
+    batches = (batched(jnp.asarray(split.image)), batched(jnp.asarray(split.label)), batched(mask))
+    metrics, logits = lax.scan(body, Metrics.zeros(), batches)
+    return metrics, logits.reshape(-1, logits.shape[-1])[:num_examples]

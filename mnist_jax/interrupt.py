@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM as a question that training asks between two pieces of an epoch.
+
+    with StopSignals() as stop:
+        while training and not stop.requested:
+            ...
+
+A signal handler cannot run inside a compiled program, and an exception in the middle of a save would lose it; so the
+first signal only sets a flag. A second one takes effect at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was stopped by a signal, after saving.
+
+    Attributes:
+        exit_status: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self, number: signal.Signals | None, step: int, path: Path) -> None:
+        super().__init__(f"saved at step {step} in {path}; the same command with --workdir {path} --resume goes on")
+        self.exit_status = 128 + (number or signal.SIGINT)
+
+
+class StopSignals:
+    """Catches SIGINT and SIGTERM while it is open; in a thread other than the main one it does nothing.
+
+    Attributes:
+        requested: the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.requested: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.requested = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, handler)

@@ -1,0 +1,121 @@
+"""The two models, as Flax modules that map images to logits.
+
+    model = MLP(hidden_sizes=(512, 256), dropout_rate=0.2)
+    model = build_model(TrainConfig(model="cnn"))
+    count_parameters(state.params)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.conv import conv_general_dilated
+from mnist_jax.errors import InputError
+
+
+class MLP(nn.Module):
+    """Fully connected: ReLU and dropout after each hidden layer.
+
+    Attributes:
+        hidden_sizes: units per hidden layer.
+        dropout_rate: share of hidden units dropped in training.
+        num_classes: K.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = MLP(hidden_sizes=(16,))
+        >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+        >>> model.apply(variables, jnp.zeros((5, 28, 28, 1))).shape
+        (5, 10)
+    """
+
+    hidden_sizes: tuple[int, ...] = (512, 256)
+    dropout_rate: float = 0.2
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
+        """Maps ``float32[B, 28, 28, 1]`` to logits ``float32[B, K]``."""
+        x = image.reshape(image.shape[0], -1)
+        for size in self.hidden_sizes:
+            x = nn.relu(nn.Dense(size)(x))
+            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return nn.Dense(self.num_classes)(x)
+
+
+class CNN(nn.Module):
+    """Convolutions without padding, each followed by 2x2 max-pooling and ReLU; then a dense layer with dropout.
+
+    Attributes:
+        channels: per convolution.
+        kernel_sizes: height and width of the kernel, per convolution.
+        dense_size: units of the dense layer before the logits.
+        dropout_rate: share of its units dropped in training.
+        num_classes: K.
+
+    Reference: the layer sizes are those of https://github.com/tuomaso/train_mnist_fast.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = CNN(channels=(4, 8), dense_size=16)
+        >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+        >>> model.apply(variables, jnp.zeros((5, 28, 28, 1))).shape
+        (5, 10)
+    """
+
+    channels: tuple[int, ...] = (24, 32)
+    kernel_sizes: tuple[int, ...] = (5, 3)
+    dense_size: int = 256
+    dropout_rate: float = 0.2
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
+        """Maps ``float32[B, 28, 28, 1]`` to logits ``float32[B, K]``."""
+        x = image
+        for channels, size in zip(self.channels, self.kernel_sizes, strict=True):
+            if x.shape[1] <= size:
+                raise InputError(f"kernel_sizes must leave something of the image to pool, got {self.kernel_sizes}")
+            x = nn.Conv(channels, (size, size), padding="VALID", conv_general_dilated=conv_general_dilated)(x)
+            x = nn.relu(_max_pool(x))  # in this order ReLU has a quarter of the work, and the result is the same
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(nn.Dense(self.dense_size)(x))
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return nn.Dense(self.num_classes)(x)
+
+
+def _max_pool(x: jax.Array) -> jax.Array:
+    """2x2 max-pooling without overlap; an odd last row or column is left out.
+
+    As a maximum over axes: the gradient of ``lax.reduce_window`` takes 12 ms on 2 CPU cores where this takes 3.
+    """
+    batch, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+
+
+def build_model(config: TrainConfig) -> MLP | CNN:
+    """The model that a config describes."""
+    if config.model == "mlp":
+        return MLP(hidden_sizes=config.hidden_sizes, dropout_rate=config.dropout_rate)
+    return CNN(
+        channels=config.channels,
+        kernel_sizes=config.kernel_sizes,
+        dense_size=config.dense_size,
+        dropout_rate=config.dropout_rate,
+    )
+
+
+def count_parameters(params: Any) -> int:
+    """Number of scalars in a parameter tree.
+
+    Example:
+        >>> count_parameters({"kernel": jax.numpy.zeros((3, 4)), "bias": jax.numpy.zeros(4)})
+        16
+    """
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

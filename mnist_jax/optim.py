@@ -1,0 +1,82 @@
+"""Optimizers and learning-rate schedules from a ``TrainConfig``, all of them optax's.
+
+    tx = build_optimizer(config, num_steps=config.epochs * steps_per_epoch)
+    learning_rate = build_schedule(config, num_steps)(step)
+"""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+from mnist_jax.config import TrainConfig
+
+
+def build_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
+    """The learning rate as a function of the step.
+
+    ``constant`` stays at ``learning_rate``. ``cosine`` falls from it to 0. ``one_cycle`` rises from a 25th of it over
+    the first 30 % of the steps and falls to nearly 0, along cosines. ``warmup_constant`` and ``warmup_cosine`` rise
+    from 0 along a line over ``warmup_fraction`` of the steps first.
+
+    Args:
+        config: the run.
+        num_steps: steps of the whole run.
+
+    Reference: one-cycle is Smith and Topin, https://arxiv.org/abs/1708.07120.
+    """
+    peak, warmup = config.learning_rate, round(config.warmup_fraction * num_steps)
+    match config.schedule:
+        case "constant":
+            return optax.constant_schedule(peak)
+        case "cosine":
+            return optax.cosine_decay_schedule(peak, num_steps)
+        case "one_cycle":
+            return optax.cosine_onecycle_schedule(num_steps, peak)
+        case "warmup_constant":
+            return optax.warmup_constant_schedule(0.0, peak, warmup)
+        case "warmup_cosine":
+            return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, num_steps)
+
+
+def build_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
+    """The optimizer that a config describes.
+
+    Gradient clipping by global norm comes first, then weight decay, then the optimizer; ``adamw`` decays the weights
+    apart from the gradient instead. Only kernels decay, biases do not.
+
+    Args:
+        config: the run.
+        num_steps: steps of the whole run, for the schedule.
+
+    Example:
+        >>> tx = build_optimizer(TrainConfig(optimizer="sgd", learning_rate=0.5), num_steps=10)
+        >>> params = {"bias": jax.numpy.ones(2)}
+        >>> updates, _ = tx.update({"bias": jax.numpy.ones(2)}, tx.init(params), params)
+        >>> updates["bias"].tolist()
+        [-0.5, -0.5]
+    """
+    schedule = build_schedule(config, num_steps)
+    # A number instead of a schedule keeps the optimizer's state free of a counter that nothing reads.
+    learning_rate = config.learning_rate if config.schedule == "constant" else schedule
+    match config.optimizer:
+        case "sgd":
+            optimizer = optax.sgd(learning_rate)
+        case "momentum":
+            optimizer = optax.sgd(learning_rate, momentum=config.momentum)
+        case "adam":
+            optimizer = optax.adam(learning_rate, b1=config.b1, b2=config.b2)
+        case "adamw":
+            optimizer = optax.adamw(
+                learning_rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=_is_kernel
+            )
+    parts = []
+    if config.clip_norm is not None:
+        parts.append(optax.clip_by_global_norm(config.clip_norm))
+    if config.weight_decay and config.optimizer != "adamw":
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask=_is_kernel))
+    return optax.chain(*parts, optimizer)
+
+
+def _is_kernel(params: optax.Params) -> optax.Params:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,0 +1,99 @@
+"""Losses, margins and gradients of single examples: one-example functions, vmapped over a split.
+
+    losses = per_example_losses(state, dataset.test)            # float32[N]
+    norms = per_example_gradient_norms(state, dataset.train)    # float32[N]
+
+    # The same in an experiment of your own: parameters are shared, examples are mapped over.
+    grads = jax.vmap(jax.grad(one_example_loss(state)), in_axes=(None, 0, 0))(state.params, image, label)
+
+All of these run the model as in evaluation: without dropout, and with the running average of the parameters if there
+is one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from mnist_jax.data import Split
+from mnist_jax.state import PyTree, TrainState, apply_model
+from mnist_jax.step import example_losses
+
+ExampleFunction = Callable[[PyTree, jax.Array, jax.Array], jax.Array]
+
+
+def one_example_loss(state: TrainState) -> ExampleFunction:
+    """The loss as a function of ``(params, image[28, 28, 1], label[])``: a scalar, in nats."""
+
+    def loss(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
+        logits, _ = apply_model(state, params, image[None])
+        return example_losses(logits, label[None])[0]
+
+    return loss
+
+
+def one_example_margin(state: TrainState) -> ExampleFunction:
+    """The margin as a function of ``(params, image[28, 28, 1], label[])``.
+
+    It is the logit of the true class minus the largest of the others: negative where the prediction is wrong.
+    """
+
+    def margin(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
+        logits = apply_model(state, params, image[None])[0][0]
+        others = jnp.where(jnp.arange(logits.shape[0]) == label, -jnp.inf, logits)
+        return logits[label] - jnp.max(others)
+
+    return margin
+
+
+def one_example_gradient_norm(state: TrainState) -> ExampleFunction:
+    """The Euclidean norm of the gradient by all parameters, as a function of ``(params, image, label)``."""
+
+    def norm(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
+        return optax.global_norm(jax.grad(one_example_loss(state))(params, image, label))
+
+    return norm
+
+
+@functools.partial(jax.jit, static_argnames=("one_example", "batch_size"))
+def _map_examples(
+    one_example: Callable[[TrainState], ExampleFunction], state: TrainState, split: Split, batch_size: int
+) -> jax.Array:
+    function = functools.partial(one_example(state), state.eval_params)
+    pairs = (jnp.asarray(split.image), jnp.asarray(split.label))
+    return lax.map(lambda pair: function(*pair), pairs, batch_size=min(batch_size, split.num_examples))
+
+
+def per_example_losses(state: TrainState, split: Split, batch_size: int = 1000) -> jax.Array:
+    """The loss of each example.
+
+    Args:
+        state: the state to evaluate.
+        split: N examples.
+        batch_size: examples in memory at a time.
+
+    Returns:
+        ``float32[N]``, in nats; their mean is ``evaluate_dataset(state, split).loss``.
+
+    Example:
+        >>> from mnist_jax import MLP, create_train_state, load_dataset
+        >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.adam(1e-3), jax.random.key(0))
+        >>> per_example_losses(state, load_dataset("digits").test).shape
+        (297,)
+    """
+    return _map_examples(one_example_loss, state, split, batch_size)
+
+
+def per_example_margins(state: TrainState, split: Split, batch_size: int = 1000) -> jax.Array:
+    """The margin of each example, see :func:`one_example_margin`: ``float32[N]``."""
+    return _map_examples(one_example_margin, state, split, batch_size)
+
+
+def per_example_gradient_norms(state: TrainState, split: Split, batch_size: int = 100) -> jax.Array:
+    """The norm of each example's gradient: ``float32[N]``. It holds ``batch_size`` gradients at a time."""
+    return _map_examples(one_example_gradient_norm, state, split, batch_size)

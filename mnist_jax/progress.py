@@ -1,0 +1,75 @@
+"""What a run says while it trains: a bar on a terminal, a line an epoch elsewhere, and a table at the end.
+
+    progress = Progress(num_epochs=10, num_examples=55_000, quiet=False)
+    progress.begin_epoch(1)
+    progress.update(count=6_400, loss=0.41, accuracy=0.88)
+    progress.end_epoch({"epoch": 1, "train_loss": 0.3, ...})
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Reports to stderr; ``quiet`` reports nothing."""
+
+    def __init__(self, num_epochs: int, num_examples: int, quiet: bool) -> None:
+        self._num_epochs = num_epochs
+        self._num_examples = num_examples
+        self._quiet = quiet
+        self._bar: Any = None
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Opens the bar of an epoch, on a terminal."""
+        if not self._quiet and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=self._num_examples, desc=f"epoch {epoch}/{self._num_epochs}", unit=" examples", leave=False
+            )
+
+    def update(self, count: int, loss: float, accuracy: float) -> None:
+        """Moves the bar by ``count`` examples and shows the epoch's loss and accuracy so far."""
+        if self._bar is not None:
+            self._bar.update(count)
+            self._bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.4f}")
+
+    def end_epoch(self, line: Mapping[str, Any]) -> None:
+        """Closes the bar and prints what came of the epoch."""
+        self.close()
+        if not self._quiet:
+            print(
+                f"epoch {line['epoch']:>{len(str(self._num_epochs))}}/{self._num_epochs}"
+                f"  loss {line['train_loss']:.4f}  accuracy {line['train_accuracy']:.4f}"
+                f"  validation loss {line['validation_loss']:.4f}  accuracy {line['validation_accuracy']:.4f}"
+                f"  {line['examples_per_second']:,.0f} examples/s",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def closing_table(summary: Mapping[str, Any], path: Any) -> str:
+    """The final numbers of a run as text."""
+    rows = [f"{'':<12}{'examples':>10}{'loss':>10}{'accuracy':>11}"]
+    for split in ("train", "validation", "test"):
+        rows.append(
+            f"{split:<12}{summary[f'num_{split}']:>10,}{summary[f'{split}_loss']:>10.4f}"
+            f"{summary[f'{split}_accuracy']:>11.2%}"
+        )
+    seconds = summary["seconds"]
+    rows += [
+        "",
+        f"{summary['model']} on {summary['dataset']}, {summary['num_parameters']:,} parameters, "
+        f"{summary['epochs']} epochs, seed {summary['seed']}, {summary['device']['kind']}",
+        f"{seconds['train']:.1f} s training, {seconds['total']:.1f} s in all; everything is in {path}",
+    ]
+    return "\n".join(rows)

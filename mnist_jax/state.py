@@ -1,0 +1,137 @@
+"""``TrainState``: everything that training changes, as one frozen pytree.
+
+    state = create_train_state(model, optax.adam(1e-3), jax.random.key(0))
+    states = jax.vmap(lambda key: create_train_state(model, tx, key))(keys)   # many at once
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+
+PyTree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Parameters, optimizer state and what decides the steps to come.
+
+    Attributes:
+        step: ``int32``, steps taken.
+        params: parameters of the model.
+        opt_state: state of the optimizer.
+        key: the one source of randomness; step k uses it folded with k, so a step depends on nothing before it.
+        ema_params: running average of the parameters; None without ``ema_decay``.
+        model_state: the model's other collections, for example ``batch_stats``; often empty.
+        model: the Flax module.
+        tx: the optax transformation.
+        ema_decay: decay of the running average per step.
+        label_smoothing: share of the training target that is spread over all classes.
+    """
+
+    step: jax.Array
+    params: PyTree
+    opt_state: PyTree
+    key: jax.Array
+    ema_params: PyTree
+    model_state: Mapping[str, PyTree]
+    model: nn.Module = flax.struct.field(pytree_node=False)
+    tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+    ema_decay: float | None = flax.struct.field(pytree_node=False, default=None)
+    label_smoothing: float = flax.struct.field(pytree_node=False, default=0.0)
+
+    @property
+    def eval_params(self) -> PyTree:
+        """The parameters to evaluate with: the running average if there is one."""
+        return self.params if self.ema_params is None else self.ema_params
+
+
+def create_train_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    ema_decay: float | None = None,
+    label_smoothing: float = 0.0,
+) -> TrainState:
+    """Initialises a model and its optimizer, in one compiled program.
+
+    Args:
+        model: any Flax module that maps ``float32[B, 28, 28, 1]`` to logits ``float32[B, K]``, with a ``train``
+            argument where it behaves differently in training.
+        tx: any optax transformation.
+        key: a key from ``jax.random.key(seed)``.
+        ema_decay: keep a running average of the parameters with this decay per step.
+        label_smoothing: share of the training target to spread over all classes.
+
+    Returns:
+        The state before the first step.
+
+    Example:
+        >>> from mnist_jax import MLP
+        >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.adam(1e-3), jax.random.key(0))
+        >>> state.params["Dense_0"]["kernel"].shape
+        (784, 8)
+    """
+
+    @jax.jit
+    def create(key: jax.Array) -> TrainState:
+        init_key, train_key = jax.random.split(key)
+        model_state, params = flax.core.pop(model.init(init_key, jnp.zeros((1, 28, 28, 1))), "params")
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            opt_state=tx.init(params),
+            key=train_key,
+            ema_params=None if ema_decay is None else params,
+            model_state=model_state,
+            model=model,
+            tx=tx,
+            ema_decay=ema_decay,
+            label_smoothing=label_smoothing,
+        )
+
+    return create(key)
+
+
+def apply_model(
+    state: TrainState, params: PyTree, image: jax.Array, dropout_key: jax.Array | None = None
+) -> tuple[jax.Array, Mapping[str, PyTree]]:
+    """Runs the model of ``state`` with other parameters.
+
+    Args:
+        state: supplies the module and its ``model_state``.
+        params: parameters to use.
+        image: ``uint8`` or float ``[B, 28, 28, 1]``; uint8 is scaled to [0, 1] here, on the device.
+        dropout_key: runs the model in training mode, with this randomness; None runs it as in evaluation.
+
+    Returns:
+        Logits ``float32[B, K]``, and the model state after the call.
+
+    Raises:
+        ValueError: the images have another shape.
+    """
+    if image.ndim != 4 or image.shape[1:] != (28, 28, 1):
+        raise ValueError(f"image must be [B, 28, 28, 1], got {list(image.shape)}")
+    if image.dtype == jnp.uint8:
+        image = image.astype(jnp.float32) / 255
+    train = dropout_key is not None
+    takes_train = "train" in inspect.signature(type(state.model).__call__).parameters
+    variables = {"params": params, **state.model_state}
+    mutable = list(state.model_state) if train else []
+    logits, changed = state.model.apply(
+        variables,
+        image,
+        **({"train": train} if takes_train else {}),
+        rngs={"dropout": dropout_key} if train else {},
+        mutable=mutable,
+    )
+    return logits, {**state.model_state, **changed}

@@ -1,0 +1,137 @@
+"""The directory of a run: who may use it, and the small files in it.
+
+    workdir = Workdir.find(config)     # checks, writes nothing
+    workdir.create(config, "mnist")    # config.json
+    workdir.write_history([{"epoch": 1, ...}])
+    workdir.write_summary({...})
+
+    config.json      the TrainConfig          summary.json   final numbers
+    metrics.jsonl    one object per epoch     checkpoints/   Orbax
+    figures/*.png    learning curves          events.out.tfevents.*   TensorBoard
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.errors import InputError
+
+_OURS = ("config.json", "metrics.jsonl", "summary.json", "checkpoints", "figures")
+
+
+class Workdir:
+    """Paths and files of one run.
+
+    Attributes:
+        saved: the config of the run to continue; None for a new run.
+    """
+
+    def __init__(self, path: Path | None, saved: TrainConfig | None = None) -> None:
+        self._path = path
+        self.saved = saved
+
+    @classmethod
+    def find(cls, config: TrainConfig) -> Workdir:
+        """Checks whether ``config`` may run in its workdir, and writes nothing.
+
+        Raises:
+            InputError: it holds another run, or nothing to resume, or a run with another config.
+        """
+        if config.workdir is None:
+            return cls(None)
+        path = Path(config.workdir)
+        if path.exists() and not path.is_dir():
+            raise InputError(f"workdir must be a directory, got the file {path}")
+        saved_config = path / "config.json"
+        if not config.resume:
+            present = [name for name in _OURS if (path / name).exists()]
+            if present:
+                raise InputError(
+                    f"workdir {path} holds a run already ({present[0]}): "
+                    "name another directory, or continue that run with --resume"
+                )
+            return cls(path)
+        if not saved_config.is_file():
+            raise InputError(f"resume: a run with a config.json wanted in {path}, found none")
+        try:
+            saved = TrainConfig.from_json(saved_config.read_text())
+        except InputError as error:
+            raise InputError(f"{saved_config}: {error}") from None
+        for name in saved.differences(config):
+            if name != "epochs" and not (name == "data" and config.data is None):
+                was, now = getattr(saved, name), getattr(config, name)
+                raise InputError(f"resume: {name} must be {was!r} as in {saved_config}, got {now!r}")
+        return cls(path, saved)
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        if self._path is None:
+            raise ValueError("a run without a workdir gets one by create()")
+        return self._path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints go."""
+        return self.path / "checkpoints"
+
+    def create(self, config: TrainConfig, dataset_name: str) -> None:
+        """Makes the directory and writes ``config.json``.
+
+        Raises:
+            InputError: the directory cannot be written.
+        """
+        try:
+            if self._path is None:
+                self._path = _new_directory(f"{dataset_name.replace('/', '-')}-{config.model}")
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write(self.path / "config.json", config.to_json())
+        except OSError as error:
+            raise InputError(f"workdir must be a writable directory, got {self._path} ({error.strerror})") from None
+
+    def read_history(self, num_epochs: int) -> list[dict[str, Any]]:
+        """The first ``num_epochs`` lines of ``metrics.jsonl``.
+
+        Raises:
+            InputError: it has fewer, or a line is not JSON.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        except ValueError as error:
+            raise InputError(f"{path}: a JSON object on each line wanted ({error})") from None
+        if len(lines) < num_epochs:
+            raise InputError(f"{path}: a line for each of the {num_epochs} epochs trained wanted, got {len(lines)}")
+        return lines[:num_epochs]
+
+    def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Writes ``metrics.jsonl``, one object per epoch."""
+        _write(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes ``summary.json``."""
+        _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _new_directory(name: str) -> Path:
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for attempt in range(1000):
+        path = Path("runs") / (stem if not attempt else f"{stem}-{attempt}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+    raise FileExistsError(0, "a thousand runs began in this second", stem)
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
