@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -40,7 +41,7 @@ def save_checkpoint(
 
     Args:
         directory: of the checkpoints; created if need be.
-        state: the state to save.
+        state: the state to save; replaces a checkpoint of the same step.
         metrics: numbers to save with it. The checkpoint with the best ``validation_accuracy`` is always kept.
         keep: newest checkpoints to keep besides.
     """
@@ -52,16 +53,15 @@ def save_checkpoint(
     )
     with _manager(directory, preservation_policy=policy, best_fn=_rank) as manager:
         step = int(state.step)
-        if step not in manager.all_steps():
-            metrics = {_RANKED_BY: -1.0, **(metrics or {})}
-            manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
-            path = Path(directory) / str(step)
-            (path / _CHECKSUMS).write_text(json.dumps(_checksums(path)))
+        if step in manager.all_steps():  # one that was found damaged, and trained again
+            manager.delete(step)
+        ranked = {_RANKED_BY: -1.0, **(metrics or {})}
+        manager.save(step, args=ocp.args.StandardSave(state), metrics=ranked, force=True)
+        path = Path(directory) / str(step)
+        (path / _CHECKSUMS).write_text(json.dumps(_checksums(path)))
 
 
-def restore_checkpoint(
-    directory: str | os.PathLike[str], like: TrainState, *, step: int | None = None
-) -> TrainState:
+def restore_checkpoint(directory: str | os.PathLike[str], like: TrainState, *, step: int | None = None) -> TrainState:
     """Restores the newest state that can be read.
 
     Args:
@@ -90,7 +90,9 @@ def restore_checkpoint(
         if step is not None:
             steps = [saved for saved in steps if saved == step]
         if not steps:
-            raise InputError(f"{directory}: a checkpoint{'' if step is None else f' of step {step}'} wanted, found none")
+            raise InputError(
+                f"{directory}: a checkpoint{'' if step is None else f' of step {step}'} wanted, found none"
+            )
         for candidate in steps:
             path = directory / str(candidate)
             if damage := _find_damage(path):
@@ -142,9 +144,9 @@ def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
 
 def _check_fits(path: Path, stored: Any, like: TrainState) -> None:
     """Raises ``InputError`` for the first leaf whose path or shape differs from that in ``like``."""
-    wanted = _shapes(ocp.utils.serialize_tree(like, keep_empty_nodes=False))
+    wanted = _shapes(ocp.utils.serialize_tree(like, keep_empty_nodes=True))
     found = _shapes(stored)
-    for name in [*wanted, *found]:
+    for name in sorted([*wanted, *found], key=lambda name: not name.startswith("params/")):
         if wanted.get(name) != found.get(name):
             raise InputError(
                 f"{path}: does not fit: {name} wanted as {wanted.get(name, 'absent')}, "
@@ -162,6 +164,6 @@ def _shapes(tree: Any) -> dict[str, str]:
 
 
 def _shape(leaf: Any) -> str:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return f"{leaf.dtype}{list(leaf.shape)}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -45,10 +46,14 @@ def parse_flags(default: T, args: Sequence[str] | None, prog: str) -> T:
 
 
 def _one_line(box: str) -> str:
-    """The message inside one of tyro's boxes: the text above the first rule, without frame and colour."""
+    """The message inside one of tyro's boxes: what stands between its title and the next rule."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    rows = [row.strip("│ ") for row in text.splitlines() if row.startswith("│")]
-    message = " ".join(row for row in rows[: next((i for i, row in enumerate(rows) if row.startswith("─")), None)])
+    rows = [row.strip(" │") for row in text.splitlines()[1:]]
+
+    def is_rule(row: str) -> bool:
+        return not row.strip("─-╰╯")
+
+    message = " ".join(itertools.takewhile(lambda row: not is_rule(row), itertools.dropwhile(is_rule, rows)))
     return re.sub(r"^Error parsing \w+: ", "", message) or " ".join(text.split())
 
 

@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def conv_general_dilated(lhs: jax.Array, rhs: jax.Array, window_strides: Any, padding: Any, **options: Any) -> jax.Array:
+def conv_general_dilated(
+    lhs: jax.Array, rhs: jax.Array, window_strides: Any, padding: Any, **options: Any
+) -> jax.Array:
     """``lax.conv_general_dilated``, lowered as the platform that it is compiled for does it best.
 
     Args:

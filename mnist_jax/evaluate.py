@@ -1,7 +1,7 @@
 """Evaluates a state on a split: every example counts exactly once.
 
-    evaluation = evaluate_dataset(state, dataset.test)
-    evaluation.accuracy, evaluation.loss, evaluation.predictions
+evaluation = evaluate_dataset(state, dataset.test)
+evaluation.accuracy, evaluation.loss, evaluation.predictions
 """
 
 from __future__ import annotations
@@ -78,7 +78,6 @@ def _evaluate(state: TrainState, split: Split, batch_size: int) -> tuple[Metrics
     num_examples = split.num_examples
     num_batches = -(-num_examples // batch_size)
     padding = num_batches * batch_size - num_examples
-    mask = jnp.arange(num_batches * batch_size) < num_examples
 
     def batched(x: jax.Array) -> jax.Array:
         return jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)).reshape(num_batches, batch_size, *x.shape[1:])
@@ -88,6 +87,10 @@ def _evaluate(state: TrainState, split: Split, batch_size: int) -> tuple[Metrics
         logits, _ = apply_model(state, state.eval_params, image)
         return total + measure(logits, label, example_losses(logits, label), mask), logits
 
-    batches = (batched(jnp.asarray(split.image)), batched(jnp.asarray(split.label)), batched(mask))
+    batches = (
+        batched(jnp.asarray(split.image)),
+        batched(jnp.asarray(split.label)),
+        batched(jnp.ones(num_examples, bool)),
+    )
     metrics, logits = lax.scan(body, Metrics.zeros(), batches)
     return metrics, logits.reshape(-1, logits.shape[-1])[:num_examples]

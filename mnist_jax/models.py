@@ -1,8 +1,8 @@
 """The two models, as Flax modules that map images to logits.
 
-    model = MLP(hidden_sizes=(512, 256), dropout_rate=0.2)
-    model = build_model(TrainConfig(model="cnn"))
-    count_parameters(state.params)
+model = MLP(hidden_sizes=(512, 256), dropout_rate=0.2)
+model = build_model(TrainConfig(model="cnn"))
+count_parameters(state.params)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules from a ``TrainConfig``, all of them optax's.
 
-    tx = build_optimizer(config, num_steps=config.epochs * steps_per_epoch)
-    learning_rate = build_schedule(config, num_steps)(step)
+tx = build_optimizer(config, num_steps=config.epochs * steps_per_epoch)
+learning_rate = build_schedule(config, num_steps)(step)
 """
 
 from __future__ import annotations

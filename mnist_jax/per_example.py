@@ -55,7 +55,7 @@ def one_example_gradient_norm(state: TrainState) -> ExampleFunction:
     """The Euclidean norm of the gradient by all parameters, as a function of ``(params, image, label)``."""
 
     def norm(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
-        return optax.global_norm(jax.grad(one_example_loss(state))(params, image, label))
+        return optax.tree.norm(jax.grad(one_example_loss(state))(params, image, label))
 
     return norm
 

@@ -1,8 +1,8 @@
 """An epoch in pieces: compiled once, run about half a second at a time, stopped at the first loss that is not finite.
 
     program = EpochInPieces(state, train, batch_size=128)
-    for state, metrics, seconds in program.run(state, num_steps=430):
-        ...   # show progress, look for Ctrl-C
+    for after_piece, metrics, seconds in program.run(state, num_steps=430):
+        state = after_piece   # show progress, look for Ctrl-C
 
 Where one piece ends does not change what comes out: a step depends on its number, not on the piece it is in.
 """

@@ -1,9 +1,9 @@
 """What a run says while it trains: a bar on a terminal, a line an epoch elsewhere, and a table at the end.
 
-    progress = Progress(num_epochs=10, num_examples=55_000, quiet=False)
-    progress.begin_epoch(1)
-    progress.update(count=6_400, loss=0.41, accuracy=0.88)
-    progress.end_epoch({"epoch": 1, "train_loss": 0.3, ...})
+progress = Progress(num_epochs=10, num_examples=55_000, quiet=False)
+progress.begin_epoch(1)
+progress.update(count=6_400, loss=0.41, accuracy=0.88)
+progress.end_epoch({"epoch": 1, "train_loss": 0.3, ...})
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Figures of a run.
 
-    learning_curves(history, workdir.path / "figures" / "learning_curves.png", title="mlp on mnist")
+learning_curves(history, workdir.path / "figures" / "learning_curves.png", title="mlp on mnist")
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``TrainState``: everything that training changes, as one frozen pytree.
 
-    state = create_train_state(model, optax.adam(1e-3), jax.random.key(0))
-    states = jax.vmap(lambda key: create_train_state(model, tx, key))(keys)   # many at once
+state = create_train_state(model, optax.adam(1e-3), jax.random.key(0))
+states = jax.vmap(lambda key: create_train_state(model, tx, key))(keys)   # many at once
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-
 PyTree = Any
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Parameters, optimizer state and what decides the steps to come.
 
     Attributes:
@@ -123,15 +121,12 @@ def apply_model(
         raise ValueError(f"image must be [B, 28, 28, 1], got {list(image.shape)}")
     if image.dtype == jnp.uint8:
         image = image.astype(jnp.float32) / 255
-    train = dropout_key is not None
-    takes_train = "train" in inspect.signature(type(state.model).__call__).parameters
     variables = {"params": params, **state.model_state}
-    mutable = list(state.model_state) if train else []
-    logits, changed = state.model.apply(
-        variables,
-        image,
-        **({"train": train} if takes_train else {}),
-        rngs={"dropout": dropout_key} if train else {},
-        mutable=mutable,
-    )
+    if dropout_key is None:
+        logits: jax.Array = state.model.apply(variables, image)  # type: ignore[assignment]
+        return logits, state.model_state
+    options: dict[str, Any] = {"rngs": {"dropout": dropout_key}, "mutable": list(state.model_state)}
+    if "train" in inspect.signature(type(state.model).__call__).parameters:
+        options["train"] = True
+    logits, changed = state.model.apply(variables, image, **options)
     return logits, {**state.model_state, **changed}

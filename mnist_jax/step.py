@@ -27,8 +27,7 @@ from mnist_jax.state import PyTree, TrainState, apply_model
 _SHUFFLE = 2**32 - 1
 
 
-@flax.struct.dataclass
-class Metrics:
+class Metrics(flax.struct.PyTreeNode):
     """Sums and counts over examples: add them up, divide once.
 
     Attributes:
@@ -57,7 +56,7 @@ class Metrics:
     @property
     def loss(self) -> jax.Array:
         """Mean loss."""
-        return self.loss_sum / self.count
+        return self.loss_sum / self.count.astype(self.loss_sum.dtype)
 
     @property
     def accuracy(self) -> jax.Array:
@@ -84,7 +83,7 @@ def example_losses(logits: jax.Array, label: jax.Array, label_smoothing: float =
 
 def measure(logits: jax.Array, label: jax.Array, losses: jax.Array, mask: jax.Array | None = None) -> Metrics:
     """Metrics of a batch, over the examples where ``mask`` is true (all without one)."""
-    correct = jnp.argmax(logits, axis=-1) == label
+    correct = jnp.argmax(logits, axis=-1).astype(label.dtype) == label
     if mask is None:
         return Metrics(jnp.sum(losses), jnp.sum(correct, dtype=jnp.int32), jnp.int32(label.shape[0]))
     return Metrics(

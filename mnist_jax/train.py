@@ -137,8 +137,8 @@ def fit(config: TrainConfig) -> Run:
             # Train: the rest of the epoch, which is all of it unless a stopped run is resumed in its middle.
             progress.begin_epoch(epoch)
             total, train_s = Metrics.zeros(), 0.0
-            for state, metrics, piece_s in program.run(state, epoch * steps_per_epoch - int(state.step)):
-                total, train_s = total + metrics, train_s + piece_s
+            for after_piece, metrics, piece_s in program.run(state, epoch * steps_per_epoch - int(state.step)):
+                state, total, train_s = after_piece, total + metrics, train_s + piece_s
                 progress.update(int(metrics.count), float(total.loss), float(total.accuracy))
                 if stop.requested:
                     break

@@ -1,13 +1,13 @@
 """The directory of a run: who may use it, and the small files in it.
 
-    workdir = Workdir.find(config)     # checks, writes nothing
-    workdir.create(config, "mnist")    # config.json
-    workdir.write_history([{"epoch": 1, ...}])
-    workdir.write_summary({...})
+workdir = Workdir.find(config)     # checks, writes nothing
+workdir.create(config, "mnist")    # config.json
+workdir.write_history([{"epoch": 1, ...}])
+workdir.write_summary({...})
 
-    config.json      the TrainConfig          summary.json   final numbers
-    metrics.jsonl    one object per epoch     checkpoints/   Orbax
-    figures/*.png    learning curves          events.out.tfevents.*   TensorBoard
+config.json      the TrainConfig          summary.json   final numbers
+metrics.jsonl    one object per epoch     checkpoints/   Orbax
+figures/*.png    learning curves          events.out.tfevents.*   TensorBoard
 """
 
 from __future__ import annotations

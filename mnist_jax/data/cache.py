@@ -30,14 +30,15 @@ def load_cached(sources: Sequence[Path], decode: Callable[[], Arrays]) -> Arrays
     A damaged copy is replaced, and a cache that cannot be written is done without.
     """
     path = _cache_file(sources)
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as copy:
-        return Arrays(**{role: copy[role] for role in _ROLES})  # type: ignore[typeddict-item]
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with path.open("rb") as file, np.load(file) as copy:
+            return {role: copy[role] for role in _ROLES}
     arrays = decode()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             try:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
+                np.savez(file, allow_pickle=False, **arrays)
                 file.close()
                 os.replace(file.name, path)  # noqa: PTH105
             except BaseException:

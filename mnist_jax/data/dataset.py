@@ -10,7 +10,7 @@ Shape letters of the whole package: N examples, B batch, S steps per epoch, H hi
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,13 +38,9 @@ class Split(NamedTuple):
         return int(self.label.shape[0])
 
 
-class Arrays(TypedDict):
-    """The four arrays every source yields: images ``uint8[N, 28, 28, 1]``, labels ``int32[N]``."""
-
-    train_image: np.ndarray
-    train_label: np.ndarray
-    test_image: np.ndarray
-    test_label: np.ndarray
+# The four arrays that every source yields: "train_image" and "test_image", uint8[N, 28, 28, 1], and "train_label" and
+# "test_label", int[N].
+Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)

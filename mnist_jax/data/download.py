@@ -13,6 +13,7 @@ import os
 import queue
 import tempfile
 import threading
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def download(url: str, path: Path, *, size: int, sha256: str) -> None:
                     received += len(chunk)
                     bar.update(len(chunk))
             if received < size:
-                raise DownloadError(f"{url}: {size} bytes wanted, the answer ended after {received}")
+                raise DownloadError(f"{url}: {size} bytes wanted, got {received}")
             if received > size or digest.hexdigest() != sha256:
                 raise DownloadError(f"{url}: content with sha256 {sha256} wanted, got something else")
             file.close()
@@ -70,26 +71,36 @@ def download(url: str, path: Path, *, size: int, sha256: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    cause = getattr(error, "reason", error)
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+        return f"status 200 wanted, got {error.code} {error.reason}"
+    cause = getattr(error, "reason", error)  # of a URLError
     if isinstance(cause, TimeoutError):
         return f"no data for {STALL_TIMEOUT_S:g} s"
-    return str(cause) or type(cause).__name__
+    return " ".join(str(cause).split()) or type(cause).__name__
 
 
 def _open(url: str) -> Any:
     """``urlopen`` with a limit on everything up to the first answer, the look-up of the name included."""
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    given_up = threading.Event()
 
     def work() -> None:
         try:
-            results.put(urllib.request.urlopen(url, timeout=STALL_TIMEOUT_S))
+            answer = urllib.request.urlopen(url, timeout=STALL_TIMEOUT_S)
         except Exception as error:
             results.put(error)
+            return
+        if given_up.is_set():
+            answer.close()
+        else:
+            results.put(answer)
 
     threading.Thread(target=work, daemon=True).start()
     try:
         result = results.get(timeout=ANSWER_TIMEOUT_S)
     except queue.Empty:
+        given_up.set()
         raise DownloadError(f"{url}: no answer within {ANSWER_TIMEOUT_S:g} s") from None
     if isinstance(result, Exception):
         raise result

@@ -68,9 +68,9 @@ def read_idx_files(files: dict[str, Path]) -> Arrays:
     Raises:
         InputError: a file is damaged, not IDX, not 28x28, or images and labels do not match.
     """
-    arrays = Arrays(**{role: read_idx(path, _ROLES[role][2]) for role, path in files.items()})  # type: ignore[typeddict-item]
+    arrays = {role: read_idx(path, _ROLES[role][2]) for role, path in files.items()}
     for split in ("train", "test"):
-        image, label = arrays[f"{split}_image"], arrays[f"{split}_label"]  # type: ignore[literal-required]
+        image, label = arrays[f"{split}_image"], arrays[f"{split}_label"]
         if image.shape[1:] != (28, 28):
             raise InputError(f"{files[f'{split}_image']}: 28x28 images wanted, got {image.shape[1]}x{image.shape[2]}")
         if not len(label):
@@ -80,7 +80,7 @@ def read_idx_files(files: dict[str, Path]) -> Arrays:
         check_labels(label, str(files[f"{split}_label"]))
         if files[f"{split}_image"].name.startswith("emnist-"):
             image = image.transpose(0, 2, 1)  # EMNIST stores its images column by column
-        arrays[f"{split}_image"] = np.ascontiguousarray(image).reshape(-1, *IMAGE_SHAPE)  # type: ignore[literal-required]
+        arrays[f"{split}_image"] = np.ascontiguousarray(image).reshape(-1, *IMAGE_SHAPE)
     return arrays
 
 
@@ -141,9 +141,7 @@ def read_csv(path: Path) -> Arrays:
     wrong = np.argwhere((pixels < 0) | (pixels > 255))
     if len(wrong):
         row, column = wrong[0]
-        raise InputError(
-            f"{path}: pixels must be 0 to 255, got {pixels[row, column]} at example {row}, pixel{column}"
-        )
+        raise InputError(f"{path}: pixels must be 0 to 255, got {pixels[row, column]} at example {row}, pixel{column}")
     image = pixels.astype(np.uint8).reshape(-1, *IMAGE_SHAPE)
     num_train = len(label) - max(1, len(label) // 7)
     return Arrays(

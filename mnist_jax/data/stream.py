@@ -1,7 +1,7 @@
 """Batches from the host, for data that should not live on the device and for loops of one's own.
 
-    for batch in prefetch(stream_batches(dataset.train, batch_size=128, seed=0, num_epochs=10)):
-        state, metrics = train_step(state, batch)
+for batch in prefetch(stream_batches(dataset.train, batch_size=128, seed=0, num_epochs=10)):
+    state, metrics = train_step(state, batch)
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def stream_batches(
     num_examples = split.num_examples
     stop = num_examples - num_examples % batch_size if drop_remainder else num_examples
     for epoch in range(num_epochs):
-        order = np.arange(num_examples) if seed is None else np.random.default_rng([seed, epoch]).permutation(num_examples)
+        order = (
+            np.arange(num_examples) if seed is None else np.random.default_rng([seed, epoch]).permutation(num_examples)
+        )
         for start in range(0, stop, batch_size):
             index = order[start : min(start + batch_size, stop)]
             yield {"image": split.image[index], "label": split.label[index]}

@@ -103,7 +103,8 @@ SOURCES = {
         url="https://biometrics.nist.gov/cs_links/EMNIST/",
         files={"gzip.zip": (561753746, "fb9bb67e33772a9cc0b895e4ecf36d2cf35be8b709693c3564cea2a019fcda8e")},
         members=tuple(
-            f"gzip/emnist-digits-{name}" for name in (*_FOUR_FILES[:2], *(n.replace("t10k", "test") for n in _FOUR_FILES[2:]))
+            f"gzip/emnist-digits-{name}"
+            for name in (*_FOUR_FILES[:2], *(n.replace("t10k", "test") for n in _FOUR_FILES[2:]))
         ),
     ),
 }
@@ -154,7 +155,7 @@ def _decode(directory: Path) -> Arrays:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(directory))
-    arrays: dict[str, np.ndarray] = {}
+    arrays: Arrays = {}
     for split in ("train", "test"):
         source = builder.as_data_source(split=split)
         examples = source.__getitems__(range(len(source)))
@@ -164,7 +165,7 @@ def _decode(directory: Path) -> Arrays:
         if image.shape[1:] != IMAGE_SHAPE or image.dtype != np.uint8:
             raise InputError(f"{directory}: uint8 images of 28x28x1 wanted, got {image.dtype}{list(image.shape[1:])}")
         check_labels(arrays[f"{split}_label"], str(directory))
-    return Arrays(**arrays)  # type: ignore[typeddict-item]
+    return arrays
 
 
 def _download_and_prepare(name: str, root: Path) -> Arrays:
@@ -204,9 +205,9 @@ def _prepare(name: str, root: Path, arrays: Arrays) -> Path:
 
     family, _, config = name.partition("/")
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc]
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc, call-arg]
         VERSION = tfds.core.Version(_VERSION)
-        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []  # noqa: RUF012
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
         pkg_dir_path = None
 
         def _info(self) -> Any:
@@ -225,7 +226,7 @@ def _prepare(name: str, root: Path, arrays: Arrays) -> Path:
             return {split: self._generate_examples(split) for split in ("train", "test")}
 
         def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-            pairs = zip(arrays[f"{split}_image"], arrays[f"{split}_label"], strict=True)  # type: ignore[literal-required]
+            pairs = zip(arrays[f"{split}_image"], arrays[f"{split}_label"], strict=True)
             for index, (image, label) in enumerate(pairs):
                 yield index, {"image": image, "label": int(label)}
 

@@ -1,0 +1,35 @@
+from .checkpoint import restore_checkpoint as restore_checkpoint
+from .checkpoint import save_checkpoint as save_checkpoint
+from .config import TrainConfig as TrainConfig
+from .data import Dataset as Dataset
+from .data import Split as Split
+from .data import load_dataset as load_dataset
+from .data import prefetch as prefetch
+from .data import stream_batches as stream_batches
+from .errors import InputError as InputError
+from .errors import NonFiniteLossError as NonFiniteLossError
+from .evaluate import Evaluation as Evaluation
+from .evaluate import evaluate_dataset as evaluate_dataset
+from .models import CNN as CNN
+from .models import MLP as MLP
+from .models import build_model as build_model
+from .models import count_parameters as count_parameters
+from .optim import build_optimizer as build_optimizer
+from .optim import build_schedule as build_schedule
+from .per_example import one_example_gradient_norm as one_example_gradient_norm
+from .per_example import one_example_loss as one_example_loss
+from .per_example import one_example_margin as one_example_margin
+from .per_example import per_example_gradient_norms as per_example_gradient_norms
+from .per_example import per_example_losses as per_example_losses
+from .per_example import per_example_margins as per_example_margins
+from .state import TrainState as TrainState
+from .state import create_train_state as create_train_state
+from .step import Metrics as Metrics
+from .step import eval_step as eval_step
+from .step import loss_fn as loss_fn
+from .step import train_epoch as train_epoch
+from .step import train_step as train_step
+from .train import Run as Run
+from .train import fit as fit
+
+__version__: str

@@ -1,0 +1,126 @@
+"""Strict JAX, two CPU devices, no network, no files outside temporary directories."""
+
+import gzip
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Before JAX is imported.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+MNIST_DIR = os.environ.pop("MNIST_JAX_DATA_DIR", None)
+# A proxy where nobody listens: whoever asks for an address beyond this machine is refused at once.
+for name in ("http_proxy", "https_proxy"):
+    os.environ[name] = "http://127.0.0.1:9"
+os.environ["no_proxy"] = "127.0.0.1"
+
+import jax
+import numpy as np
+import pytest
+
+from mnist_jax import Split
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+IDX_NAMES = {
+    "train_image": "train-images-idx3-ubyte",
+    "train_label": "train-labels-idx1-ubyte",
+    "test_image": "t10k-images-idx3-ubyte",
+    "test_label": "t10k-labels-idx1-ubyte",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_directories(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The cache of decoded data and the tfds directory lie in a temporary directory."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["TFDS_DATA_DIR"] = str(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No silent promotion of dtypes, but where optax's Adam runs, which promotes its counter."""
+    with jax.numpy_dtype_promotion("standard" if request.node.get_closest_marker("uses_adam") else "strict"):
+        yield
+
+
+@pytest.fixture
+def mnist_dir() -> Path:
+    """The directory of the real MNIST."""
+    if MNIST_DIR is None:
+        pytest.skip("needs the real MNIST: set MNIST_JAX_DATA_DIR to a directory with its four IDX files")
+    return Path(MNIST_DIR)
+
+
+def make_split(num_examples: int, seed: int = 0) -> Split:
+    """Random images and labels."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (num_examples, 28, 28, 1), dtype=np.uint8)
+    return Split(image, rng.integers(0, 10, num_examples).astype(np.int32))
+
+
+def make_arrays(num_train: int = 60, num_test: int = 10) -> dict[str, np.ndarray]:
+    """The four arrays of a small data set."""
+    train, test = make_split(num_train), make_split(num_test, seed=1)
+    return {"train_image": train.image, "train_label": train.label, "test_image": test.image, "test_label": test.label}
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """A ``uint8`` array in IDX format."""
+    array = array.astype(np.uint8)
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def write_idx_files(directory: Path, arrays: dict[str, np.ndarray], compressed: bool = True) -> Path:
+    """Writes the four files of a data set."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for role, name in IDX_NAMES.items():
+        content = idx_bytes(arrays[role][..., 0] if role.endswith("image") else arrays[role])
+        if compressed:
+            (directory / f"{name}.gz").write_bytes(gzip.compress(content))
+        else:
+            (directory / name).write_bytes(content)
+    return directory
+
+
+@pytest.fixture
+def idx_dir(tmp_path: Path) -> Path:
+    """A directory of IDX files with 60 training and 10 test examples."""
+    return write_idx_files(tmp_path / "small", make_arrays())
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs Python in an empty directory: ``run_python("-m", "mnist_jax.train", "--help")``."""
+    directory = tmp_path / "elsewhere"
+    directory.mkdir()
+
+    def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *args],
+            cwd=directory,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+def assert_trees_equal(one: object, other: object) -> None:
+    """Bit for bit, typed keys included."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), strict=True)
+
+
+def assert_trees_close(one: object, other: object, rtol: float = 2e-5, atol: float = 1e-6) -> None:
+    """Up to the order of floating-point operations."""
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=rtol, atol=atol)

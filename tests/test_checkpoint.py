@@ -1,0 +1,106 @@
+import logging
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from conftest import assert_trees_equal, make_split
+
+from mnist_jax import CNN, MLP, InputError, create_train_state, restore_checkpoint, save_checkpoint, train_step
+
+pytestmark = pytest.mark.uses_adam
+TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+
+
+def make_state(model=None, size=4, tx=TX, seed=0, **options):
+    return create_train_state(model or MLP(hidden_sizes=(size,)), tx, jax.random.key(seed), **options)
+
+
+def at_step(state, step):
+    return state.replace(step=jnp.int32(step))
+
+
+def saved_steps(directory):
+    return sorted(int(path.name) for path in directory.iterdir())
+
+
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9}])
+def test_a_restored_state_is_the_saved_one_bit_for_bit(tmp_path, options):
+    state, _ = train_step(make_state(**options), make_split(4)._asdict())
+    save_checkpoint(tmp_path, state)
+    like = make_state(seed=1, **options)
+    restored = restore_checkpoint(tmp_path, like)
+    assert_trees_equal(restored, state.replace(model=like.model, tx=like.tx))
+    batch = make_split(4)._asdict()
+    assert_trees_equal(train_step(restored, batch), train_step(state, batch))
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    state = make_state()
+    for step, accuracy in enumerate([0.1, 0.9, 0.5, 0.6, 0.7]):
+        save_checkpoint(tmp_path, at_step(state, step), metrics={"validation_accuracy": accuracy}, keep=2)
+    assert saved_steps(tmp_path) == [1, 3, 4]
+    assert restore_checkpoint(tmp_path, state).step == 4
+    assert restore_checkpoint(tmp_path, state, step=1).step == 1
+    save_checkpoint(tmp_path, at_step(state, 5), keep=2)
+    assert saved_steps(tmp_path) == [1, 4, 5]
+
+
+def test_the_same_step_is_replaced(tmp_path):
+    save_checkpoint(tmp_path, make_state(seed=0))
+    save_checkpoint(tmp_path, make_state(seed=1))
+    assert_trees_equal(restore_checkpoint(tmp_path, make_state()).params, make_state(seed=1).params)
+
+
+def test_a_run_directory_will_do(tmp_path):
+    save_checkpoint(tmp_path / "checkpoints", make_state())
+    assert restore_checkpoint(tmp_path, make_state()).step == 0
+
+
+def damage(directory):
+    largest = max(directory.rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, caplog, capfd):
+    state = make_state()
+    for step in range(3):
+        save_checkpoint(tmp_path, at_step(state, step))
+    damage(tmp_path / "2")
+    (tmp_path / "1" / "checksums.json").unlink()
+    with caplog.at_level(logging.WARNING, "mnist_jax"):
+        assert restore_checkpoint(tmp_path, state).step == 0
+    assert len(caplog.messages) == 2
+    assert "2: checkpoint skipped, default/" in caplog.messages[0]
+    assert caplog.messages[0].endswith("is damaged")
+    assert caplog.messages[1].endswith("it has no readable checksums.json: saving it was cut short")
+    assert "Traceback" not in capfd.readouterr().err
+    damage(tmp_path / "0")
+    with pytest.raises(InputError, match=r"a checkpoint that is whole wanted, those of steps \[0, 1, 2\] are damaged"):
+        restore_checkpoint(tmp_path, state)
+
+
+def test_what_is_not_there_is_named_and_nothing_created(tmp_path):
+    with pytest.raises(InputError, match="nowhere: a checkpoint wanted, found none"):
+        restore_checkpoint(tmp_path / "nowhere", make_state())
+    assert not (tmp_path / "nowhere").exists()
+    save_checkpoint(tmp_path, make_state())
+    with pytest.raises(InputError, match="a checkpoint of step 7 wanted, found none"):
+        restore_checkpoint(tmp_path, make_state(), step=7)
+
+
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        (lambda: make_state(size=5), r"params/Dense_0/bias wanted as float32\[5\], got float32\[4\]"),
+        (lambda: make_state(tx=optax.sgd(0.1)), r"opt_state/1/0/count wanted as absent, got int32\[\]"),
+        (lambda: make_state(ema_decay=0.9), r"ema_params/Dense_0/bias wanted as float32\[4\], got absent"),
+        (lambda: make_state(model=CNN()), r"params/Conv_0/bias wanted as float32\[24\], got absent"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_names_the_leaf(tmp_path, like, message):
+    save_checkpoint(tmp_path, make_state())
+    with pytest.raises(InputError, match=message):
+        restore_checkpoint(tmp_path, like())

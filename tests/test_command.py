@@ -1,0 +1,74 @@
+import io
+
+import pytest
+
+from mnist_jax import InputError, NonFiniteLossError, TrainConfig
+from mnist_jax.command import exit_status, parse_flags
+
+
+def parse(*args):
+    return parse_flags(TrainConfig(epochs=7), args, "prog")
+
+
+def test_flags_override_the_default():
+    config = parse("--model", "cnn", "--hidden-sizes", "4", "3", "--clip-norm", "1.5", "--ema-decay", "None", "--quiet")
+    assert config == TrainConfig(epochs=7, model="cnn", hidden_sizes=(4, 3), clip_norm=1.5, ema_decay=None, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model", "rnn"], "'rnn'.*--model.*mlp.*cnn"),
+        (["--batch-size", "0"], "^batch_size must be at least 1, got 0$"),
+        (["--batch-size", "x"], "--batch-size.*'x'"),
+        (["--learning-rate", "nan"], "^learning_rate must be a finite number above 0, got nan$"),
+        (["--bogus", "3"], "--bogus"),
+        (["--learning-rate"], "--learning-rate"),
+        (["stray"], "stray"),
+        (["--resume"], "^resume must be given together with --workdir, got no workdir$"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])  # tyro draws its boxes by the encoding of stdout
+def test_a_wrong_flag_is_one_line(args, message, encoding, monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    with pytest.raises(InputError, match=message) as caught:
+        parse(*args)
+    assert "\n" not in str(caught.value)
+    assert not set("╭│─╰") & set(str(caught.value))
+    assert "----" not in str(caught.value)
+    assert "helptext" not in str(caught.value)
+
+
+def test_help_lists_every_field_and_exits_with_0(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for name in TrainConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (InputError("epochs must be 1, got 0"), 2, "error: epochs must be 1, got 0\n"),
+        (
+            NonFiniteLossError(2, 31, float("nan")),
+            1,
+            "error: the loss became nan in epoch 2, step 31: stopped; a lower --learning-rate may help\n",
+        ),
+        (KeyboardInterrupt(), 130, "stopped\n"),
+    ],
+)
+def test_errors_become_a_line_and_a_status(capsys, error, status, message):
+    def command():
+        raise error
+
+    assert exit_status(command) == status
+    assert capsys.readouterr().err == message
+
+
+def test_success_is_0_and_a_bug_keeps_its_traceback():
+    assert exit_status(lambda: None) == 0
+    with pytest.raises(ZeroDivisionError):
+        exit_status(lambda: 1 // 0)

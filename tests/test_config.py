@@ -1,0 +1,65 @@
+import dataclasses
+import math
+
+import pytest
+
+from mnist_jax import InputError, TrainConfig
+
+
+def test_defaults_are_those_of_the_readme():
+    config = TrainConfig()
+    assert (config.model, config.hidden_sizes, config.dropout_rate) == ("mlp", (512, 256), 0.2)
+    assert (config.optimizer, config.batch_size, config.epochs) == ("adam", 128, 10)
+
+
+def test_json_gives_the_config_back():
+    config = TrainConfig(data="digits", hidden_sizes=(3, 2), clip_norm=1.0, ema_decay=None, schedule="cosine")
+    assert TrainConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("batch_size", 0, "batch_size must be at least 1, got 0"),
+        ("batch_size", 1.5, "batch_size must be a whole number, got 1.5"),
+        ("epochs", True, "epochs must be a whole number, got True"),
+        ("seed", -1, "seed must be at least 0, got -1"),
+        ("seed", 2**32, "seed must be below 2\\*\\*32, got 4294967296"),
+        ("num_validation", 0, "num_validation must be at least 1, got 0"),
+        ("hidden_sizes", (3, 0), "hidden_sizes must be at least 1, got 0"),
+        ("kernel_sizes", (3,), r"kernel_sizes must be as long as channels \(24, 32\) and not empty, got \(3,\)"),
+        ("dropout_rate", 1.0, r"dropout_rate must be in \[0, 1\), got 1.0"),
+        ("ema_decay", -0.1, r"ema_decay must be in \[0, 1\), got -0.1"),
+        ("learning_rate", math.nan, "learning_rate must be a finite number above 0, got nan"),
+        ("learning_rate", math.inf, "learning_rate must be a finite number above 0, got inf"),
+        ("clip_norm", 0.0, "clip_norm must be a finite number above 0, got 0.0"),
+        ("weight_decay", -1.0, "weight_decay must be a finite number, 0 or above, got -1.0"),
+        ("model", "rnn", "model must be one of mlp, cnn, got rnn"),
+        ("optimizer", "lion", "optimizer must be one of sgd, momentum, adam, adamw, got lion"),
+        ("resume", True, "resume must be given together with --workdir, got no workdir"),
+    ],
+)
+def test_a_value_out_of_range_is_named(field, value, message):
+    with pytest.raises(InputError, match=f"^{message}$"):
+        TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "config: not JSON"),
+        ("[]", "config: must be a JSON object, got list"),
+        ('{"colour": 1}', "config: unknown field 'colour'"),
+        ('{"dropout_rate": "high"}', "config: a field has the wrong type"),
+        ('{"batch_size": "many"}', "batch_size must be a whole number, got many"),
+    ],
+)
+def test_a_damaged_file_is_named(text, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig.from_json(text)
+
+
+def test_differences_leave_out_how_a_run_is_shown():
+    one = TrainConfig(workdir="a", quiet=True, data_dir="x")
+    assert one.differences(dataclasses.replace(one, workdir="b", quiet=False, data_dir=None, resume=True)) == []
+    assert one.differences(dataclasses.replace(one, seed=1, epochs=2)) == ["epochs", "seed"]

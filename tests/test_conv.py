@@ -1,0 +1,67 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_trees_close
+from jax import lax
+
+from mnist_jax.conv import conv_general_dilated
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("padding", ["VALID", "SAME", ((1, 2), (0, 3))])
+def test_values_and_gradients_are_those_of_lax(channels, strides, padding):
+    x, w = normal(2, 9, 8, channels), normal(3, 2, channels, 4, seed=1)
+
+    def loss(conv):
+        return lambda x, w: jnp.sum(jnp.sin(conv(x, w, strides, padding, dimension_numbers=NHWC)))
+
+    ours, theirs = (
+        jax.value_and_grad(loss(conv), argnums=(0, 1)) for conv in (conv_general_dilated, lax.conv_general_dilated)
+    )
+    assert_trees_close(ours(x, w), theirs(x, w), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        ((3, 3, 4, 4), {"rhs_dilation": (2, 2), "dimension_numbers": NHWC}),
+        ((3, 3, 4, 4), {"lhs_dilation": (2, 1), "dimension_numbers": NHWC}),
+        ((3, 3, 2, 4), {"feature_group_count": 2, "dimension_numbers": NHWC}),
+        ((4, 9, 3, 3), {}),
+    ],
+    ids=["dilated kernel", "dilated image", "grouped", "NCHW"],
+)
+def test_what_it_does_not_lower_itself_is_left_to_lax(kernel, options):
+    x, w = normal(2, 9, 9, 4), normal(*kernel, seed=1)
+    no_padding = ((0, 0), (0, 0))
+    expected = lax.conv_general_dilated(x, w, (1, 1), no_padding, **options)
+    np.testing.assert_array_equal(conv_general_dilated(x, w, (1, 1), no_padding, **options), expected)
+
+
+@pytest.mark.parametrize(("platform", "by_lax"), [("cpu", False), ("cuda", True), ("tpu", True)])
+def test_each_platform_gets_its_own_lowering(platform, by_lax):
+    def gradient(x, w):
+        return jax.grad(lambda w: jnp.sum(conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=NHWC) ** 2))(w)
+
+    traced = jax.jit(gradient).trace(normal(2, 9, 9, 1), normal(3, 3, 1, 4))
+    assert ("stablehlo.convolution" in traced.lower(lowering_platforms=(platform,)).as_text()) == by_lax
+
+
+def test_under_vmap_and_in_a_scan_it_is_the_same():
+    x, w = normal(5, 2, 9, 9, 3), normal(5, 3, 3, 3, 4)
+
+    def conv(x, w):
+        return conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=NHWC)
+
+    expected = [conv(x[index], w[index]) for index in range(5)]
+    np.testing.assert_allclose(jax.vmap(conv)(x, w), expected, rtol=1e-5, atol=1e-5)
+    _, scanned = lax.scan(lambda carry, pair: (carry, conv(*pair)), None, (x, w))
+    np.testing.assert_allclose(scanned, expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,87 @@
+import logging
+import sys
+
+import numpy as np
+import pytest
+from conftest import make_arrays, write_idx_files
+
+from mnist_jax import InputError, load_dataset
+
+
+def test_a_directory_is_loaded_under_its_name(idx_dir):
+    dataset = load_dataset(idx_dir, num_validation=10)
+    assert dataset.name == "small"
+    np.testing.assert_array_equal(dataset.train.image, make_arrays()["train_image"][:50])
+    assert dataset.class_names == tuple("0123456789")
+
+
+def test_a_csv_is_loaded_under_its_name(tmp_path):
+    arrays = make_arrays(21)
+    header = ",".join(["label", *(f"pixel{i}" for i in range(784))])
+    cells = np.column_stack([arrays["train_label"], arrays["train_image"].reshape(21, -1)])
+    np.savetxt(tmp_path / "kaggle.csv", cells, fmt="%d", delimiter=",", header=header, comments="")
+    dataset = load_dataset(tmp_path / "kaggle.csv")
+    assert (dataset.name, dataset.train.num_examples, dataset.validation.num_examples) == ("kaggle", 17, 1)
+    np.testing.assert_array_equal(dataset.test.label, arrays["train_label"][18:])
+
+
+def test_mnist_is_found_through_the_environment(monkeypatch, idx_dir):
+    monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(idx_dir))
+    for name in (None, "mnist"):
+        dataset = load_dataset(name)
+        assert (dataset.name, dataset.test.num_examples, dataset.notice) == ("mnist", 10, None)
+
+
+def test_the_argument_comes_before_the_environment(monkeypatch, tmp_path, idx_dir):
+    monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(idx_dir))
+    other = write_idx_files(tmp_path / "other", make_arrays(40, 7))
+    assert load_dataset("mnist", data_dir=other).test.num_examples == 7
+
+
+def test_without_a_name_and_without_mnist_the_digits_are_taken_and_said(caplog):
+    with caplog.at_level(logging.WARNING, "mnist_jax"):
+        dataset = load_dataset()
+    assert dataset.name == "digits"
+    assert dataset.notice.startswith("MNIST is not on disk and could not be downloaded (https://storage.googleapis.com")
+    assert dataset.notice.endswith("using the embedded digits instead")
+    assert caplog.messages == [dataset.notice]
+
+
+def test_by_name_nothing_else_is_taken():
+    with pytest.raises(InputError, match="data mnist: not on disk and not to be had: .*; put the four IDX files into"):
+        load_dataset("mnist")
+    with pytest.raises(InputError, match="data kmnist: .*; name a directory that holds the four IDX files with --data"):
+        load_dataset("kmnist")
+
+
+def test_what_is_not_there_is_named(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="data must be one of mnist, .*, digits, or an existing.*, got 'nowhere'"):
+        load_dataset("nowhere")
+    with pytest.raises(InputError, match="four IDX files wanted in this directory, found none"):
+        load_dataset(tmp_path)
+    with pytest.raises(InputError, match="data_dir must be an existing directory, got 'nowhere'"):
+        load_dataset("mnist", data_dir="nowhere")
+    monkeypatch.setenv("MNIST_JAX_DATA_DIR", "nowhere")
+    with pytest.raises(InputError, match=r"\$MNIST_JAX_DATA_DIR must be an existing directory, got 'nowhere'"):
+        load_dataset()
+
+
+def test_damaged_files_never_fall_back(idx_dir):
+    (idx_dir / "t10k-labels-idx1-ubyte.gz").write_bytes(b"")
+    with pytest.raises(InputError, match="t10k-labels"):
+        load_dataset(data_dir=idx_dir)
+
+
+def test_the_real_mnist(mnist_dir, run_python):
+    dataset = load_dataset("mnist", data_dir=mnist_dir)
+    sizes = [split.num_examples for split in (dataset.train, dataset.validation, dataset.test)]
+    assert sizes == [55_000, 5_000, 10_000]
+    label = np.concatenate([dataset.train.label, dataset.validation.label])
+    assert np.bincount(label).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    mean = np.concatenate([dataset.train.image, dataset.validation.image]).mean() / 255
+    np.testing.assert_allclose(mean, 0.1307, atol=5e-5)
+    code = f"import mnist_jax, sys; mnist_jax.load_dataset('mnist', data_dir={str(mnist_dir)!r}); print(*sys.modules)"
+    loaded = run_python("-c", code).stdout.split()
+    assert "numpy" in loaded
+    assert not {"jax", "tensorflow_datasets", "sklearn"} & set(loaded)
+    assert "tensorflow" not in sys.modules

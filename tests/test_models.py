@@ -1,0 +1,87 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_trees_close
+
+from mnist_jax import CNN, MLP, InputError, TrainConfig, build_model, count_parameters
+
+IMAGE = np.random.default_rng(0).random((3, 28, 28, 1), np.float32)
+
+
+def init(model):
+    return jax.tree.map(np.asarray, model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"])
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def test_mlp_is_matrices_and_relu():
+    model = MLP(hidden_sizes=(7, 5))
+    params = init(model)
+    x = IMAGE.reshape(3, -1)
+    for name in ("Dense_0", "Dense_1"):
+        x = relu(x @ params[name]["kernel"] + params[name]["bias"])
+    expected = x @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"]
+    np.testing.assert_allclose(model.apply({"params": params}, IMAGE), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cnn_is_loops_over_windows():
+    model = CNN(channels=(2, 3), kernel_sizes=(5, 2), dense_size=4)
+    params = init(model)
+    x = IMAGE
+    for name, size, pooled in (("Conv_0", 5, 12), ("Conv_1", 2, 5)):  # an 11th row and column are left out
+        convolved = np.zeros((3, 2 * pooled, 2 * pooled, params[name]["bias"].size))
+        for i, j in np.ndindex(2 * pooled, 2 * pooled):
+            convolved[:, i, j] = np.tensordot(x[:, i : i + size, j : j + size], params[name]["kernel"], 3)
+        x = np.zeros((3, pooled, pooled, params[name]["bias"].size))
+        for i, j in np.ndindex(pooled, pooled):
+            x[:, i, j] = convolved[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max(axis=(1, 2))
+        x = relu(x + params[name]["bias"])
+    assert x.shape == (3, 5, 5, 3)
+    x = relu(x.reshape(3, -1) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"])
+    expected = x @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
+    np.testing.assert_allclose(model.apply({"params": params}, IMAGE), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model", [MLP(hidden_sizes=(400,), dropout_rate=0.5), CNN(channels=(2,), kernel_sizes=(3,), dropout_rate=0.5)]
+)
+def test_dropout_acts_in_training_alone_and_keeps_the_mean(model):
+    params = init(model)
+    plain = model.apply({"params": params}, IMAGE)
+    keys = jax.random.split(jax.random.key(1), 400)
+    dropped = jax.vmap(lambda key: model.apply({"params": params}, IMAGE, train=True, rngs={"dropout": key}))(keys)
+    assert np.std(dropped, axis=0).min() > 0
+    np.testing.assert_allclose(dropped.mean(axis=0), plain, atol=6 * np.std(dropped, axis=0).max() / np.sqrt(400))
+    np.testing.assert_array_equal(model.apply({"params": params}, IMAGE), plain)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (TrainConfig(), MLP(hidden_sizes=(512, 256), dropout_rate=0.2)),
+        (TrainConfig(hidden_sizes=(), dropout_rate=0.0), MLP(hidden_sizes=(), dropout_rate=0.0)),
+        (TrainConfig(model="cnn"), CNN(channels=(24, 32), kernel_sizes=(5, 3), dense_size=256, dropout_rate=0.2)),
+    ],
+)
+def test_build_model(config, expected):
+    assert build_model(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (MLP(), 784 * 512 + 512 + 512 * 256 + 256 + 256 * 10 + 10),
+        (CNN(), 25 * 24 + 24 + 9 * 24 * 32 + 32 + 800 * 256 + 256 + 256 * 10 + 10),
+    ],
+)
+def test_count_parameters(model, expected):
+    assert count_parameters(init(model)) == expected
+
+
+def test_a_kernel_larger_than_what_is_left_is_named():
+    with pytest.raises(InputError, match=r"kernel_sizes must leave something of the image to pool, got \(5, 13\)"):
+        init(CNN(kernel_sizes=(5, 13)))
+    assert_trees_close(init(CNN(kernel_sizes=(5, 11)))["Conv_1"]["bias"], np.zeros(32))

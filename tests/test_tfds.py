@@ -1,0 +1,167 @@
+import hashlib
+import io
+import json
+import threading
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import make_arrays, write_idx_files
+from servers import send, serve
+
+from mnist_jax import load_dataset
+from mnist_jax.data import tfds
+from mnist_jax.data.download import DownloadError
+from mnist_jax.data.tfds import SOURCES, Source, load_named
+
+
+def assert_same_arrays(found, expected):
+    for role in expected:
+        np.testing.assert_array_equal(found[role], expected[role])
+
+
+@pytest.fixture
+def tfds_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    return tmp_path / "tfds"
+
+
+@pytest.fixture
+def serve_small(tmp_path, monkeypatch, tfds_dir):
+    """Serves a small data set in the place of a real one: ``with serve_small("mnist") as requests: ...``."""
+    arrays = make_arrays()
+    directory = write_idx_files(tmp_path / "origin", arrays)
+    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+
+    def start(name, change=lambda file, content: content):
+        members = ()
+        served = files
+        if name == "emnist/digits":
+            packed = io.BytesIO()
+            with zipfile.ZipFile(packed, "w") as archive:
+                for member in SOURCES[name].members:
+                    plain = member.removeprefix("gzip/emnist-digits-").replace("test", "t10k")
+                    archive.writestr(member, files[plain])
+            served, members = {"gzip.zip": packed.getvalue()}, SOURCES[name].members
+        known = {file: (len(content), hashlib.sha256(content).hexdigest()) for file, content in served.items()}
+        requests = []
+
+        def answer(handler):
+            requests.append(handler.path)
+            file = handler.path.removeprefix("/")
+            send(handler, change(file, served[file]))
+
+        context = serve(answer)
+        url = context.__enter__()
+        monkeypatch.setitem(SOURCES, name, Source(url, known, members))
+        stop.append(context)
+        return requests
+
+    stop = []
+    yield start, arrays
+    for context in stop:
+        context.__exit__(None, None, None)
+
+
+def test_download_prepare_and_load(serve_small, tfds_dir):
+    start, arrays = serve_small
+    requests = start("mnist")
+    assert_same_arrays(load_named("mnist", None), arrays)
+    assert len(requests) == 4
+    assert_same_arrays(load_named("mnist", None), arrays)
+    assert len(requests) == 4
+    info = json.loads((tfds_dir / "mnist" / "1.0.0" / "dataset_info.json").read_text())
+    assert info["fileFormat"] == "array_record"
+
+
+def test_what_was_prepared_is_read_by_tensorflow_datasets_itself(serve_small, tfds_dir):
+    import tensorflow_datasets
+
+    start, arrays = serve_small
+    start("fashion_mnist")
+    load_named("fashion_mnist", None)
+    builder = tensorflow_datasets.builder_from_directory(str(tfds_dir / "fashion_mnist" / "1.0.0"))
+    examples = list(builder.as_data_source(split="test"))
+    np.testing.assert_array_equal([example["label"] for example in examples], arrays["test_label"])
+    np.testing.assert_array_equal(examples[3]["image"], arrays["test_image"][3])
+
+
+def test_the_archive_of_emnist_is_unpacked_and_turned(serve_small, tfds_dir):
+    start, arrays = serve_small
+    start("emnist/digits")
+    found = load_dataset("emnist/digits", num_validation=6)
+    assert found.name == "emnist/digits"
+    np.testing.assert_array_equal(found.test.image, arrays["test_image"].transpose(0, 2, 1, 3))
+    assert (tfds_dir / "emnist" / "digits" / "1.0.0").is_dir()
+
+
+def test_without_array_record_the_downloaded_files_are_read(serve_small, monkeypatch, tfds_dir):
+    start, arrays = serve_small
+    requests = start("kmnist")
+    monkeypatch.setattr(tfds.importlib.util, "find_spec", lambda name: None)
+    for _ in range(2):
+        assert_same_arrays(load_named("kmnist", None), arrays)
+    assert len(requests) == 4
+    assert not (tfds_dir / "kmnist").exists()
+
+
+def test_a_wrong_file_prepares_nothing(serve_small, tfds_dir):
+    start, arrays = serve_small
+    start("mnist", change=lambda file, content: content[::-1] if "labels" in file else content)
+    with pytest.raises(DownloadError, match="train-labels-idx1-ubyte.gz: content with sha256"):
+        load_named("mnist", None)
+    assert not (tfds_dir / "mnist").exists()
+    start("mnist")
+    assert_same_arrays(load_named("mnist", None), arrays)
+
+
+def test_two_at_once_prepare_once(serve_small):
+    start, arrays = serve_small
+    requests = start("mnist")
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(load_named("mnist", None))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2
+    for each in found:
+        assert_same_arrays(each, arrays)
+    assert len(requests) == 4
+
+
+def test_the_data_directory_comes_first(serve_small, tmp_path):
+    start, arrays = serve_small
+    requests = start("mnist")
+    other = make_arrays(40)
+    assert_same_arrays(load_named("mnist", write_idx_files(tmp_path / "mine", other)), other)
+    assert requests == []
+    # Prepared data in it comes before the default directory, too.
+    load_named("mnist", None)
+    prepared = tmp_path / "prepared"
+    (tmp_path / "tfds" / "mnist").rename(prepared.mkdir() or prepared / "mnist")
+    assert_same_arrays(load_named("mnist", prepared), arrays)
+    assert len(requests) == 4
+
+
+def test_prepared_data_that_needs_tensorflow_is_passed_over(serve_small, tfds_dir):
+    start, arrays = serve_small
+    start("mnist")
+    stock = tfds_dir / "mnist" / "3.0.1"
+    stock.mkdir(parents=True)
+    (stock / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
+    assert_same_arrays(load_named("mnist", None), arrays)
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "file"))
+    with pytest.raises(DownloadError, match="file: a writable directory to download to wanted"):
+        load_named("mnist", None)
+
+
+def test_the_sources_name_four_files_or_an_archive_of_four():
+    for source in SOURCES.values():
+        assert len(source.members or source.files) == 4
+        assert all(len(sha256) == 64 for _, sha256 in source.files.values())
+        assert len(source.class_names) == 10

@@ -1,0 +1,99 @@
+import dataclasses
+import json
+
+import pytest
+
+from mnist_jax import InputError, TrainConfig
+from mnist_jax.workdir import Workdir
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainConfig(workdir=str(tmp_path / "run"), data="digits")
+
+
+@pytest.fixture
+def saved(config):
+    Workdir.find(config).create(config, "digits")
+    return dataclasses.replace(config, resume=True)
+
+
+def test_a_new_run_writes_its_config(config, tmp_path):
+    workdir = Workdir.find(config)
+    assert not (tmp_path / "run").exists()
+    workdir.create(config, "digits")
+    assert TrainConfig.from_json((tmp_path / "run" / "config.json").read_text()) == config
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+def test_without_a_name_it_gets_one_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = []
+    for _ in range(3):
+        workdir = Workdir.find(TrainConfig())
+        workdir.create(TrainConfig(), "emnist/digits")
+        paths.append(workdir.path)
+    assert len(set(paths)) == 3
+    assert all(path.parent.name == "runs" and path.name.startswith("emnist-digits-mlp-2") for path in paths)
+
+
+def test_files_that_are_not_ours_do_not_matter(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    Workdir.find(config).create(config, "digits")
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json", "checkpoints", "figures"])
+def test_a_run_is_never_overwritten(config, tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("precious")
+    with pytest.raises(InputError, match=f"workdir .*run holds a run already .{name}.: name another directory, or"):
+        Workdir.find(config)
+    assert (tmp_path / "run" / name).read_text() == "precious"
+
+
+def test_resuming_may_change_the_epochs_and_how_it_is_shown(saved):
+    more = dataclasses.replace(saved, epochs=99, quiet=True, data=None)
+    assert Workdir.find(more).saved == dataclasses.replace(saved, resume=False)
+
+
+def test_resuming_anything_else_names_the_field(saved, tmp_path):
+    with pytest.raises(InputError, match="resume: learning_rate must be 0.001 as in .*config.json, got 0.5"):
+        Workdir.find(dataclasses.replace(saved, learning_rate=0.5))
+    with pytest.raises(InputError, match="resume: data must be 'digits' as in .*config.json, got 'mnist'"):
+        Workdir.find(dataclasses.replace(saved, data="mnist"))
+    with pytest.raises(InputError, match="resume: a run with a config.json wanted in .*other, found none"):
+        Workdir.find(dataclasses.replace(saved, workdir=str(tmp_path / "other")))
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(InputError, match="config.json: config: not JSON"):
+        Workdir.find(saved)
+
+
+def test_a_place_that_cannot_be_written_is_named(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="workdir must be a directory, got the file .*file"):
+        Workdir.find(dataclasses.replace(config, workdir=str(tmp_path / "file")))
+    inside = dataclasses.replace(config, workdir=str(tmp_path / "file" / "run"))
+    with pytest.raises(InputError, match="workdir must be a writable directory, got .*run .Not a directory."):
+        Workdir.find(inside).create(inside, "digits")
+
+
+def test_the_history_comes_back_as_far_as_asked(saved):
+    workdir = Workdir.find(saved)
+    history = [{"epoch": 1, "train_loss": 0.5}, {"epoch": 2, "train_loss": 0.25}]
+    workdir.write_history(history)
+    assert workdir.read_history(2) == history
+    assert workdir.read_history(1) == history[:1]
+    with pytest.raises(InputError, match="metrics.jsonl: a line for each of the 3 epochs trained wanted, got 2"):
+        workdir.read_history(3)
+    (workdir.path / "metrics.jsonl").write_text("{}\nnonsense\n")
+    with pytest.raises(InputError, match="metrics.jsonl: a JSON object on each line wanted"):
+        workdir.read_history(1)
+
+
+def test_the_summary_is_json(saved):
+    workdir = Workdir.find(saved)
+    workdir.write_summary({"test_accuracy": 0.5})
+    assert json.loads((workdir.path / "summary.json").read_text()) == {"test_accuracy": 0.5}
+    assert sorted(path.name for path in workdir.path.iterdir()) == ["config.json", "summary.json"]
