@@ -1,0 +1,1 @@
+"""Benchmarks: each file asks one question and proves that it did the work it timed."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -63,6 +64,10 @@ def exit_status(command: Callable[[], object]) -> int:
     Returns:
         0 if all went well, 1 after a non-finite loss, 2 after bad input, 130 after Ctrl-C, 143 after SIGTERM.
     """
+    # Notices go to stderr as they are, whatever the libraries that are imported later do to logging.
+    log, handler = logging.getLogger("mnist_jax"), logging.StreamHandler()
+    log.addHandler(handler)
+    log.propagate = False
     try:
         command()
     except InputError as error:
@@ -74,4 +79,7 @@ def exit_status(command: Callable[[], object]) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"stopped: {interrupt}" if str(interrupt) else "stopped", file=sys.stderr)
         return getattr(interrupt, "exit_status", 130)
+    finally:
+        log.removeHandler(handler)
+        log.propagate = True
     return 0

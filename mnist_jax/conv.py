@@ -56,10 +56,9 @@ def _conv_by_patches(lhs: jax.Array, rhs: jax.Array, window_strides: Any, paddin
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], (rows, columns), window_strides, padding)
     lhs = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
-    height, width = ((size - kernel) for size, kernel in zip(lhs.shape[1:3], (rows, columns), strict=True))
+    bottom, end = lhs.shape[1] - rows + 1, lhs.shape[2] - columns + 1
     patches = jnp.stack(
-        [lhs[:, i : i + height + 1 : down, j : j + width + 1 : right] for i in range(rows) for j in range(columns)],
-        axis=3,
+        [lhs[:, i : i + bottom : down, j : j + end : right] for i in range(rows) for j in range(columns)], axis=3
     )  # [B, height, width, rows * columns, channels]
     kernel = rhs.reshape(rows * columns, channels, features)
     return lax.dot_general(patches, kernel, (((3, 4), (0, 1)), ((), ())))

@@ -6,6 +6,7 @@ states = jax.vmap(lambda key: create_train_state(model, tx, key))(keys)   # many
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -80,24 +81,31 @@ def create_train_state(
         (784, 8)
     """
 
-    @jax.jit
-    def create(key: jax.Array) -> TrainState:
-        init_key, train_key = jax.random.split(key)
-        model_state, params = flax.core.pop(model.init(init_key, jnp.zeros((1, 28, 28, 1))), "params")
-        return TrainState(
-            step=jnp.int32(0),
-            params=params,
-            opt_state=tx.init(params),
-            key=train_key,
-            ema_params=None if ema_decay is None else params,
-            model_state=model_state,
-            model=model,
-            tx=tx,
-            ema_decay=ema_decay,
-            label_smoothing=label_smoothing,
-        )
+    return _create(model, tx, key, ema_decay, label_smoothing)
 
-    return create(key)
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 3, 4))
+def _create(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    ema_decay: float | None,
+    label_smoothing: float,
+) -> TrainState:
+    init_key, train_key = jax.random.split(key)
+    model_state, params = flax.core.pop(model.init(init_key, jnp.zeros((1, 28, 28, 1))), "params")
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        opt_state=tx.init(params),
+        key=train_key,
+        ema_params=None if ema_decay is None else params,
+        model_state=model_state,
+        model=model,
+        tx=tx,
+        ema_decay=ema_decay,
+        label_smoothing=label_smoothing,
+    )
 
 
 def apply_model(

@@ -92,7 +92,9 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             _write(self.path / "config.json", config.to_json())
         except OSError as error:
-            raise InputError(f"workdir must be a writable directory, got {self._path} ({error.strerror})") from None
+            raise InputError(
+                f"workdir must be a writable directory, got {self._path or 'runs'} ({error.strerror})"
+            ) from None
 
     def read_history(self, num_epochs: int) -> list[dict[str, Any]]:
         """The first ``num_epochs`` lines of ``metrics.jsonl``.

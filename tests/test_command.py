@@ -1,4 +1,5 @@
 import io
+import logging
 
 import pytest
 
@@ -66,6 +67,15 @@ def test_errors_become_a_line_and_a_status(capsys, error, status, message):
 
     assert exit_status(command) == status
     assert capsys.readouterr().err == message
+
+
+def test_a_notice_is_a_line_on_stderr(capsys):
+    def command():
+        logging.getLogger("mnist_jax").warning("using the %s", "digits")
+
+    for _ in range(2):
+        assert exit_status(command) == 0
+    assert capsys.readouterr().err == "using the digits\nusing the digits\n"
 
 
 def test_success_is_0_and_a_bug_keeps_its_traceback():

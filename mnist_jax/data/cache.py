@@ -30,19 +30,22 @@ def load_cached(sources: Sequence[Path], decode: Callable[[], Arrays]) -> Arrays
     A damaged copy is replaced, and a cache that cannot be written is done without.
     """
     path = _cache_file(sources)
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        with path.open("rb") as file, np.load(file) as copy:
-            return {role: copy[role] for role in _ROLES}
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
+        path.open("rb") as file,
+        np.load(file) as copy,
+    ):
+        return {role: copy[role] for role in _ROLES}
     arrays = decode()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as part:
             try:
-                np.savez(file, allow_pickle=False, **arrays)
-                file.close()
-                os.replace(file.name, path)  # noqa: PTH105
+                np.savez(part, allow_pickle=False, **arrays)
+                part.close()
+                os.replace(part.name, path)  # noqa: PTH105
             except BaseException:
-                Path(file.name).unlink(missing_ok=True)
+                Path(part.name).unlink(missing_ok=True)
                 raise
     return arrays
 
