@@ -5,12 +5,18 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before JAX is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+# Many tests compile the same programs: a cache of this session halves the time they take.
+COMPILATION_CACHE = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILATION_CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 MNIST_DIR = os.environ.pop("MNIST_JAX_DATA_DIR", None)
 # A proxy where nobody listens: whoever asks for an address beyond this machine is refused at once.
 for name in ("http_proxy", "https_proxy"):
