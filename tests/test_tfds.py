@@ -165,3 +165,42 @@ def test_the_sources_name_four_files_or_an_archive_of_four():
         assert len(source.members or source.files) == 4
         assert all(len(sha256) == 64 for _, sha256 in source.files.values())
         assert len(source.class_names) == 10
+
+
+@pytest.mark.filterwarnings("ignore")  # of what tensorflow-datasets does inside
+def test_what_the_stock_builder_prepared_as_array_record_is_read(tfds_dir, tmp_path):
+    """Images as PNG, and the examples in an order of its own."""
+    import tensorflow_datasets
+    from PIL import Image
+
+    arrays = make_arrays()
+
+    class Stock(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=True):
+        name = "mnist"
+        VERSION = tensorflow_datasets.core.Version("3.0.1")
+        pkg_dir_path = None
+
+        def _info(self):
+            image = tensorflow_datasets.features.Image(shape=(28, 28, 1), encoding_format="png")
+            label = tensorflow_datasets.features.ClassLabel(num_classes=10)
+            features = tensorflow_datasets.features.FeaturesDict({"image": image, "label": label})
+            return tensorflow_datasets.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in ("train", "test")}
+
+        def _generate_examples(self, split):
+            for index, (image, label) in enumerate(
+                zip(arrays[f"{split}_image"], arrays[f"{split}_label"], strict=True)
+            ):
+                packed = io.BytesIO()
+                Image.fromarray(image[..., 0]).save(packed, "png")
+                yield index, {"image": io.BytesIO(packed.getvalue()), "label": int(label)}
+
+    Stock(data_dir=str(tfds_dir), file_format="array_record").download_and_prepare()
+    found = load_named("mnist", None)
+    for split in ("train", "test"):
+        image = found[f"{split}_image"].reshape(-1, 784)
+        order, expected_order = np.lexsort(image.T), np.lexsort(arrays[f"{split}_image"].reshape(-1, 784).T)
+        np.testing.assert_array_equal(image[order], arrays[f"{split}_image"].reshape(-1, 784)[expected_order])
+        np.testing.assert_array_equal(found[f"{split}_label"][order], arrays[f"{split}_label"][expected_order])
