@@ -26,7 +26,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.state import TrainState
 
 _RANKED_BY = "validation_accuracy"
-_CHECKSUMS = "checksums.json"  # written last, so it also tells that a checkpoint is whole
+_CHECKSUMS = "checksums.json"  # of the files of a checkpoint, beside them
 _log = logging.getLogger("mnist_jax")
 
 
@@ -37,13 +37,16 @@ def save_checkpoint(
     metrics: Mapping[str, float] | None = None,
     keep: int = 3,
 ) -> None:
-    """Saves a state under its step number, whole or not at all.
+    """Saves a state under its step number.
 
     Args:
         directory: of the checkpoints; created if need be.
         state: the state to save; replaces a checkpoint of the same step.
         metrics: numbers to save with it. The checkpoint with the best ``validation_accuracy`` is always kept.
         keep: newest checkpoints to keep besides.
+
+    Example:
+        See :func:`restore_checkpoint`.
     """
     policy = checkpoint_managers.AnyPreservationPolicy(
         [
@@ -85,22 +88,31 @@ def restore_checkpoint(directory: str | os.PathLike[str], like: TrainState, *, s
     directory = Path(directory)
     if (directory / "checkpoints").is_dir():
         directory = directory / "checkpoints"
+    steps = [saved for saved in saved_steps(directory) if step is None or saved == step]
+    if not steps:
+        raise InputError(f"{directory}: a checkpoint{'' if step is None else f' of step {step}'} wanted, found none")
     with _manager(directory) as manager:
-        steps = sorted(manager.all_steps(), reverse=True) if directory.is_dir() else []
-        if step is not None:
-            steps = [saved for saved in steps if saved == step]
-        if not steps:
-            raise InputError(
-                f"{directory}: a checkpoint{'' if step is None else f' of step {step}'} wanted, found none"
-            )
-        for candidate in steps:
+        for candidate in reversed(steps):
             path = directory / str(candidate)
-            if damage := _find_damage(path):
-                _log.warning("%s: checkpoint skipped, %s", path, damage)
-                continue
-            _check_fits(path, manager.item_metadata(candidate), like)
-            return manager.restore(candidate, args=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
-    raise InputError(f"{directory}: a checkpoint that is whole wanted, those of steps {sorted(steps)} are damaged")
+            damage = _find_damage(path)
+            if damage is None:
+                try:
+                    _check_fits(path, manager.item_metadata(candidate), like)
+                    return manager.restore(candidate, args=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
+                except InputError:
+                    raise
+                except Exception as error:  # Orbax has no error of its own for damage
+                    damage = " ".join(str(error).split())[:200]
+            _log.warning("%s: checkpoint skipped: %s", path, damage)
+    raise InputError(f"{directory}: a checkpoint that is whole wanted, those of steps {steps} are damaged")
+
+
+def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
+    """The steps that were saved to the end, in order; none if there is no such directory."""
+    if not Path(directory).is_dir():
+        return []
+    with _manager(directory) as manager:
+        return sorted(manager.all_steps())
 
 
 def _rank(metrics: Mapping[str, float]) -> float:
@@ -128,11 +140,13 @@ def _checksums(path: Path) -> dict[str, int]:
 
 
 def _find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint on disk: Orbax itself would stop at it, or worse, read it."""
+    """What is wrong with a checkpoint on disk: Orbax would not find all of it, or complain at length."""
+    if not (path / _CHECKSUMS).exists():
+        return None
     try:
         saved = json.loads((path / _CHECKSUMS).read_text())
-    except (OSError, ValueError):
-        return f"it has no readable {_CHECKSUMS}: saving it was cut short"
+    except ValueError:
+        return f"{_CHECKSUMS} is damaged"
     found = _checksums(path)
     damaged = sorted(name for name in saved if saved[name] != found.get(name))
     return f"{damaged[0]} is damaged" if damaged else None

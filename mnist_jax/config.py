@@ -11,8 +11,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import operator
+import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from mnist_jax.errors import InputError
@@ -21,7 +23,7 @@ Model = Literal["mlp", "cnn"]
 Optimizer = Literal["sgd", "momentum", "adam", "adamw"]
 Schedule = Literal["constant", "cosine", "one_cycle", "warmup_constant", "warmup_cosine"]
 
-# Where a run lives and how it is shown: free to change when it is resumed.
+# Where a run and its data lie, and how it is shown: free to change when it is resumed.
 _PRESENTATION = ("data_dir", "checkpoint_every", "keep_checkpoints", "workdir", "resume", "quiet")
 
 
@@ -102,20 +104,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            choices = typing.get_args(_TYPES[field.name])
-            if typing.get_origin(_TYPES[field.name]) is Literal:
-                value = getattr(self, field.name)
-                _require(value in choices, field.name, f"one of {', '.join(choices)}", value)
-        for name in ("batch_size", "epochs", "dense_size", "checkpoint_every", "keep_checkpoints"):
-            _require_int(name, getattr(self, name), 1)
-        _require_int("seed", self.seed, 0)
-        _require(self.seed < 2**32, "seed", "below 2**32", self.seed)
-        if self.num_validation is not None:
-            _require_int("num_validation", self.num_validation, 1)
+            object.__setattr__(self, field.name, _converted(field.name, getattr(self, field.name)))
+        for name in ("batch_size", "epochs", "dense_size", "checkpoint_every", "keep_checkpoints", "num_validation"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, "at least 1", value)
         for name in ("hidden_sizes", "channels", "kernel_sizes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
-            for size in getattr(self, name):
-                _require_int(name, size, 1)
+            value = getattr(self, name)
+            _require(all(size >= 1 for size in value), name, "at least 1 each", value)
+        _require(0 <= self.seed < 2**32, "seed", "in [0, 2**32)", self.seed)
         _require(
             len(self.channels) == len(self.kernel_sizes) > 0,
             "kernel_sizes",
@@ -129,6 +125,7 @@ class TrainConfig:
             value = getattr(self, name)
             _require(value is None or 0 < value < math.inf, name, "a finite number above 0", value)
         _require(0 <= self.weight_decay < math.inf, "weight_decay", "a finite number, 0 or above", self.weight_decay)
+        _require(self.workdir != "", "workdir", "the name of a directory", "an empty one")
         _require(not (self.resume and self.workdir is None), "resume", "given together with --workdir", "no workdir")
 
     def to_json(self) -> str:
@@ -151,10 +148,7 @@ class TrainConfig:
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise InputError(f"config: unknown field {unknown[0]!r}")
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise InputError(f"config: a field has the wrong type ({error})") from None
+        return cls(**fields)
 
     def differences(self, other: TrainConfig) -> list[str]:
         """Names of the fields that describe the training and differ, ``epochs`` among them."""
@@ -165,12 +159,39 @@ class TrainConfig:
 _TYPES = typing.get_type_hints(TrainConfig)
 
 
+def _converted(name: str, value: Any) -> Any:
+    """The value of a field as its type: JSON has lists, and callers have NumPy's numbers and ``Path``."""
+    kind, choices = _TYPES[name], typing.get_args(_TYPES[name])
+    if type(None) in choices:
+        if value is None:
+            return None
+        kind = choices[0]
+    if typing.get_origin(kind) is Literal:
+        _require(value in choices, name, f"one of {', '.join(choices)}", value)
+        return value
+    if kind is bool:
+        _require(isinstance(value, bool), name, "True or False", value)
+        return value
+    converters: dict[type, Callable[[Any], Any]] = {int: _whole, float: _number, str: os.fspath}
+    try:
+        return tuple(map(_whole, value)) if typing.get_origin(kind) is tuple else converters[kind](value)
+    except TypeError:
+        wanted = {int: "a whole number", float: "a number", str: "text"}.get(kind, "whole numbers")
+        raise InputError(f"{name} must be {wanted}, got {value!r}") from None
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | str):
+        raise TypeError
+    return float(value)
+
+
 def _require(condition: bool, name: str, wanted: str, value: Any) -> None:
     if not condition:
         raise InputError(f"{name} must be {wanted}, got {value}")
-
-
-def _require_int(name: str, value: Any, minimum: int) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    _require(whole, name, "a whole number", value)
-    _require(value >= minimum, name, f"at least {minimum}", value)

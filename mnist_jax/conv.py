@@ -4,7 +4,7 @@
 
 On GPU and TPU this is ``lax.conv_general_dilated``. On CPU it is written as patches times a matrix, because XLA runs
 a convolution inside ``lax.scan`` or ``lax.fori_loop`` through a loop tens of times slower than outside: a step of the
-CNN of this library at batch 64 takes 270 ms with ``lax.conv`` in a scan and about 5 ms as below, on 2 cores.
+CNN of this library at batch 64 takes 77 ms with ``lax.conv`` in a scan and 4 ms as below, on 2 cores.
 
 Reference: https://github.com/jax-ml/jax/issues/12868.
 """
@@ -39,7 +39,9 @@ def conv_general_dilated(
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
 
     def by_patches(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return _conv_by_patches(lhs, rhs, window_strides, padding)
+        return _conv_by_patches(
+            lhs, rhs, window_strides, padding, options.get("precision"), options.get("preferred_element_type")
+        )
 
     layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
     nhwc_hwio = lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
@@ -50,15 +52,23 @@ def conv_general_dilated(
     return lax.platform_dependent(lhs, rhs, cpu=by_patches, default=by_lax)
 
 
-def _conv_by_patches(lhs: jax.Array, rhs: jax.Array, window_strides: Any, padding: Any) -> jax.Array:
+def _conv_by_patches(
+    lhs: jax.Array, rhs: jax.Array, window_strides: Any, padding: Any, precision: Any, preferred_element_type: Any
+) -> jax.Array:
     rows, columns, channels, features = rhs.shape
     down, right = window_strides
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], (rows, columns), window_strides, padding)
-    lhs = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
+    lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), [(low, high, 0) for low, high in ((0, 0), *padding, (0, 0))])
     bottom, end = lhs.shape[1] - rows + 1, lhs.shape[2] - columns + 1
     patches = jnp.stack(
         [lhs[:, i : i + bottom : down, j : j + end : right] for i in range(rows) for j in range(columns)], axis=3
     )  # [B, height, width, rows * columns, channels]
     kernel = rhs.reshape(rows * columns, channels, features)
-    return lax.dot_general(patches, kernel, (((3, 4), (0, 1)), ((), ())))
+    return lax.dot_general(
+        patches,
+        kernel,
+        (((3, 4), (0, 1)), ((), ())),
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )

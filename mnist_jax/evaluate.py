@@ -52,7 +52,7 @@ def evaluate_dataset(state: TrainState, split: Split, batch_size: int = 1000) ->
         batch_size: examples at a time; the last batch is filled up, and what filled it masked.
 
     Raises:
-        ValueError: the split is empty.
+        ValueError: the split is empty, or ``batch_size`` is below 1.
 
     Example:
         >>> import optax
@@ -63,6 +63,8 @@ def evaluate_dataset(state: TrainState, split: Split, batch_size: int = 1000) ->
     """
     if not split.num_examples:
         raise ValueError("the split to evaluate must have at least one example, got none")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     metrics, logits = jax.device_get(_evaluate(state, split, min(batch_size, split.num_examples)))
     return Evaluation(
         loss=float(metrics.loss_sum) / int(metrics.count),

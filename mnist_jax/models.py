@@ -8,6 +8,7 @@ count_parameters(state.params)
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -34,9 +35,13 @@ class MLP(nn.Module):
         (5, 10)
     """
 
-    hidden_sizes: tuple[int, ...] = (512, 256)
+    hidden_sizes: Sequence[int] = (512, 256)
     dropout_rate: float = 0.2
     num_classes: int = 10
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))  # a list has no hash
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
@@ -68,11 +73,16 @@ class CNN(nn.Module):
         (5, 10)
     """
 
-    channels: tuple[int, ...] = (24, 32)
-    kernel_sizes: tuple[int, ...] = (5, 3)
+    channels: Sequence[int] = (24, 32)
+    kernel_sizes: Sequence[int] = (5, 3)
     dense_size: int = 256
     dropout_rate: float = 0.2
     num_classes: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "kernel_sizes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list has no hash
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
@@ -100,7 +110,17 @@ def _max_pool(x: jax.Array) -> jax.Array:
 
 
 def build_model(config: TrainConfig) -> MLP | CNN:
-    """The model that a config describes."""
+    """The model that a config describes.
+
+    Example:
+        >>> build_model(TrainConfig(hidden_sizes=(100,), dropout_rate=0.1))
+        MLP(
+            # attributes
+            hidden_sizes = (100,)
+            dropout_rate = 0.1
+            num_classes = 10
+        )
+    """
     if config.model == "mlp":
         return MLP(hidden_sizes=config.hidden_sizes, dropout_rate=config.dropout_rate)
     return CNN(

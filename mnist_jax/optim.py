@@ -23,9 +23,15 @@ def build_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
         config: the run.
         num_steps: steps of the whole run.
 
+    Example:
+        >>> schedule = build_schedule(TrainConfig(schedule="cosine", learning_rate=0.5), num_steps=10)
+        >>> [round(float(schedule(step)), 3) for step in (0, 5, 10)]
+        [0.5, 0.25, 0.0]
+
     Reference: one-cycle is Smith and Topin, https://arxiv.org/abs/1708.07120.
     """
-    peak, warmup = config.learning_rate, round(config.warmup_fraction * num_steps)
+    peak = config.learning_rate
+    warmup = min(round(config.warmup_fraction * num_steps), num_steps - 1)
     match config.schedule:
         case "constant":
             return optax.constant_schedule(peak)
@@ -33,8 +39,8 @@ def build_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
             return optax.cosine_decay_schedule(peak, num_steps)
         case "one_cycle":
             return optax.cosine_onecycle_schedule(num_steps, peak)
-        case "warmup_constant":
-            return optax.warmup_constant_schedule(0.0, peak, warmup)
+        case "warmup_constant":  # optax's schedule of no steps stays where it begins
+            return optax.warmup_constant_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
         case "warmup_cosine":
             return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, num_steps)
 

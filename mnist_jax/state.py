@@ -74,6 +74,9 @@ def create_train_state(
     Returns:
         The state before the first step.
 
+    Raises:
+        TypeError: the model has an attribute that is not hashable.
+
     Example:
         >>> from mnist_jax import MLP
         >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.adam(1e-3), jax.random.key(0))
@@ -81,6 +84,12 @@ def create_train_state(
         (784, 8)
     """
 
+    try:
+        hash(model)
+    except TypeError as error:
+        raise TypeError(
+            f"model must have hashable attributes, tuples rather than lists, got {type(model).__name__}: {error}"
+        ) from None
     return _create(model, tx, key, ema_decay, label_smoothing)
 
 
@@ -93,7 +102,8 @@ def _create(
     label_smoothing: float,
 ) -> TrainState:
     init_key, train_key = jax.random.split(key)
-    model_state, params = flax.core.pop(model.init(init_key, jnp.zeros((1, 28, 28, 1))), "params")
+    variables = model.init(init_key, jnp.zeros((1, 28, 28, 1)), **_train_option(model, False))
+    model_state, params = flax.core.pop(variables, "params")
     return TrainState(
         step=jnp.int32(0),
         params=params,
@@ -130,11 +140,15 @@ def apply_model(
     if image.dtype == jnp.uint8:
         image = image.astype(jnp.float32) / 255
     variables = {"params": params, **state.model_state}
+    options: dict[str, Any] = _train_option(state.model, dropout_key is not None)
     if dropout_key is None:
-        logits: jax.Array = state.model.apply(variables, image)  # type: ignore[assignment]
-        return logits, state.model_state
-    options: dict[str, Any] = {"rngs": {"dropout": dropout_key}, "mutable": list(state.model_state)}
-    if "train" in inspect.signature(type(state.model).__call__).parameters:
-        options["train"] = True
+        return state.model.apply(variables, image, **options), state.model_state  # type: ignore[return-value]
+    options |= {"rngs": {"dropout": dropout_key}, "mutable": list(state.model_state)}
     logits, changed = state.model.apply(variables, image, **options)
     return logits, {**state.model_state, **changed}
+
+
+def _train_option(model: nn.Module, train: bool) -> dict[str, Any]:
+    """``train`` as a keyword, for the models that take one."""
+    takes_train = "train" in inspect.signature(type(model).__call__).parameters
+    return {"train": train} if takes_train else {}

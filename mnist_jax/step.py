@@ -104,6 +104,15 @@ def loss_fn(
 
     Returns:
         The loss, a scalar; the metrics of the batch and the new model state.
+
+    Example:
+        >>> import numpy as np
+        >>> from mnist_jax import MLP, create_train_state
+        >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.adam(1e-3), jax.random.key(0))
+        >>> batch = {"image": np.zeros((4, 28, 28, 1), np.uint8), "label": np.arange(4)}
+        >>> grads, (metrics, _) = jax.grad(loss_fn, has_aux=True)(state.params, state, batch)
+        >>> grads["Dense_0"]["kernel"].shape
+        (784, 8)
     """
     logits, model_state = apply_model(state, params, batch["image"], dropout_key)
     losses = example_losses(logits, batch["label"], state.label_smoothing)
@@ -117,7 +126,7 @@ def train_step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState,
 
     Args:
         state: from :func:`mnist_jax.create_train_state`, or from the last step. It stays valid.
-        batch: ``{"image": uint8 or float[B, 28, 28, 1], "label": int[B]}``.
+        batch: ``{"image": uint8 or float[B, 28, 28, 1], "label": int[B]}``, perhaps with ``"mask": bool[B]``.
 
     Returns:
         The next state, and the metrics of the batch under the parameters before the step, with dropout.
@@ -142,7 +151,8 @@ def train_step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState,
     ema_params = state.ema_params
     if state.ema_decay is not None:
         decay = jnp.minimum(state.ema_decay, (1 + state.step) / (10 + state.step))
-        ema_params = optax.incremental_update(params, ema_params, 1 - decay)
+        average = optax.incremental_update(params, ema_params, 1 - decay)
+        ema_params = jax.tree.map(lambda new, old: new.astype(old.dtype), average, ema_params)
     next_state = state.replace(
         step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params, model_state=model_state
     )
@@ -158,7 +168,8 @@ def train_epoch(
     Args:
         state: the state to start from.
         split: N examples; keep it on the device with ``jax.device_put``.
-        batch_size: B. The last of the ``ceil(N / B)`` batches is filled up and masked where N is no multiple of it.
+        batch_size: B. Where N is no multiple of it, the last of the ``ceil(N / B)`` batches is filled up with other
+            examples of the epoch, which are masked: they count for nothing but the statistics of a batch norm.
         num_steps: go only so many steps further in the epoch that ``state.step`` lies in, instead of one epoch. It is
             not part of the compiled program, so pieces of any length share one.
 
@@ -167,6 +178,13 @@ def train_epoch(
 
     Raises:
         ValueError: ``batch_size`` exceeds N.
+
+    Example:
+        >>> from mnist_jax import MLP, create_train_state, load_dataset
+        >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.adam(1e-3), jax.random.key(0))
+        >>> state, metrics = train_epoch(state, load_dataset("digits").train, batch_size=100)
+        >>> int(state.step), int(metrics.count)
+        (14, 1350)
     """
     num_examples = split.num_examples
     if not 1 <= batch_size <= num_examples:
@@ -177,7 +195,7 @@ def train_epoch(
     epoch_key = jax.random.fold_in(shuffle_key, state.step // steps_per_epoch)
     # One sort of random words; jax.random.permutation sorts twice to rule out ties (19 ms against 10 on 2 CPU cores).
     order = jnp.argsort(jax.random.bits(epoch_key, (num_examples,)))
-    order = jnp.pad(order, (0, padding))
+    order = jnp.pad(order, (0, padding), mode="wrap")
 
     def body(_: Any, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, total = carry
@@ -200,7 +218,16 @@ def eval_step(state: TrainState, batch: Mapping[str, Any], mask: jax.Array | Non
     Args:
         state: the state to evaluate.
         batch: ``{"image": uint8 or float[B, 28, 28, 1], "label": int[B]}``.
-        mask: ``bool[B]``, the examples that count; None counts all.
+        mask: ``bool[B]``, the examples that count; None takes ``batch["mask"]``, or counts all.
+
+    Example:
+        >>> import numpy as np
+        >>> from mnist_jax import MLP, create_train_state
+        >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.adam(1e-3), jax.random.key(0))
+        >>> batch = {"image": np.zeros((4, 28, 28, 1), np.uint8), "label": np.arange(4)}
+        >>> int(eval_step(state, batch, np.array([True, True, True, False])).count)
+        3
     """
     logits, _ = apply_model(state, state.eval_params, batch["image"])
+    mask = batch.get("mask") if mask is None else mask
     return measure(logits, batch["label"], example_losses(logits, batch["label"]), mask)

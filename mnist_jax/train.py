@@ -14,9 +14,10 @@ import dataclasses
 import logging
 import math
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,24 +82,24 @@ def fit(config: TrainConfig) -> Run:
     """
     started = time.perf_counter()
     workdir = Workdir.find(config)
-    if config.data is None and workdir.saved is not None:
-        config = dataclasses.replace(config, data=workdir.saved.data)
-    with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(_load, config)
-        import jax
-        from tensorboardX import SummaryWriter
+    if workdir.saved is not None:
+        saved = workdir.saved
+        config = dataclasses.replace(config, data=config.data or saved.data, data_dir=config.data_dir or saved.data_dir)
+    loading = _start_loading(config)
+    import jax
+    from tensorboardX import SummaryWriter
 
-        from mnist_jax.checkpoint import restore_checkpoint, save_checkpoint
-        from mnist_jax.evaluate import evaluate_dataset
-        from mnist_jax.models import build_model
-        from mnist_jax.optim import build_optimizer, build_schedule
-        from mnist_jax.pieces import EpochInPieces
-        from mnist_jax.report import learning_curves
-        from mnist_jax.state import create_train_state
-        from mnist_jax.step import Metrics
+    from mnist_jax.checkpoint import restore_checkpoint, save_checkpoint, saved_steps
+    from mnist_jax.evaluate import evaluate_dataset
+    from mnist_jax.models import build_model
+    from mnist_jax.optim import build_optimizer, build_schedule
+    from mnist_jax.pieces import EpochInPieces
+    from mnist_jax.report import learning_curves
+    from mnist_jax.state import create_train_state
+    from mnist_jax.step import Metrics
 
-        seconds = {"import": time.perf_counter() - started}
-        dataset, seconds["data"] = loading.result()
+    seconds = {"import": time.perf_counter() - started}
+    dataset, seconds["data"] = loading.result()
     config = dataclasses.replace(config, data=config.data or dataset.name)
     num_train = dataset.train.num_examples
     if config.batch_size > num_train:
@@ -122,11 +123,11 @@ def fit(config: TrainConfig) -> Run:
     seconds |= {"compile": time.perf_counter() - begun, "train": 0.0, "evaluate": 0.0}
 
     history: list[dict[str, Any]] = []
-    if workdir.saved is not None and workdir.checkpoints.is_dir():
+    if workdir.saved is not None and saved_steps(workdir.checkpoints):
         state = restore_checkpoint(workdir.checkpoints, state)
         history = workdir.read_history(num_epochs=int(state.step) // steps_per_epoch)
         _check_continuation(config, workdir.saved, num_epochs=len(history))
-    workdir.create(config, dataset.name)
+    workdir.create(config, dataset.identity())
 
     with (
         StopSignals() as stop,
@@ -199,10 +200,20 @@ def fit(config: TrainConfig) -> Run:
     return Run(config, state, history, summary, workdir.path)
 
 
-def _load(config: TrainConfig) -> tuple[Dataset, float]:
-    begun = time.perf_counter()
-    dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
-    return dataset, time.perf_counter() - begun
+def _start_loading(config: TrainConfig) -> Future[tuple[Dataset, float]]:
+    """Loads the data and tells how long it took, in a thread that Ctrl-C need not wait for."""
+    future: Future[tuple[Dataset, float]] = Future()
+
+    def load() -> None:
+        begun = time.perf_counter()
+        try:
+            dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
+            future.set_result((dataset, time.perf_counter() - begun))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=load, daemon=True).start()
+    return future
 
 
 def _check_continuation(config: TrainConfig, saved: TrainConfig, num_epochs: int) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 
-_OURS = ("config.json", "metrics.jsonl", "summary.json", "checkpoints", "figures")
+_OURS = ("config.json", "data.json", "metrics.jsonl", "summary.json", "checkpoints", "figures")
 
 
 class Workdir:
@@ -80,21 +80,34 @@ class Workdir:
         """Where the checkpoints go."""
         return self.path / "checkpoints"
 
-    def create(self, config: TrainConfig, dataset_name: str) -> None:
-        """Makes the directory and writes ``config.json``.
+    def create(self, config: TrainConfig, data: Mapping[str, Any]) -> None:
+        """Makes the directory and writes ``config.json``, and ``data.json`` from ``Dataset.identity``.
 
         Raises:
-            InputError: the directory cannot be written.
+            InputError: the directory cannot be written, or the run to continue had other data.
         """
         try:
             if self._path is None:
-                self._path = _new_directory(f"{dataset_name.replace('/', '-')}-{config.model}")
+                self._path = _new_directory(f"{data['name'].replace('/', '-')}-{config.model}")
+            self._check_data(data)
             self.path.mkdir(parents=True, exist_ok=True)
+            _write(self.path / "data.json", json.dumps(data, indent=2) + "\n")
             _write(self.path / "config.json", config.to_json())
         except OSError as error:
             raise InputError(
                 f"workdir must be a writable directory, got {self._path or 'runs'} ({error.strerror})"
             ) from None
+
+    def _check_data(self, data: Mapping[str, Any]) -> None:
+        path = self.path / "data.json"
+        if self.saved is None or not path.exists():
+            return
+        try:
+            saved = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path}: a JSON object wanted ({error})") from None
+        if saved != data:
+            raise InputError(f"resume: the data must be that of {path}, {saved}, got {dict(data)}")
 
     def read_history(self, num_epochs: int) -> list[dict[str, Any]]:
         """The first ``num_epochs`` lines of ``metrics.jsonl``.

@@ -1,6 +1,8 @@
 import dataclasses
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mnist_jax import InputError, TrainConfig
@@ -23,10 +25,17 @@ def test_json_gives_the_config_back():
         ("batch_size", 0, "batch_size must be at least 1, got 0"),
         ("batch_size", 1.5, "batch_size must be a whole number, got 1.5"),
         ("epochs", True, "epochs must be a whole number, got True"),
-        ("seed", -1, "seed must be at least 0, got -1"),
-        ("seed", 2**32, "seed must be below 2\\*\\*32, got 4294967296"),
+        ("seed", -1, r"seed must be in \[0, 2\*\*32\), got -1"),
+        ("seed", 2**32, r"seed must be in \[0, 2\*\*32\), got 4294967296"),
         ("num_validation", 0, "num_validation must be at least 1, got 0"),
-        ("hidden_sizes", (3, 0), "hidden_sizes must be at least 1, got 0"),
+        ("hidden_sizes", (3, 0), r"hidden_sizes must be at least 1 each, got \(3, 0\)"),
+        ("hidden_sizes", 5, "hidden_sizes must be whole numbers, got 5"),
+        ("hidden_sizes", (3, "x"), r"hidden_sizes must be whole numbers, got \(3, 'x'\)"),
+        ("learning_rate", "high", "learning_rate must be a number, got 'high'"),
+        ("learning_rate", None, "learning_rate must be a number, got None"),
+        ("quiet", "yes", "quiet must be True or False, got yes"),
+        ("workdir", 5, "workdir must be text, got 5"),
+        ("workdir", "", "workdir must be the name of a directory, got an empty one"),
         ("kernel_sizes", (3,), r"kernel_sizes must be as long as channels \(24, 32\) and not empty, got \(3,\)"),
         ("dropout_rate", 1.0, r"dropout_rate must be in \[0, 1\), got 1.0"),
         ("ema_decay", -0.1, r"ema_decay must be in \[0, 1\), got -0.1"),
@@ -50,13 +59,19 @@ def test_a_value_out_of_range_is_named(field, value, message):
         ("{", "config: not JSON"),
         ("[]", "config: must be a JSON object, got list"),
         ('{"colour": 1}', "config: unknown field 'colour'"),
-        ('{"dropout_rate": "high"}', "config: a field has the wrong type"),
-        ('{"batch_size": "many"}', "batch_size must be a whole number, got many"),
+        ('{"dropout_rate": "high"}', "dropout_rate must be a number, got 'high'"),
+        ('{"batch_size": "many"}', "batch_size must be a whole number, got 'many'"),
     ],
 )
 def test_a_damaged_file_is_named(text, message):
     with pytest.raises(InputError, match=message):
         TrainConfig.from_json(text)
+
+
+def test_numbers_of_numpy_and_paths_are_taken():
+    config = TrainConfig(learning_rate=np.float32(0.5), epochs=np.int64(3), hidden_sizes=[4], workdir=Path("x"))
+    assert config == TrainConfig(learning_rate=0.5, epochs=3, hidden_sizes=(4,), workdir="x")
+    assert TrainConfig.from_json(config.to_json()) == config
 
 
 def test_differences_leave_out_how_a_run_is_shown():

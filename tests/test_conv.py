@@ -16,7 +16,7 @@ def normal(*shape, seed=0):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
-@pytest.mark.parametrize("padding", ["VALID", "SAME", ((1, 2), (0, 3))])
+@pytest.mark.parametrize("padding", ["VALID", "SAME", ((1, 2), (0, 3)), ((1, -1), (0, -2))])
 def test_values_and_gradients_are_those_of_lax(channels, strides, padding):
     x, w = normal(2, 9, 8, channels), normal(3, 2, channels, 4, seed=1)
 
@@ -53,6 +53,14 @@ def test_each_platform_gets_its_own_lowering(platform, by_lax):
 
     traced = jax.jit(gradient).trace(normal(2, 9, 9, 1), normal(3, 3, 1, 4))
     assert ("stablehlo.convolution" in traced.lower(lowering_platforms=(platform,)).as_text()) == by_lax
+
+
+def test_the_type_of_the_result_may_be_asked_for():
+    x, w = normal(2, 9, 9, 4).astype(jnp.bfloat16), normal(3, 3, 4, 4).astype(jnp.bfloat16)
+    options = {"dimension_numbers": NHWC, "preferred_element_type": jnp.float32}
+    found = conv_general_dilated(x, w, (1, 1), "VALID", **options)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, lax.conv_general_dilated(x, w, (1, 1), "VALID", **options), rtol=1e-2, atol=1e-2)
 
 
 def test_under_vmap_and_in_a_scan_it_is_the_same():

@@ -61,7 +61,12 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch):
         load_dataset(tmp_path)
     with pytest.raises(InputError, match="data_dir must be an existing directory, got 'nowhere'"):
         load_dataset("mnist", data_dir="nowhere")
+    with pytest.raises(InputError, match="data_dir must be an existing directory, got ''"):
+        load_dataset("mnist", data_dir="")
+    with pytest.raises(InputError, match="data x{80}: cannot be read .File name too long."):
+        load_dataset("x" * 300)
     monkeypatch.setenv("MNIST_JAX_DATA_DIR", "nowhere")
+    assert load_dataset("digits").name == "digits"  # does not need it
     with pytest.raises(InputError, match=r"\$MNIST_JAX_DATA_DIR must be an existing directory, got 'nowhere'"):
         load_dataset()
 

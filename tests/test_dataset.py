@@ -20,9 +20,22 @@ def test_validation_is_the_end_of_the_training_set(num_validation, expected):
     assert dataset.train.label.dtype == np.int32
 
 
-def test_a_validation_split_that_leaves_nothing_is_refused():
-    with pytest.raises(InputError, match="num_validation must be below the 60 training examples of small, got 60"):
-        Dataset.from_arrays(make_arrays(60), "small", 60)
+@pytest.mark.parametrize("num_validation", [60, 0, -5])
+def test_a_validation_split_that_leaves_nothing_is_refused(num_validation):
+    message = f"num_validation must be 1 to 59, for 60 training examples of small, got {num_validation}"
+    with pytest.raises(InputError, match=message):
+        Dataset.from_arrays(make_arrays(60), "small", num_validation)
+
+
+def test_the_identity_tells_data_sets_apart():
+    identity = Dataset.from_arrays(make_arrays(), "small").identity()
+    assert identity == Dataset.from_arrays(make_arrays(), "small").identity()
+    sizes = (identity["num_train"], identity["num_validation"], identity["num_test"])
+    assert sizes == (54, 6, 10)
+    changed = make_arrays()
+    changed["train_label"][3] = (changed["train_label"][3] + 1) % 10
+    assert identity != Dataset.from_arrays(changed, "small").identity()
+    assert identity != Dataset.from_arrays(make_arrays(), "other").identity()
 
 
 def test_a_dataset_is_frozen():

@@ -67,6 +67,8 @@ def test_it_compiles_once_and_takes_data_from_host_and_device(state):
     assert _evaluate._cache_size() - before <= 2  # uncommitted and committed arrays are told apart
 
 
-def test_an_empty_split_is_refused(state):
+def test_an_empty_split_or_batch_is_refused(state):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        evaluate_dataset(state, make_split(3), 0)
     with pytest.raises(ValueError, match="the split to evaluate must have at least one example, got none"):
         evaluate_dataset(state, Split(np.zeros((0, 28, 28, 1), np.uint8), np.zeros(0, np.int32)))

@@ -131,9 +131,15 @@ def test_a_csv_gives_back_what_was_written(tmp_path):
     assert len(found["test_label"]) == 2
 
 
+def test_a_csv_may_begin_with_a_byte_order_mark(tmp_path):
+    path = write_csv(tmp_path / "train.csv", range(4), np.zeros((4, 784), int), header="\ufeff" + HEADER)
+    assert read_csv(path)["train_label"].tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda text: text.replace("\n1,0", "\n#1,0", 1), "whole numbers wanted in every cell.*'#1'"),
         (lambda text: text.replace("label,", "", 1), "label is missing .a file without labels is for prediction"),
         (lambda text: text.replace(",pixel7,", ",", 1), "missing pixel7$"),
         (lambda text: text.replace("pixel7,pixel8", "pixel8,pixel7", 1), "in this order, got 785 columns"),
@@ -146,7 +152,6 @@ def test_a_csv_gives_back_what_was_written(tmp_path):
         (lambda text: "\udcff", "columns label,pixel0,...,pixel783 wanted|can't decode"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:loadtxt. input contained no data")
 def test_a_damaged_csv_is_one_line(tmp_path, change, message):
     path = write_csv(tmp_path / "train.csv", range(4), np.zeros((4, 784), int))
     path.write_text(change(path.read_text()), errors="surrogateescape")

@@ -79,6 +79,16 @@ def test_the_optimizer_follows_its_schedule(optimizer, schedule):
         np.testing.assert_allclose(updates["bias"], rate(step) * plain_updates["bias"], rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle", "warmup_constant", "warmup_cosine"])
+@pytest.mark.parametrize("warmup_fraction", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_short_runs_learn(schedule, warmup_fraction, num_steps):
+    rate = build_schedule(TrainConfig(schedule=schedule, warmup_fraction=warmup_fraction), num_steps)
+    rates = [float(rate(step)) for step in range(num_steps)]
+    assert all(0 <= value <= 1.001e-3 for value in rates)
+    assert max(rates) > 0
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [

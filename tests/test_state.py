@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import assert_trees_equal
+from flax import linen as nn
 
 from mnist_jax import MLP, create_train_state
 from mnist_jax.state import apply_model
@@ -45,6 +46,20 @@ def test_it_is_frozen_and_its_leaves_are_arrays():
     with pytest.raises(dataclasses.FrozenInstanceError):
         state.step = 1
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+
+
+def test_lists_are_taken_by_our_models_and_named_in_others():
+    state = create_train_state(MLP(hidden_sizes=[4]), TX, jax.random.key(0))
+    assert state.model == MODEL
+
+    class Other(nn.Module):
+        sizes: list
+
+        def __call__(self, image):
+            return image
+
+    with pytest.raises(TypeError, match="model must have hashable attributes, tuples rather than lists, got Other"):
+        create_train_state(Other([1]), TX, jax.random.key(0))
 
 
 @pytest.mark.parametrize("shape", [(2, 28, 28), (2, 784), (2, 28, 28, 3)])

@@ -102,6 +102,12 @@ def test_masked_step_is_the_step_on_the_subset():
     assert_trees_close(metrics, expected_metrics)
 
 
+def test_a_mask_in_the_batch_counts_everywhere():
+    state = make_state()
+    batch = {**make_batch(8), "mask": np.arange(8) < 3}
+    assert train_step(state, batch)[1].count == eval_step(state, batch).count == 3
+
+
 def test_uint8_images_are_scaled_to_the_unit_interval():
     state = make_state()
     batch = make_batch(4)
@@ -238,6 +244,45 @@ def test_a_model_with_batch_norm_keeps_its_statistics():
     one = eval_step(after, {name: array[:1] for name, array in batch.items()})
     both = eval_step(after, batch, np.arange(16) < 1)
     assert_trees_close(one, both)  # evaluation does not look at the other examples of its batch
+
+
+def test_the_filling_of_the_last_batch_is_a_sample_of_the_epoch():
+    """Batch norm sees what fills the last batch: 7 times the same image would ruin its statistics."""
+    split = make_split(9)
+    state = make_state(WithBatchNorm(), optax.set_to_zero())
+    after, _ = train_epoch(state, split, 8)
+    variance = after.model_state["batch_stats"]["BatchNorm_0"]["var"]
+    expected = (split.image.astype(np.float32) / 255).reshape(9, -1).var(axis=0)
+    assert 0.5 < np.mean((variance - 0.25) / 0.75) / expected.mean() < 1.5
+
+
+class TrainWithoutDefault(nn.Module):
+    @nn.compact
+    def __call__(self, image, train):
+        x = nn.Dense(8)(image.reshape(image.shape[0], -1))
+        return nn.Dense(10)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+class TrainByDefault(nn.Module):
+    @nn.compact
+    def __call__(self, image, train=True):
+        x = nn.BatchNorm(use_running_average=not train)(image.reshape(image.shape[0], -1))
+        return nn.Dense(10)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+@pytest.mark.parametrize("model", [TrainWithoutDefault(), TrainByDefault()])
+def test_train_may_have_any_default(model):
+    state, _ = train_step(make_state(model), make_batch(4))
+    assert eval_step(state, make_batch(4)).loss_sum == eval_step(state, make_batch(4)).loss_sum
+
+
+def test_a_running_average_keeps_its_dtype():
+    state = make_state(ema_decay=0.9)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.params)
+    state = state.replace(params=params, ema_params=params, opt_state=state.tx.init(params))
+    with jax.numpy_dtype_promotion("standard"):
+        after, _ = train_epoch(state, make_split(8), 4)
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.ema_params)} == {jnp.dtype(jnp.bfloat16)}
 
 
 class WithoutTrainArgument(nn.Module):

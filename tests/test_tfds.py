@@ -9,7 +9,7 @@ import pytest
 from conftest import make_arrays, write_idx_files
 from servers import send, serve
 
-from mnist_jax import load_dataset
+from mnist_jax import InputError, load_dataset
 from mnist_jax.data import tfds
 from mnist_jax.data.download import DownloadError
 from mnist_jax.data.tfds import SOURCES, Source, load_named
@@ -151,6 +151,18 @@ def test_prepared_data_that_needs_tensorflow_is_passed_over(serve_small, tfds_di
     stock.mkdir(parents=True)
     (stock / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
     assert_same_arrays(load_named("mnist", None), arrays)
+
+
+@pytest.mark.parametrize("damage", ["records", "features.json"])
+def test_damaged_prepared_data_is_one_line(serve_small, tfds_dir, damage):
+    start, _ = serve_small
+    start("mnist")
+    load_named("mnist", None)
+    for path in (tfds_dir / "mnist" / "1.0.0").glob("*array_record*" if damage == "records" else damage):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match="1.0.0: prepared data that can be read wanted .*; delete it") as caught:
+        load_named("mnist", None)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path, monkeypatch):

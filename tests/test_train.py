@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import assert_trees_equal
+from conftest import assert_trees_equal, make_arrays, write_idx_files
 
 from mnist_jax import (
     InputError,
@@ -47,7 +47,7 @@ def run(tmp_path_factory):
 def test_a_run_leaves_its_directory(run):
     names = {path.name for path in run.workdir.iterdir()}
     (events,) = (name for name in names if name.startswith("events.out.tfevents."))
-    assert names == {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "figures", events}
+    assert names == {"config.json", "data.json", "metrics.jsonl", "summary.json", "checkpoints", "figures", events}
     assert TrainConfig.from_json((run.workdir / "config.json").read_text()) == run.config
     assert read_json(run, "summary.json") == run.summary
     lines = (run.workdir / "metrics.jsonl").read_text().splitlines()
@@ -153,10 +153,23 @@ def test_a_longer_schedule_is_said(tmp_path, caplog):
     ]
 
 
+def test_resuming_finds_its_data_directory_again_and_refuses_other_data(tmp_path, monkeypatch, idx_dir):
+    other = write_idx_files(tmp_path / "other", make_arrays(50))
+    begun = fit(small(tmp_path, data="mnist", data_dir=str(idx_dir), epochs=1, batch_size=10))
+    monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(other))
+    again = fit(small(tmp_path, data="mnist", epochs=2, batch_size=10, resume=True))
+    assert again.summary["num_train"] == begun.summary["num_train"] == 54
+    before = (begun.workdir / "metrics.jsonl").read_text()
+    with pytest.raises(InputError, match="resume: the data must be that of .*'num_train': 54.*, got .*'num_train': 45"):
+        fit(small(tmp_path, data="mnist", data_dir=str(other), epochs=3, batch_size=10, resume=True))
+    assert (begun.workdir / "metrics.jsonl").read_text() == before
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
     straight = fit(small(tmp_path, "straight"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(small(tmp_path).to_json())
+    (tmp_path / "run" / "checkpoints" / "14.orbax-checkpoint-tmp").mkdir(parents=True)
     resumed = fit(small(tmp_path, resume=True))
     assert_trees_equal(resumed.state.params, straight.state.params)
 
@@ -206,7 +219,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_p
     ("options", "message"),
     [
         ({"batch_size": 1351}, "batch_size must be at most the 1350 training examples of digits, got 1351"),
-        ({"num_validation": 1500}, "num_validation must be below the 1500 training examples of digits, got 1500"),
+        ({"num_validation": 1500}, "num_validation must be 1 to 1499, for 1500 training examples of digits, got 1500"),
         ({"data": "nowhere"}, "data must be one of mnist, .*, got 'nowhere'"),
         ({"model": "cnn", "kernel_sizes": (5, 15)}, r"kernel_sizes must leave something of the image to pool"),
     ],

@@ -6,6 +6,8 @@ import pytest
 from mnist_jax import InputError, TrainConfig
 from mnist_jax.workdir import Workdir
 
+DATA = {"name": "digits", "num_train": 1350}
+
 
 @pytest.fixture
 def config(tmp_path):
@@ -14,16 +16,17 @@ def config(tmp_path):
 
 @pytest.fixture
 def saved(config):
-    Workdir.find(config).create(config, "digits")
+    Workdir.find(config).create(config, DATA)
     return dataclasses.replace(config, resume=True)
 
 
 def test_a_new_run_writes_its_config(config, tmp_path):
     workdir = Workdir.find(config)
     assert not (tmp_path / "run").exists()
-    workdir.create(config, "digits")
+    workdir.create(config, DATA)
     assert TrainConfig.from_json((tmp_path / "run" / "config.json").read_text()) == config
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    assert json.loads((tmp_path / "run" / "data.json").read_text()) == DATA
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "data.json"]
 
 
 def test_without_a_name_it_gets_one_of_its_own(tmp_path, monkeypatch):
@@ -31,7 +34,7 @@ def test_without_a_name_it_gets_one_of_its_own(tmp_path, monkeypatch):
     paths = []
     for _ in range(3):
         workdir = Workdir.find(TrainConfig())
-        workdir.create(TrainConfig(), "emnist/digits")
+        workdir.create(TrainConfig(), {**DATA, "name": "emnist/digits"})
         paths.append(workdir.path)
     assert len(set(paths)) == 3
     assert all(path.parent.name == "runs" and path.name.startswith("emnist-digits-mlp-2") for path in paths)
@@ -40,11 +43,11 @@ def test_without_a_name_it_gets_one_of_its_own(tmp_path, monkeypatch):
 def test_files_that_are_not_ours_do_not_matter(config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    Workdir.find(config).create(config, "digits")
+    Workdir.find(config).create(config, DATA)
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json", "checkpoints", "figures"])
+@pytest.mark.parametrize("name", ["config.json", "data.json", "metrics.jsonl", "summary.json", "checkpoints"])
 def test_a_run_is_never_overwritten(config, tmp_path, name):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("precious")
@@ -70,13 +73,23 @@ def test_resuming_anything_else_names_the_field(saved, tmp_path):
         Workdir.find(saved)
 
 
+def test_resuming_on_other_data_is_refused_and_changes_nothing(saved, tmp_path):
+    before = {path.name: path.read_text() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(InputError, match=r"resume: the data must be that of .*data.json, .*1350.*, got .*60000.*"):
+        Workdir.find(saved).create(saved, {**DATA, "num_train": 60000})
+    assert {path.name: path.read_text() for path in (tmp_path / "run").iterdir()} == before
+    (tmp_path / "run" / "data.json").write_text("{")
+    with pytest.raises(InputError, match="data.json: a JSON object wanted"):
+        Workdir.find(saved).create(saved, DATA)
+
+
 def test_a_place_that_cannot_be_written_is_named(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="workdir must be a directory, got the file .*file"):
         Workdir.find(dataclasses.replace(config, workdir=str(tmp_path / "file")))
     inside = dataclasses.replace(config, workdir=str(tmp_path / "file" / "run"))
     with pytest.raises(InputError, match="workdir must be a writable directory, got .*run .Not a directory."):
-        Workdir.find(inside).create(inside, "digits")
+        Workdir.find(inside).create(inside, DATA)
 
 
 def test_the_history_comes_back_as_far_as_asked(saved):
@@ -96,4 +109,4 @@ def test_the_summary_is_json(saved):
     workdir = Workdir.find(saved)
     workdir.write_summary({"test_accuracy": 0.5})
     assert json.loads((workdir.path / "summary.json").read_text()) == {"test_accuracy": 0.5}
-    assert sorted(path.name for path in workdir.path.iterdir()) == ["config.json", "summary.json"]
+    assert sorted(path.name for path in workdir.path.iterdir()) == ["config.json", "data.json", "summary.json"]

@@ -59,10 +59,9 @@ def load_dataset(
         (1350, 28, 28, 1)
     """
     name = os.fspath(name_or_path) if name_or_path is not None else None
-    directory = _data_directory(data_dir)
     if name is None:
         try:
-            return Dataset.from_arrays(load_named("mnist", directory), "mnist", num_validation)
+            return Dataset.from_arrays(load_named("mnist", _data_directory(data_dir)), "mnist", num_validation)
         except DownloadError as error:
             notice = f"MNIST is not on disk and could not be downloaded ({error}): using the embedded digits instead"
         _log.warning(notice)
@@ -72,31 +71,38 @@ def load_dataset(
         return Dataset.from_arrays(load_digits(), name, num_validation)
     if name in SOURCES:
         try:
-            arrays = load_named(name, directory)
+            arrays = load_named(name, _data_directory(data_dir))
         except DownloadError as error:
             raise InputError(f"data {name}: not on disk and not to be had: {error}; {_advice(name)}") from None
         return Dataset.from_arrays(arrays, name, num_validation, SOURCES[name].class_names)
-    path = Path(name)
+    try:
+        return _load_path(Path(name), num_validation)
+    except OSError as error:
+        raise InputError(f"data {name[:80]}: cannot be read ({error.strerror})") from None
+
+
+def _load_path(path: Path, num_validation: int | None) -> Dataset:
     if path.is_dir():
         files = find_idx_files(path)
         if not files:
-            raise InputError(f"data {name}: four IDX files wanted in this directory, found none")
+            raise InputError(f"data {path}: four IDX files wanted in this directory, found none")
         arrays = load_cached([*files.values()], lambda: read_idx_files(files))
         return Dataset.from_arrays(arrays, path.resolve().name, num_validation)
     if path.is_file():
         return Dataset.from_arrays(load_cached([path], lambda: read_csv(path)), path.stem, num_validation)
     known = ", ".join([*SOURCES, "digits"])
-    raise InputError(f"data must be one of {known}, or an existing directory of IDX files or CSV file, got {name!r}")
+    raise InputError(
+        f"data must be one of {known}, or an existing directory of IDX files or CSV file, got {str(path)!r}"
+    )
 
 
 def _data_directory(data_dir: str | os.PathLike[str] | None) -> Path | None:
-    origin = "data_dir" if data_dir is not None else "$MNIST_JAX_DATA_DIR"
-    given = data_dir if data_dir is not None else os.environ.get("MNIST_JAX_DATA_DIR")
-    if not given:
-        return None
-    if not Path(given).is_dir():
+    origin, given = "data_dir", data_dir
+    if given is None:
+        origin, given = "$MNIST_JAX_DATA_DIR", os.environ.get("MNIST_JAX_DATA_DIR") or None
+    if given is not None and not (os.fspath(given) and Path(given).is_dir()):
         raise InputError(f"{origin} must be an existing directory, got {os.fspath(given)!r}")
-    return Path(given)
+    return None if given is None else Path(given)
 
 
 def _advice(name: str) -> str:

@@ -10,6 +10,7 @@ Shape letters of the whole package: N examples, B batch, S steps per epoch, H hi
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,9 +90,10 @@ class Dataset:
         if num_validation is None:
             num_validation = min(_DEFAULT_NUM_VALIDATION, max(1, len(label) // 10))
         num_train = len(label) - num_validation
-        if num_train < 1:
+        if not 1 <= num_validation < len(label):
             raise InputError(
-                f"num_validation must be below the {len(label)} training examples of {name}, got {num_validation}"
+                f"num_validation must be 1 to {len(label) - 1}, for {len(label)} training examples of {name}, "
+                f"got {num_validation}"
             )
         return cls(
             train=Split(image[:num_train], label[:num_train]),
@@ -100,6 +102,13 @@ class Dataset:
             name=name,
             class_names=class_names,
         )
+
+    def identity(self) -> dict[str, Any]:
+        """Name, sizes and a checksum of the training labels: what a run must find again when it is resumed."""
+        splits = {"num_train": self.train, "num_validation": self.validation, "num_test": self.test}
+        sizes = {name: split.num_examples for name, split in splits.items()}
+        checksum = zlib.crc32(np.ascontiguousarray(self.train.label).tobytes())
+        return {"name": self.name, **sizes, "label_checksum": f"{checksum:08x}"}
 
 
 def check_labels(label: np.ndarray, where: str) -> None:

@@ -35,6 +35,8 @@ class DownloadError(InputError):
 def download(url: str, path: Path, *, size: int, sha256: str) -> None:
     """Fetches ``url`` into ``path``, with a progress bar where stderr is a terminal.
 
+    One process at a time may do this for the same path.
+
     Args:
         url: address.
         path: where the file is wanted; left alone if it is there already.
@@ -48,6 +50,8 @@ def download(url: str, path: Path, *, size: int, sha256: str) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    for abandoned in path.parent.glob(f"{path.name}*.part"):
+        abandoned.unlink()
     digest, received = hashlib.sha256(), 0
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
         try:

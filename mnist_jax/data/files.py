@@ -1,7 +1,7 @@
 """Reads data from files: directories of IDX files (the format of MNIST), and the Kaggle digit-recognizer CSV.
 
-    arrays = read_idx_directory(Path("data/mnist"))   # raw or .gz
-    arrays = read_csv(Path("train.csv"))              # label,pixel0,...,pixel783
+    arrays = read_idx_files(find_idx_files(Path("data/mnist")))   # raw or .gz
+    arrays = read_csv(Path("train.csv"))                          # label,pixel0,...,pixel783
 
 A file is trusted no further than its header: nothing is read beyond the size that the header gives.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -124,11 +125,12 @@ def read_csv(path: Path) -> Arrays:
         InputError: a column is missing, or a cell is no whole number in range.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file with a header alone, which is said below
             header = [name.strip().strip('"') for name in file.readline(2**16).split(",")]
             if header != _CSV_HEADER:
                 raise InputError(f"{path}: {_header_problem(header)}")
-            cells = np.loadtxt(file, delimiter=",", dtype=np.int32, ndmin=2)
+            cells = np.loadtxt(file, delimiter=",", dtype=np.int32, ndmin=2, comments=None)
     except InputError:
         raise
     except (OSError, UnicodeDecodeError, ValueError) as error:

@@ -13,10 +13,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import io
 import json
 import os
 import shutil
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,6 +152,18 @@ def _load_prepared(directory: Path) -> Arrays:
 
 
 def _decode(directory: Path) -> Arrays:
+    try:
+        return _read_records(directory)
+    except InputError:
+        raise
+    except Exception as error:  # there is no one error for damage in tensorflow-datasets and array_record
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{directory}: prepared data that can be read wanted ({reason}); delete it to have it prepared anew"
+        ) from None
+
+
+def _read_records(directory: Path) -> Arrays:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(directory))
@@ -231,7 +243,8 @@ def _prepare(name: str, root: Path, arrays: Arrays) -> Path:
                 yield index, {"image": image, "label": int(label)}
 
     Builder.name = family
-    with contextlib.redirect_stdout(sys.stderr):
+    tfds.disable_progress_bar()  # of the few seconds that writing takes: the download had a bar of its own
+    with contextlib.redirect_stdout(io.StringIO()):
         builder = Builder(data_dir=str(root), config=config or None, file_format="array_record")
         builder.download_and_prepare()
     return Path(builder.data_dir)
