@@ -46,7 +46,13 @@ def save_checkpoint(
         keep: newest checkpoints to keep besides.
 
     Example:
-        See :func:`restore_checkpoint`.
+        >>> import optax, tempfile
+        >>> from mnist_jax import MLP, create_train_state
+        >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.adam(1e-3), jax.random.key(0))
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     save_checkpoint(directory, state)
+        ...     saved_steps(directory)
+        [0]
     """
     policy = checkpoint_managers.AnyPreservationPolicy(
         [

@@ -9,6 +9,14 @@ class InputError(ValueError):
     """A flag, file or directory that cannot be used.
 
     The message is one line that names the field or file, what was found and what would be right.
+
+    Example:
+        >>> from mnist_jax import load_dataset
+        >>> try:
+        ...     load_dataset("digits", num_validation=1500)
+        ... except InputError as error:
+        ...     print(error)
+        num_validation must be 1 to 1499, for 1500 training examples of digits, got 1500
     """
 
 
@@ -18,6 +26,10 @@ class NonFiniteLossError(FloatingPointError):
     Attributes:
         epoch: the epoch it happened in, counted from 1.
         step: the step it happened in, counted from 1 over the whole run.
+
+    Example:
+        >>> str(NonFiniteLossError(epoch=2, step=431, loss=float("nan")))
+        'the loss became nan in epoch 2, step 431: stopped; a lower --learning-rate may help'
     """
 
     def __init__(self, epoch: int, step: int, loss: float) -> None:

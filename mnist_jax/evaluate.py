@@ -29,6 +29,11 @@ class Evaluation:
         num_examples: N.
         logits: ``float32[N, K]``.
         label: ``int[N]``, the true classes.
+
+    Example:
+        >>> logits = np.array([[0.0, 2.0], [1.0, 0.0]], np.float32)
+        >>> Evaluation(loss=0.22, accuracy=1.0, num_examples=2, logits=logits, label=np.array([1, 0])).predictions
+        array([1, 0])
     """
 
     loss: float

@@ -28,7 +28,15 @@ ExampleFunction = Callable[[PyTree, jax.Array, jax.Array], jax.Array]
 
 
 def one_example_loss(state: TrainState) -> ExampleFunction:
-    """The loss as a function of ``(params, image[28, 28, 1], label[])``: a scalar, in nats."""
+    """The loss as a function of ``(params, image[28, 28, 1], label[])``: a scalar, in nats.
+
+    Example:
+        >>> from mnist_jax import MLP, create_train_state
+        >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.adam(1e-3), jax.random.key(0))
+        >>> function = one_example_loss(state)
+        >>> function(state.params, jnp.zeros((28, 28, 1)), jnp.int32(3)).shape
+        ()
+    """
 
     def loss(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
         logits, _ = apply_model(state, params, image[None])
@@ -41,6 +49,13 @@ def one_example_margin(state: TrainState) -> ExampleFunction:
     """The margin as a function of ``(params, image[28, 28, 1], label[])``.
 
     It is the logit of the true class minus the largest of the others: negative where the prediction is wrong.
+
+    Example:
+        >>> from mnist_jax import MLP, create_train_state
+        >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.adam(1e-3), jax.random.key(0))
+        >>> function = one_example_margin(state)
+        >>> function(state.params, jnp.zeros((28, 28, 1)), jnp.int32(3)).shape
+        ()
     """
 
     def margin(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
@@ -52,7 +67,15 @@ def one_example_margin(state: TrainState) -> ExampleFunction:
 
 
 def one_example_gradient_norm(state: TrainState) -> ExampleFunction:
-    """The Euclidean norm of the gradient by all parameters, as a function of ``(params, image, label)``."""
+    """The Euclidean norm of the gradient by all parameters, as a function of ``(params, image, label)``.
+
+    Example:
+        >>> from mnist_jax import MLP, create_train_state
+        >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.adam(1e-3), jax.random.key(0))
+        >>> function = one_example_gradient_norm(state)
+        >>> function(state.params, jnp.zeros((28, 28, 1)), jnp.int32(3)).shape
+        ()
+    """
 
     def norm(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
         return optax.tree.norm(jax.grad(one_example_loss(state))(params, image, label))
@@ -90,10 +113,40 @@ def per_example_losses(state: TrainState, split: Split, batch_size: int = 1000) 
 
 
 def per_example_margins(state: TrainState, split: Split, batch_size: int = 1000) -> jax.Array:
-    """The margin of each example, see :func:`one_example_margin`: ``float32[N]``."""
+    """The margin of each example, see :func:`one_example_margin`.
+
+    Args:
+        state: the state to evaluate.
+        split: N examples.
+        batch_size: examples in memory at a time.
+
+    Returns:
+        ``float32[N]``.
+
+    Example:
+        >>> from mnist_jax import MLP, create_train_state, load_dataset
+        >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.adam(1e-3), jax.random.key(0))
+        >>> per_example_margins(state, load_dataset("digits").test).shape
+        (297,)
+    """
     return _map_examples(one_example_margin, state, split, batch_size)
 
 
 def per_example_gradient_norms(state: TrainState, split: Split, batch_size: int = 100) -> jax.Array:
-    """The norm of each example's gradient: ``float32[N]``. It holds ``batch_size`` gradients at a time."""
+    """The Euclidean norm of each example's gradient by all parameters.
+
+    Args:
+        state: the state to evaluate.
+        split: N examples.
+        batch_size: gradients, each as large as the parameters, in memory at a time.
+
+    Returns:
+        ``float32[N]``.
+
+    Example:
+        >>> from mnist_jax import MLP, create_train_state, load_dataset
+        >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.adam(1e-3), jax.random.key(0))
+        >>> per_example_gradient_norms(state, load_dataset("digits").test).shape
+        (297,)
+    """
     return _map_examples(one_example_gradient_norm, state, split, batch_size)

@@ -34,6 +34,12 @@ class TrainState(flax.struct.PyTreeNode):
         tx: the optax transformation.
         ema_decay: decay of the running average per step.
         label_smoothing: share of the training target that is spread over all classes.
+
+    Example:
+        >>> from mnist_jax import MLP
+        >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.sgd(0.1), jax.random.key(0))
+        >>> state.replace(step=state.step + 1).step.item()
+        1
     """
 
     step: jax.Array

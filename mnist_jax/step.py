@@ -83,6 +83,7 @@ def example_losses(logits: jax.Array, label: jax.Array, label_smoothing: float =
 
 def measure(logits: jax.Array, label: jax.Array, losses: jax.Array, mask: jax.Array | None = None) -> Metrics:
     """Metrics of a batch, over the examples where ``mask`` is true (all without one)."""
+    label = jnp.asarray(label)
     correct = jnp.argmax(logits, axis=-1).astype(label.dtype) == label
     if mask is None:
         return Metrics(jnp.sum(losses), jnp.sum(correct, dtype=jnp.int32), jnp.int32(label.shape[0]))

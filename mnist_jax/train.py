@@ -45,6 +45,9 @@ class Run:
         history: one entry per epoch, as in ``metrics.jsonl``.
         summary: the final numbers, as in ``summary.json``.
         workdir: the run directory.
+
+    Example:
+        See :func:`fit`.
     """
 
     config: TrainConfig

@@ -4,6 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import assert_trees_equal
+
+from mnist_jax import TrainConfig, fit
+from mnist_jax.command import parse_flags
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -14,7 +18,7 @@ def blocks(language):
 
 @pytest.mark.uses_adam
 def test_the_loop_of_the_readme_runs(capsys):
-    (code,) = blocks("python")
+    code = blocks("python")[0]
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     exec(compile(code, "README.md", "exec"), {})
     loss, accuracy, count = re.fullmatch(
@@ -25,10 +29,16 @@ def test_the_loop_of_the_readme_runs(capsys):
     assert count == "297"
 
 
-def test_the_commands_of_the_readme_parse():
-    from mnist_jax import TrainConfig
-    from mnist_jax.command import parse_flags
+@pytest.mark.uses_adam
+def test_a_run_comes_back_as_the_readme_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = fit(TrainConfig(data="digits", hidden_sizes=(8,), epochs=1, workdir="runs/mine", quiet=True))
+    names = {}
+    exec(compile(blocks("python")[1], "README.md", "exec"), names)
+    assert_trees_equal(names["state"].eval_params, run.state.eval_params)
 
+
+def test_the_commands_of_the_readme_parse():
     commands = [line.split("#")[0].split() for block in blocks("bash") for line in block.splitlines()]
     trained = [command[command.index("mnist_jax.train") + 1 :] for command in commands if "mnist_jax.train" in command]
     assert len(trained) == 5

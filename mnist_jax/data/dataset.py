@@ -28,6 +28,10 @@ class Split(NamedTuple):
     Attributes:
         image: ``uint8[N, 28, 28, 1]``, 0 is background.
         label: ``int32[N]``, in [0, K).
+
+    Example:
+        >>> Split(np.zeros((5, 28, 28, 1), np.uint8), np.zeros(5, np.int32)).num_examples
+        5
     """
 
     image: Any
@@ -56,6 +60,12 @@ class Dataset:
         num_classes: K.
         class_names: K names.
         notice: what the user should know about where the data came from, if anything.
+
+    Example:
+        >>> from mnist_jax import load_dataset
+        >>> dataset = load_dataset("digits")
+        >>> dataset.train.num_examples, dataset.validation.num_examples, dataset.test.num_examples
+        (1350, 150, 297)
     """
 
     train: Split

@@ -47,7 +47,13 @@ def stream_batches(
 
 
 def prefetch(batches: Iterable[Batch], size: int = 2) -> Iterator[Batch]:
-    """The same batches as device arrays, ``size`` of them on their way to the device ahead of their use."""
+    """The same batches as device arrays, ``size`` of them on their way to the device ahead of their use.
+
+    Example:
+        >>> batches = [{"label": np.array([0, 1])}, {"label": np.array([2])}]
+        >>> [batch["label"].tolist() for batch in prefetch(batches)]
+        [[0, 1], [2]]
+    """
     import jax  # here, so that reading files does not wait for it
 
     source = iter(batches)
