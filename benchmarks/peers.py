@@ -92,7 +92,8 @@ class Torch:
                 channels, side = features, (side - size + 1) // 2
             layers += [nn.Flatten(), nn.Linear(channels * side * side, config.dense_size), nn.ReLU()]
             layers += [nn.Dropout(config.dropout_rate), nn.Linear(config.dense_size, 10)]
-        self._model = nn.Sequential(*layers).to(memory_format=format_)  # type: ignore[call-overload]
+        model: Any = nn.Sequential(*layers)
+        self._model = model.to(memory_format=format_)
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=config.learning_rate)
         self._num_steps = 0
         self.num_parameters = sum(p.numel() for p in self._model.parameters())
