@@ -76,8 +76,8 @@ def restore_checkpoint(directory: str | os.PathLike[str], like: TrainState, *, s
     Args:
         directory: of the checkpoints, or a run directory that has ``checkpoints/`` in it.
         like: a state with the same shapes, for example from ``create_train_state``.
-        step: the step to restore; None takes the newest, and falls back to the one before, with a logged notice,
-            where it is damaged.
+        step: the step to restore; None takes the newest. A damaged checkpoint is renamed to ``STEP.damaged``, with a
+            logged notice, and the one before it is taken.
 
     Raises:
         InputError: there is no checkpoint, none can be read, or it does not fit ``like``; the message names the leaf.
@@ -97,28 +97,30 @@ def restore_checkpoint(directory: str | os.PathLike[str], like: TrainState, *, s
     steps = [saved for saved in saved_steps(directory) if step is None or saved == step]
     if not steps:
         raise InputError(f"{directory}: a checkpoint{'' if step is None else f' of step {step}'} wanted, found none")
-    with _manager(directory) as manager:
-        for candidate in reversed(steps):
-            path = directory / str(candidate)
-            damage = _find_damage(path)
-            if damage is None:
-                try:
+    for candidate in reversed(steps):
+        path = directory / str(candidate)
+        damage = _find_damage(path)
+        if damage is None:
+            try:
+                with _manager(directory) as manager:
                     _check_fits(path, manager.item_metadata(candidate), like)
                     return manager.restore(candidate, args=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
-                except InputError:
-                    raise
-                except Exception as error:  # Orbax has no error of its own for damage
-                    damage = " ".join(str(error).split())[:200]
-            _log.warning("%s: checkpoint skipped: %s", path, damage)
+            except InputError:
+                raise
+            except Exception as error:  # Orbax has no error of its own for damage
+                damage = " ".join(str(error).split())[:200]
+        # Out of the way, and not lost: Orbax stops at a damaged checkpoint, even at one that nobody asked for.
+        path.rename(f"{path}.damaged")
+        _log.warning("%s.damaged: checkpoint set aside: %s", path, damage)
     raise InputError(f"{directory}: a checkpoint that is whole wanted, those of steps {steps} are damaged")
 
 
 def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
     """The steps that were saved to the end, in order; none if there is no such directory."""
-    if not Path(directory).is_dir():
+    directory = Path(directory)
+    if not directory.is_dir():
         return []
-    with _manager(directory) as manager:
-        return sorted(manager.all_steps())
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
 
 
 def _rank(metrics: Mapping[str, float]) -> float:
@@ -150,11 +152,11 @@ def _find_damage(path: Path) -> str | None:
     if not (path / _CHECKSUMS).exists():
         return None
     try:
-        saved = json.loads((path / _CHECKSUMS).read_text())
-    except ValueError:
-        return f"{_CHECKSUMS} is damaged"
-    found = _checksums(path)
-    damaged = sorted(name for name in saved if saved[name] != found.get(name))
+        saved = dict(json.loads((path / _CHECKSUMS).read_text()))
+        found = _checksums(path)
+    except (OSError, TypeError, ValueError) as error:
+        return f"{_CHECKSUMS} or a file that it names cannot be read ({error})"
+    damaged = sorted(name for name in saved.keys() | found.keys() if saved.get(name) != found.get(name))
     return f"{damaged[0]} is damaged" if damaged else None
 
 

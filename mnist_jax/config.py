@@ -125,7 +125,8 @@ class TrainConfig:
             value = getattr(self, name)
             _require(value is None or 0 < value < math.inf, name, "a finite number above 0", value)
         _require(0 <= self.weight_decay < math.inf, "weight_decay", "a finite number, 0 or above", self.weight_decay)
-        _require(self.workdir != "", "workdir", "the name of a directory", "an empty one")
+        for name in ("data", "data_dir", "workdir"):
+            _require(getattr(self, name) != "", name, "a name", "an empty one")
         _require(not (self.resume and self.workdir is None), "resume", "given together with --workdir", "no workdir")
 
     def to_json(self) -> str:

@@ -110,97 +110,101 @@ def fit(config: TrainConfig) -> Run:
             f"batch_size must be at most the {num_train} training examples of {dataset.name}, got {config.batch_size}"
         )
 
-    begun = time.perf_counter()
-    train, validation, test = jax.device_put((dataset.train, dataset.validation, dataset.test))
-    steps_per_epoch = -(-num_train // config.batch_size)
-    schedule = build_schedule(config, config.epochs * steps_per_epoch)
-    state = create_train_state(
-        build_model(config),
-        build_optimizer(config, config.epochs * steps_per_epoch),
-        jax.random.key(config.seed),
-        ema_decay=config.ema_decay,
-        label_smoothing=config.label_smoothing,
-    )
-    program = EpochInPieces(state, train, config.batch_size)
-    evaluation = evaluate_dataset(state, validation)  # of no interest yet, but it compiles
-    seconds |= {"compile": time.perf_counter() - begun, "train": 0.0, "evaluate": 0.0}
-
-    history: list[dict[str, Any]] = []
-    if workdir.saved is not None and saved_steps(workdir.checkpoints):
-        state = restore_checkpoint(workdir.checkpoints, state)
-        history = workdir.read_history(num_epochs=int(state.step) // steps_per_epoch)
-        _check_continuation(config, workdir.saved, num_epochs=len(history))
-    workdir.create(config, dataset.identity())
-
-    with (
-        StopSignals() as stop,
-        SummaryWriter(str(workdir.path), purge_step=int(state.step) + 1) as board,
-        contextlib.closing(Progress(config.epochs, num_train, config.quiet)) as progress,
-    ):
-        for epoch in range(len(history) + 1, config.epochs + 1):
-            # Train: the rest of the epoch, which is all of it unless a stopped run is resumed in its middle.
-            progress.begin_epoch(epoch)
-            total, train_s = Metrics.zeros(), 0.0
-            for after_piece, metrics, piece_s in program.run(state, epoch * steps_per_epoch - int(state.step)):
-                state, total, train_s = after_piece, total + metrics, train_s + piece_s
-                progress.update(int(metrics.count), float(total.loss), float(total.accuracy))
-                if stop.requested:
-                    break
-            step = int(state.step)
-            if step < epoch * steps_per_epoch:
-                save_checkpoint(workdir.checkpoints, state, keep=config.keep_checkpoints)
-                raise Stopped(stop.requested, step, workdir.path)
-
-            # Evaluate.
-            begun = time.perf_counter()
-            evaluation = evaluate_dataset(state, validation)
-            if not math.isfinite(evaluation.loss):
-                raise NonFiniteLossError(epoch, step, evaluation.loss)
-            seconds["train"] += train_s
-            seconds["evaluate"] += time.perf_counter() - begun
-
-            # Write it down.
-            line = {
-                "epoch": epoch,
-                "step": step,
-                "num_examples": int(total.count),
-                "train_loss": float(total.loss),
-                "train_accuracy": float(total.accuracy),
-                "validation_loss": evaluation.loss,
-                "validation_accuracy": evaluation.accuracy,
-                "learning_rate": float(schedule(step - 1)),
-                "seconds": train_s,
-                "examples_per_second": int(total.count) / train_s,
-            }
-            history.append(line)
-            workdir.write_history(history)
-            for name in ("loss", "accuracy"):
-                for split in ("train", "validation"):
-                    board.add_scalar(f"{name}/{split}", line[f"{split}_{name}"], step)
-            board.add_scalar("learning_rate", line["learning_rate"], step)
-            progress.end_epoch(line)
-            if epoch % config.checkpoint_every == 0 or epoch == config.epochs or stop.requested:
-                save_checkpoint(
-                    workdir.checkpoints,
-                    state,
-                    metrics={"validation_accuracy": evaluation.accuracy},
-                    keep=config.keep_checkpoints,
-                )
-            if stop.requested and epoch < config.epochs:
-                raise Stopped(stop.requested, step, workdir.path)
-
+    # From here on a signal waits for the end of a piece: XLA does not survive an exit while it compiles.
+    with StopSignals() as stop:
         begun = time.perf_counter()
-        evaluation = evaluate_dataset(state, test)
-        seconds["evaluate"] += time.perf_counter() - begun
-        for name in ("loss", "accuracy"):
-            board.add_scalar(f"{name}/test", getattr(evaluation, name), int(state.step))
+        train, validation, test = jax.device_put((dataset.train, dataset.validation, dataset.test))
+        steps_per_epoch = -(-num_train // config.batch_size)
+        schedule = build_schedule(config, config.epochs * steps_per_epoch)
+        state = create_train_state(
+            build_model(config),
+            build_optimizer(config, config.epochs * steps_per_epoch),
+            jax.random.key(config.seed),
+            ema_decay=config.ema_decay,
+            label_smoothing=config.label_smoothing,
+        )
+        program = EpochInPieces(state, train, config.batch_size)
+        evaluation = evaluate_dataset(state, validation)  # of no interest yet, but it compiles
+        seconds |= {"compile": time.perf_counter() - begun, "train": 0.0, "evaluate": 0.0}
 
-    learning_curves(history, workdir.path / "figures" / "learning_curves.png", f"{config.model} on {dataset.name}")
-    seconds["total"] = time.perf_counter() - started
-    summary = _summary(config, dataset, state, history[-1], seconds)
-    summary |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
-    workdir.write_summary(summary)
-    return Run(config, state, history, summary, workdir.path)
+        history: list[dict[str, Any]] = []
+        if workdir.saved is not None and not saved_steps(workdir.checkpoints):
+            _log.warning("%s holds no checkpoint: the run starts again", workdir.checkpoints)
+        elif workdir.saved is not None:
+            state = restore_checkpoint(workdir.checkpoints, state)
+            history = workdir.read_history(num_epochs=int(state.step) // steps_per_epoch)
+            _check_continuation(config, workdir.saved, num_epochs=len(history))
+        workdir.create(config, dataset.identity())
+
+        with (
+            contextlib.closing(workdir),
+            SummaryWriter(str(workdir.path), purge_step=int(state.step) + 1) as board,
+            contextlib.closing(Progress(config.epochs, num_train, config.quiet)) as progress,
+        ):
+            for epoch in range(len(history) + 1, config.epochs + 1):
+                # Train: the rest of the epoch, which is all of it unless a stopped run is resumed in its middle.
+                progress.begin_epoch(epoch)
+                total, train_s = Metrics.zeros(), 0.0
+                for after_piece, metrics, piece_s in program.run(state, epoch * steps_per_epoch - int(state.step)):
+                    state, total, train_s = after_piece, total + metrics, train_s + piece_s
+                    progress.update(int(metrics.count), float(total.loss), float(total.accuracy))
+                    if stop.requested:
+                        break
+                step = int(state.step)
+                if step < epoch * steps_per_epoch:
+                    save_checkpoint(workdir.checkpoints, state, keep=config.keep_checkpoints)
+                    raise Stopped(stop.requested, step, workdir.path)
+
+                # Evaluate.
+                begun = time.perf_counter()
+                evaluation = evaluate_dataset(state, validation)
+                if not math.isfinite(evaluation.loss):
+                    raise NonFiniteLossError(epoch, step, evaluation.loss)
+                seconds["train"] += train_s
+                seconds["evaluate"] += time.perf_counter() - begun
+
+                # Write it down.
+                line = {
+                    "epoch": epoch,
+                    "step": step,
+                    "num_examples": int(total.count),
+                    "train_loss": float(total.loss),
+                    "train_accuracy": float(total.accuracy),
+                    "validation_loss": evaluation.loss,
+                    "validation_accuracy": evaluation.accuracy,
+                    "learning_rate": float(schedule(step - 1)),
+                    "seconds": train_s,
+                    "examples_per_second": int(total.count) / train_s,
+                }
+                history.append(line)
+                workdir.write_history(history)
+                for name in ("loss", "accuracy"):
+                    for split in ("train", "validation"):
+                        board.add_scalar(f"{name}/{split}", line[f"{split}_{name}"], step)
+                board.add_scalar("learning_rate", line["learning_rate"], step)
+                progress.end_epoch(line)
+                if epoch % config.checkpoint_every == 0 or epoch == config.epochs or stop.requested:
+                    save_checkpoint(
+                        workdir.checkpoints,
+                        state,
+                        metrics={"validation_accuracy": evaluation.accuracy},
+                        keep=config.keep_checkpoints,
+                    )
+                if stop.requested and epoch < config.epochs:
+                    raise Stopped(stop.requested, step, workdir.path)
+
+            begun = time.perf_counter()
+            evaluation = evaluate_dataset(state, test)
+            seconds["evaluate"] += time.perf_counter() - begun
+            for name in ("loss", "accuracy"):
+                board.add_scalar(f"{name}/test", getattr(evaluation, name), int(state.step))
+
+        learning_curves(history, workdir.path / "figures" / "learning_curves.png", f"{config.model} on {dataset.name}")
+        seconds["total"] = time.perf_counter() - started
+        summary = _summary(config, dataset, state, history[-1], seconds)
+        summary |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
+        workdir.write_summary(summary)
+        return Run(config, state, history, summary, workdir.path)
 
 
 def _start_loading(config: TrainConfig) -> Future[tuple[Dataset, float]]:

@@ -18,9 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 
+_LOCK = ".lock"  # held while a run is going
 _OURS = ("config.json", "data.json", "metrics.jsonl", "summary.json", "checkpoints", "figures")
 
 
@@ -34,6 +37,7 @@ class Workdir:
     def __init__(self, path: Path | None, saved: TrainConfig | None = None) -> None:
         self._path = path
         self.saved = saved
+        self._lock: BaseFileLock | None = None
 
     @classmethod
     def find(cls, config: TrainConfig) -> Workdir:
@@ -44,7 +48,13 @@ class Workdir:
         """
         if config.workdir is None:
             return cls(None)
-        path = Path(config.workdir)
+        try:
+            return cls._find(Path(config.workdir), config)
+        except OSError as error:
+            raise InputError(f"workdir {config.workdir[:80]}: cannot be used ({error.strerror})") from None
+
+    @classmethod
+    def _find(cls, path: Path, config: TrainConfig) -> Workdir:
         if path.exists() and not path.is_dir():
             raise InputError(f"workdir must be a directory, got the file {path}")
         saved_config = path / "config.json"
@@ -60,7 +70,7 @@ class Workdir:
             raise InputError(f"resume: a run with a config.json wanted in {path}, found none")
         try:
             saved = TrainConfig.from_json(saved_config.read_text())
-        except InputError as error:
+        except ValueError as error:  # of the text, or of its encoding
             raise InputError(f"{saved_config}: {error}") from None
         for name in saved.differences(config):
             if name != "epochs" and not (name == "data" and config.data is None):
@@ -91,12 +101,26 @@ class Workdir:
                 self._path = _new_directory(f"{data['name'].replace('/', '-')}-{config.model}")
             self._check_data(data)
             self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / _LOCK, timeout=0)
+            lock.acquire()
+            self._lock = lock
+            if self.saved is None and (self.path / "config.json").exists():
+                self.close()
+                raise Timeout(_LOCK)  # another process made it since find() looked
             _write(self.path / "data.json", json.dumps(data, indent=2) + "\n")
             _write(self.path / "config.json", config.to_json())
+        except Timeout:
+            raise InputError(f"workdir {self.path} is in use by another process: name another directory") from None
         except OSError as error:
             raise InputError(
                 f"workdir must be a writable directory, got {self._path or 'runs'} ({error.strerror})"
             ) from None
+
+    def close(self) -> None:
+        """Lets other processes use the directory."""
+        if self._lock is not None:
+            (self.path / _LOCK).unlink(missing_ok=True)
+            self._lock.release()
 
     def _check_data(self, data: Mapping[str, Any]) -> None:
         path = self.path / "data.json"
@@ -120,6 +144,8 @@ class Workdir:
             lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         except ValueError as error:
             raise InputError(f"{path}: a JSON object on each line wanted ({error})") from None
+        if not all(isinstance(line, dict) and line.get("epoch") == epoch for epoch, line in enumerate(lines, start=1)):
+            raise InputError(f"{path}: epochs 1, 2, ... one on each line wanted, got something else")
         if len(lines) < num_epochs:
             raise InputError(f"{path}: a line for each of the {num_epochs} epochs trained wanted, got {len(lines)}")
         return lines[:num_epochs]

@@ -75,12 +75,32 @@ def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, caplog, capfd):
     with caplog.at_level(logging.WARNING, "mnist_jax"):
         assert restore_checkpoint(tmp_path, state).step == 0
     assert len(caplog.messages) == 2
-    assert re.search(r"2: checkpoint skipped: default/.* is damaged$", caplog.messages[0])
-    assert caplog.messages[1].endswith("1: checkpoint skipped: checksums.json is damaged")
+    assert re.search(r"2.damaged: checkpoint set aside: default/.* is damaged$", caplog.messages[0])
+    assert re.search(r"1.damaged: checkpoint set aside: checksums.json or a file .* cannot be read", caplog.messages[1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1.damaged", "2.damaged"]
     assert "Traceback" not in capfd.readouterr().err
     damage(tmp_path / "0")
-    with pytest.raises(InputError, match=r"a checkpoint that is whole wanted, those of steps \[0, 1, 2\] are damaged"):
+    with pytest.raises(InputError, match=r"a checkpoint that is whole wanted, those of steps \[0\] are damaged"):
         restore_checkpoint(tmp_path, state)
+
+
+@pytest.mark.parametrize("content", ["5", "{}", "[]", '{"metrics/metrics": 1}'])
+def test_wrong_checksums_are_damage(tmp_path, content):
+    state = make_state()
+    for step in range(2):
+        save_checkpoint(tmp_path, at_step(state, step))
+    (tmp_path / "1" / "checksums.json").write_text(content)
+    assert restore_checkpoint(tmp_path, state).step == 0
+
+
+def test_a_damaged_number_beside_a_checkpoint_is_damage(tmp_path):
+    state = make_state()
+    for step in range(2):
+        save_checkpoint(tmp_path, at_step(state, step))
+    (tmp_path / "1" / "metrics" / "metrics").write_text("x")
+    assert restore_checkpoint(tmp_path, state).step == 0
+    save_checkpoint(tmp_path, at_step(state, 1))
+    assert restore_checkpoint(tmp_path, state).step == 1
 
 
 def test_without_checksums_orbax_decides(tmp_path, caplog):
@@ -92,7 +112,7 @@ def test_without_checksums_orbax_decides(tmp_path, caplog):
     shutil.rmtree(tmp_path / "2" / "default")
     with caplog.at_level(logging.WARNING, "mnist_jax"):
         assert restore_checkpoint(tmp_path, state).step == 1
-    assert "2: checkpoint skipped: " in caplog.text
+    assert "2.damaged: checkpoint set aside: " in caplog.text
 
 
 def test_what_is_not_there_is_named_and_nothing_created(tmp_path):

@@ -16,7 +16,9 @@ def config(tmp_path):
 
 @pytest.fixture
 def saved(config):
-    Workdir.find(config).create(config, DATA)
+    workdir = Workdir.find(config)
+    workdir.create(config, DATA)
+    workdir.close()
     return dataclasses.replace(config, resume=True)
 
 
@@ -24,6 +26,7 @@ def test_a_new_run_writes_its_config(config, tmp_path):
     workdir = Workdir.find(config)
     assert not (tmp_path / "run").exists()
     workdir.create(config, DATA)
+    workdir.close()
     assert TrainConfig.from_json((tmp_path / "run" / "config.json").read_text()) == config
     assert json.loads((tmp_path / "run" / "data.json").read_text()) == DATA
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "data.json"]
@@ -38,6 +41,22 @@ def test_without_a_name_it_gets_one_of_its_own(tmp_path, monkeypatch):
         paths.append(workdir.path)
     assert len(set(paths)) == 3
     assert all(path.parent.name == "runs" and path.name.startswith("emnist-digits-mlp-2") for path in paths)
+
+
+def test_two_at_once_do_not_share_a_directory(config):
+    first, second = Workdir.find(config), Workdir.find(config)
+    first.create(config, DATA)
+    message = "workdir .*run is in use by another process: name another directory"
+    with pytest.raises(InputError, match=message):
+        second.create(config, DATA)
+    resumed = Workdir.find(dataclasses.replace(config, resume=True))
+    with pytest.raises(InputError, match=message):
+        resumed.create(config, DATA)
+    first.close()
+    with pytest.raises(InputError, match=message):
+        second.create(config, DATA)  # it was new when it was found, and is not any more
+    resumed.create(config, DATA)
+    resumed.close()
 
 
 def test_files_that_are_not_ours_do_not_matter(config, tmp_path):
@@ -68,6 +87,11 @@ def test_resuming_anything_else_names_the_field(saved, tmp_path):
         Workdir.find(dataclasses.replace(saved, data="mnist"))
     with pytest.raises(InputError, match="resume: a run with a config.json wanted in .*other, found none"):
         Workdir.find(dataclasses.replace(saved, workdir=str(tmp_path / "other")))
+    (tmp_path / "run" / "config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="config.json: .*can't decode"):
+        Workdir.find(saved)
+    with pytest.raises(InputError, match="workdir x{80}: cannot be used .File name too long."):
+        Workdir.find(dataclasses.replace(saved, workdir="x" * 300))
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(InputError, match="config.json: config: not JSON"):
         Workdir.find(saved)
@@ -100,6 +124,9 @@ def test_the_history_comes_back_as_far_as_asked(saved):
     assert workdir.read_history(1) == history[:1]
     with pytest.raises(InputError, match="metrics.jsonl: a line for each of the 3 epochs trained wanted, got 2"):
         workdir.read_history(3)
+    (workdir.path / "metrics.jsonl").write_text("1\n2\n")
+    with pytest.raises(InputError, match="metrics.jsonl: epochs 1, 2, ... one on each line wanted"):
+        workdir.read_history(1)
     (workdir.path / "metrics.jsonl").write_text("{}\nnonsense\n")
     with pytest.raises(InputError, match="metrics.jsonl: a JSON object on each line wanted"):
         workdir.read_history(1)
