@@ -62,7 +62,7 @@ def save_checkpoint(
     )
     with _manager(directory, preservation_policy=policy, best_fn=_rank) as manager:
         step = int(state.step)
-        if step in manager.all_steps():  # one that was found damaged, and trained again
+        if step in manager.all_steps():
             manager.delete(step)
         ranked = {_RANKED_BY: -1.0, **(metrics or {})}
         manager.save(step, args=ocp.args.StandardSave(state), metrics=ranked, force=True)

@@ -91,10 +91,14 @@ class Workdir:
         return self.path / "checkpoints"
 
     def create(self, config: TrainConfig, data: Mapping[str, Any]) -> None:
-        """Makes the directory and writes ``config.json``, and ``data.json`` from ``Dataset.identity``.
+        """Makes the directory, locks it until :meth:`close`, and writes ``config.json`` and ``data.json``.
+
+        Args:
+            config: the run.
+            data: from ``Dataset.identity``.
 
         Raises:
-            InputError: the directory cannot be written, or the run to continue had other data.
+            InputError: the directory cannot be written or is in use, or the run to continue had other data.
         """
         try:
             if self._path is None:
