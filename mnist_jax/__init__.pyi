@@ -13,6 +13,7 @@ from .evaluate import evaluate_dataset as evaluate_dataset
 from .models import CNN as CNN
 from .models import MLP as MLP
 from .models import build_model as build_model
+from .models import choose_microbatch_size as choose_microbatch_size
 from .models import count_parameters as count_parameters
 from .optim import build_optimizer as build_optimizer
 from .optim import build_schedule as build_schedule

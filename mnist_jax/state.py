@@ -34,6 +34,7 @@ class TrainState(flax.struct.PyTreeNode):
         tx: the optax transformation.
         ema_decay: decay of the running average per step.
         label_smoothing: share of the training target that is spread over all classes.
+        microbatch_size: examples whose gradient is computed at a time; None: the whole batch.
 
     Example:
         >>> from mnist_jax import MLP
@@ -52,6 +53,7 @@ class TrainState(flax.struct.PyTreeNode):
     tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
     ema_decay: float | None = flax.struct.field(pytree_node=False, default=None)
     label_smoothing: float = flax.struct.field(pytree_node=False, default=0.0)
+    microbatch_size: int | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def eval_params(self) -> PyTree:
@@ -66,6 +68,7 @@ def create_train_state(
     *,
     ema_decay: float | None = None,
     label_smoothing: float = 0.0,
+    microbatch_size: int | None = None,
 ) -> TrainState:
     """Initialises a model and its optimizer, in one compiled program.
 
@@ -76,12 +79,15 @@ def create_train_state(
         key: a key from ``jax.random.key(seed)``.
         ema_decay: keep a running average of the parameters with this decay per step.
         label_smoothing: share of the training target to spread over all classes.
+        microbatch_size: compute the gradient of so many examples at a time, and add up those of a batch: the same
+            gradient from less memory. Batch statistics are then those of the parts, and dropout draws for each.
 
     Returns:
         The state before the first step.
 
     Raises:
         TypeError: the model has an attribute that is not hashable.
+        ValueError: ``microbatch_size`` is below 1.
 
     Example:
         >>> from mnist_jax import MLP
@@ -96,7 +102,10 @@ def create_train_state(
         raise TypeError(
             f"model must have hashable attributes, tuples rather than lists, got {type(model).__name__}: {error}"
         ) from None
-    return _create(model, tx, key, ema_decay, label_smoothing)
+    if microbatch_size is not None and microbatch_size < 1:
+        raise ValueError(f"microbatch_size must be at least 1, got {microbatch_size}")
+    state = _create(model, tx, key, ema_decay, label_smoothing)
+    return state.replace(microbatch_size=microbatch_size)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3, 4))

@@ -145,8 +145,7 @@ def train_step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState,
         (1, 4)
     """
     dropout_key = jax.random.fold_in(state.key, state.step)
-    gradient = jax.grad(loss_fn, has_aux=True)
-    grads, (metrics, model_state) = gradient(state.params, state, batch, dropout_key)
+    grads, metrics, model_state = _gradient(state, batch, dropout_key)
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
@@ -158,6 +157,37 @@ def train_step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState,
         step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params, model_state=model_state
     )
     return next_state, metrics
+
+
+def _gradient(
+    state: TrainState, batch: Mapping[str, Any], dropout_key: jax.Array
+) -> tuple[PyTree, Metrics, Mapping[str, PyTree]]:
+    """Gradient of the mean loss, metrics and model state of a batch, perhaps a microbatch at a time."""
+    batch_size = batch["image"].shape[0]
+    num_parts = -(-batch_size // (state.microbatch_size or batch_size))
+    if num_parts == 1:
+        grads, (metrics, model_state) = jax.grad(loss_fn, has_aux=True)(state.params, state, batch, dropout_key)
+        return grads, metrics, model_state
+
+    def split(x: jax.Array) -> jax.Array:  # into equal parts, the last of them filled up with zeros
+        x = jnp.pad(x, [(0, -batch_size % num_parts)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(num_parts, -1, *x.shape[1:])
+
+    def loss_sum(params: PyTree, state: TrainState, part: Any, key: jax.Array) -> Any:
+        _, (metrics, model_state) = loss_fn(params, state, part, key)
+        return metrics.loss_sum, (metrics, model_state)
+
+    def body(total: Any, part: Any) -> tuple[Any, None]:
+        grads, metrics, model_state = total
+        more, (more_metrics, model_state) = jax.grad(loss_sum, has_aux=True)(
+            state.params, state.replace(model_state=model_state), *part
+        )
+        return (jax.tree.map(jnp.add, grads, more), metrics + more_metrics, model_state), None
+
+    parts = jax.tree.map(split, {"mask": jnp.ones(batch_size, bool), **batch})
+    total = jax.tree.map(jnp.zeros_like, state.params), Metrics.zeros(), state.model_state
+    (grads, metrics, model_state), _ = lax.scan(body, total, (parts, jax.random.split(dropout_key, num_parts)))
+    return jax.tree.map(lambda grad: grad / metrics.count.astype(grad.dtype), grads), metrics, model_state
 
 
 @functools.partial(jax.jit, static_argnames="batch_size")

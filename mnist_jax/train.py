@@ -94,7 +94,7 @@ def fit(config: TrainConfig) -> Run:
 
     from mnist_jax.checkpoint import restore_checkpoint, save_checkpoint, saved_steps
     from mnist_jax.evaluate import evaluate_dataset
-    from mnist_jax.models import build_model
+    from mnist_jax.models import build_model, choose_microbatch_size
     from mnist_jax.optim import build_optimizer, build_schedule
     from mnist_jax.pieces import EpochInPieces
     from mnist_jax.report import learning_curves
@@ -122,6 +122,7 @@ def fit(config: TrainConfig) -> Run:
             jax.random.key(config.seed),
             ema_decay=config.ema_decay,
             label_smoothing=config.label_smoothing,
+            microbatch_size=choose_microbatch_size(config),
         )
         program = EpochInPieces(state, train, config.batch_size)
         evaluation = evaluate_dataset(state, validation)  # of no interest yet, but it compiles

@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import assert_trees_close
+from flax import linen as nn
 from jax import lax
 
-from mnist_jax.conv import conv_general_dilated
+from mnist_jax.conv import conv_general_dilated, conv_pool_features
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -73,3 +74,46 @@ def test_under_vmap_and_in_a_scan_it_is_the_same():
     np.testing.assert_allclose(jax.vmap(conv)(x, w), expected, rtol=1e-5, atol=1e-5)
     _, scanned = lax.scan(lambda carry, pair: (carry, conv(*pair)), None, (x, w))
     np.testing.assert_allclose(scanned, expected, rtol=1e-5, atol=1e-5)
+
+
+def plain_features(image, layers):
+    x = image
+    for kernel, bias in layers:
+        x = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=NHWC) + bias[None, None, None]
+        x = nn.relu(nn.max_pool(x, (2, 2), strides=(2, 2)))
+    return x.reshape(x.shape[0], -1)
+
+
+@pytest.mark.parametrize("batch_size", [3, 8, 11])  # fewer than 8 examples take another path
+@pytest.mark.parametrize("sides", [(3, 2), (4, 3)])  # an odd row is left out after the first and the second layer
+def test_features_and_their_gradients_are_those_of_plain_layers(batch_size, sides):
+    image = normal(batch_size, 15, 14, 2)
+    shapes = (sides[0], sides[0], 2, 3), (sides[1], sides[1], 3, 4)
+    layers = [(normal(*shape, seed=seed), normal(shape[-1], seed=seed + 2)) for seed, shape in enumerate(shapes)]
+
+    def loss(features):
+        return lambda image, layers: jnp.sum(jnp.sin(features(image, layers)))
+
+    np.testing.assert_allclose(conv_pool_features(image, layers), plain_features(image, layers), rtol=1e-4, atol=1e-4)
+    ours, theirs = (jax.grad(loss(features), argnums=(0, 1)) for features in (conv_pool_features, plain_features))
+    assert_trees_close(ours(image, layers), theirs(image, layers), rtol=1e-3, atol=1e-4)
+
+
+def test_features_differentiate_forward_too():
+    image, layers = normal(8, 6, 6, 1), [(normal(3, 3, 1, 2, seed=1), normal(2, seed=2))]
+    tangents = normal(8, 6, 6, 1, seed=3), [(normal(3, 3, 1, 2, seed=4), normal(2, seed=5))]
+    ours, theirs = (jax.jvp(f, (image, layers), tangents)[1] for f in (conv_pool_features, plain_features))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_features_of_many_models_are_those_of_each():
+    image, kernels, biases = normal(9, 8, 8, 1), normal(3, 3, 3, 1, 2, seed=1), normal(3, 2, seed=2)
+    together = jax.vmap(lambda *layer: conv_pool_features(image, [layer]))(kernels, biases)
+    each = [conv_pool_features(image, [layer]) for layer in zip(kernels, biases, strict=True)]
+    np.testing.assert_allclose(together, each, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("platform", "by_lax"), [("cpu", False), ("cuda", True), ("tpu", True)])
+def test_features_have_a_lowering_for_each_platform(platform, by_lax):
+    traced = jax.jit(conv_pool_features).trace(normal(8, 9, 9, 1), [(normal(3, 3, 1, 4), normal(4))])
+    assert ("stablehlo.convolution" in traced.lower(lowering_platforms=(platform,)).as_text()) == by_lax

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import assert_trees_close
 
-from mnist_jax import CNN, MLP, InputError, TrainConfig, build_model, count_parameters
+from mnist_jax import CNN, MLP, InputError, TrainConfig, build_model, choose_microbatch_size, count_parameters
 
 IMAGE = np.random.default_rng(0).random((3, 28, 28, 1), np.float32)
 
@@ -85,3 +85,16 @@ def test_a_kernel_larger_than_what_is_left_is_named():
     with pytest.raises(InputError, match=r"kernel_sizes must leave something of the image to pool, got \(5, 13\)"):
         init(CNN(kernel_sizes=(5, 13)))
     assert_trees_close(init(CNN(kernel_sizes=(5, 11)))["Conv_1"]["bias"], np.zeros(32))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (TrainConfig(), None),
+        (TrainConfig(model="cnn"), 32),
+        (TrainConfig(model="cnn", microbatch_size=64), 64),
+        (TrainConfig(microbatch_size=64), 64),
+    ],
+)
+def test_the_microbatch_is_what_the_config_says_or_what_is_fastest_on_cpu(config, expected):
+    assert choose_microbatch_size(config) == expected

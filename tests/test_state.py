@@ -67,3 +67,8 @@ def test_images_of_another_shape_are_refused(shape):
     state = create_train_state(MODEL, TX, jax.random.key(0))
     with pytest.raises(ValueError, match=r"image must be \[B, 28, 28, 1\], got \[2, "):
         apply_model(state, state.params, jnp.zeros(shape))
+
+
+def test_a_microbatch_has_an_example():
+    with pytest.raises(ValueError, match="microbatch_size must be at least 1, got 0"):
+        create_train_state(MODEL, TX, jax.random.key(0), microbatch_size=0)

@@ -108,6 +108,31 @@ def test_a_mask_in_the_batch_counts_everywhere():
     assert train_step(state, batch)[1].count == eval_step(state, batch).count == 3
 
 
+@pytest.mark.parametrize("model", [MLP(hidden_sizes=(8,), dropout_rate=0.0), CNN((2, 3), dense_size=5, dropout_rate=0)])
+@pytest.mark.parametrize("microbatch_size", [1, 3, 4, 12, 13])
+@pytest.mark.parametrize("masked", [False, True])
+def test_microbatches_add_up_to_the_batch(model, microbatch_size, masked):
+    batch = make_batch(12)
+    if masked:
+        batch["mask"] = np.arange(12) % 3 > 0
+    expected = train_step(make_state(model), batch)
+    found = train_step(make_state(model, microbatch_size=microbatch_size), batch)
+    assert_trees_close(params_of(found[0]), params_of(expected[0]), rtol=1e-4, atol=1e-6)
+    assert_trees_close(found[1], expected[1], rtol=1e-5)
+
+
+def test_each_microbatch_has_dropout_of_its_own():
+    batch = make_batch(2)
+    batch = {name: np.concatenate([array[:1], array[:1]]) for name, array in batch.items()}  # one example twice
+    state = make_state(MLP(hidden_sizes=(50,), dropout_rate=0.5), microbatch_size=1)
+    _, together = train_step(state, batch)
+    keys = jax.random.split(jax.random.fold_in(state.key, 0))
+    one = {name: array[:1] for name, array in batch.items()}
+    alone = [loss_fn(state.params, state, one, key)[0] for key in keys]
+    assert alone[0] != alone[1]
+    np.testing.assert_allclose(together.loss_sum, sum(alone), rtol=1e-5)
+
+
 def test_uint8_images_are_scaled_to_the_unit_interval():
     state = make_state()
     batch = make_batch(4)
@@ -244,6 +269,22 @@ def test_a_model_with_batch_norm_keeps_its_statistics():
     one = eval_step(after, {name: array[:1] for name, array in batch.items()})
     both = eval_step(after, batch, np.arange(16) < 1)
     assert_trees_close(one, both)  # evaluation does not look at the other examples of its batch
+
+
+def test_batch_statistics_go_from_one_microbatch_to_the_next():
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, image, train):
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(image.reshape(image.shape[0], -1))
+            return nn.Dense(10)(x)
+
+    batch = make_batch(6)
+    state = make_state(Normed(), microbatch_size=3)
+    mean = np.zeros(784)
+    for part in np.split(batch["image"].reshape(6, -1) / np.float32(255), 2):
+        mean = 0.9 * mean + 0.1 * part.mean(axis=0)
+    found, _ = train_step(state, batch)
+    np.testing.assert_allclose(found.model_state["batch_stats"]["BatchNorm_0"]["mean"], mean, rtol=1e-4, atol=1e-6)
 
 
 def test_the_filling_of_the_last_batch_is_a_sample_of_the_epoch():
