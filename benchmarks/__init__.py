@@ -1,1 +1,1 @@
-"""Benchmarks: each file asks one question and proves that it did the work it timed."""
+"""Benchmarks: one question per file. ``python -m benchmarks --help``."""

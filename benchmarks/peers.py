@@ -1,178 +1,119 @@
-"""How long does an epoch take here, and how long in eager PyTorch?
+"""How long is an epoch here, and how long elsewhere?
 
-    pip install -e ".[peers]"
-    python -m benchmarks.peers --data path/to/mnist --model mlp --batch-size 128 --epochs 6
-
-The same model, number of parameters, batch size, optimizer and number of steps on the same training examples, on the
-CPU. The contestants take turns, an epoch each, in one process: A B A B. PyTorch's images lie in memory as floats in
-[0, 1] already; here they lie there as bytes, and are scaled in the program. Both shuffle anew for each epoch. What is
-timed is the epoch alone, after one that warms up; compiling is reported apart. Each contestant must end with a finite
-loss and the right number of steps, and the test accuracies must agree to half a percent.
+The same model, number of parameters, batch size, optimizer, number of steps and training examples for every
+contestant, in turns, an epoch each: A B C, A B C. The first epoch of each, which compiles, is timed apart. Each must
+end with the right number of steps and a finite loss, and with a test accuracy like that of mnist_jax.
 """
 
 from __future__ import annotations
 
-import argparse
-import itertools
-import statistics
+import dataclasses
+import json
+import math
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
-import jax
-import numpy as np
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.setting import Row, Setting, spread
+from mnist_jax import TrainConfig
 
-from mnist_jax import (
-    Dataset,
-    TrainConfig,
-    build_model,
-    build_optimizer,
-    count_parameters,
-    create_train_state,
-    evaluate_dataset,
-    load_dataset,
-    train_epoch,
-)
+# Threads of some libraries go on spinning for 200 ms after their work.
+_PAUSE_S = 0.3
+_TOLERANCE = 0.0075
+
+WORKS = {
+    "MLP 128": TrainConfig(model="mlp", hidden_sizes=(128,), batch_size=32, ema_decay=None),
+    "MLP 512-256": TrainConfig(model="mlp", hidden_sizes=(512, 256), batch_size=128, ema_decay=None),
+    "CNN 24-32-256": TrainConfig(model="cnn", batch_size=256, ema_decay=None),
+}
 
 
-class Ours:
-    """``train_epoch``: one compiled program an epoch."""
+class _Worker:
+    """A contestant in a process of its own."""
 
-    def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
-        self._test, self._batch_size = dataset.test, config.batch_size
-        self._train = jax.device_put(dataset.train)
-        self._state = create_train_state(
-            build_model(config), build_optimizer(config, 1), jax.random.key(config.seed), ema_decay=config.ema_decay
+    def __init__(self, name: str, config: TrainConfig) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.contestants", name, config.to_json()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        begun = time.perf_counter()
-        self._epoch = train_epoch.lower(self._state, self._train, config.batch_size).compile()
-        self.compile_s = time.perf_counter() - begun
-        self.num_parameters = count_parameters(self._state.params)
+        self.seconds: list[float] = []
+        self.begin = self._read()
 
-    def run_epoch(self) -> float:
-        self._state, metrics = jax.block_until_ready(self._epoch(self._state, self._train))
-        return float(metrics.loss)
+    def run_epoch(self) -> None:
+        answer = self._ask("epoch")
+        assert math.isfinite(answer["loss"]), f"loss {answer['loss']}"
+        self.seconds.append(answer["seconds"])
 
-    def num_steps(self) -> int:
-        return int(self._state.step)
+    def finish(self) -> dict[str, Any]:
+        answer = self._ask("finish")
+        self._process.communicate()
+        return answer
 
-    def test_accuracy(self) -> float:
-        return evaluate_dataset(self._state, self._test).accuracy
+    def _ask(self, command: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(self._process.communicate()[1].strip()[-2000:])
+        return json.loads(line)
 
 
-class Torch:
-    """An eager PyTorch loop over tensors in memory."""
+def run(setting: Setting) -> Iterator[Row]:
+    """A row for each contestant and work."""
+    works = list(WORKS.items())[: 1 if setting.quick else None]
+    for work, config in works:
+        rounds = 1 if setting.quick else 3 if config.model == "cnn" else 6
+        yield from _compare(setting, work, dataclasses.replace(config, data=setting.data), rounds)
 
-    compile_s = 0.0
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, memory_format: str = "contiguous_format") -> None:
-        import torch
-        from torch import nn
-
-        torch.manual_seed(config.seed)
-        self._torch, self._batch_size = torch, config.batch_size
-        format_ = getattr(torch, memory_format)
-        self._image, self._label, self._test_image, self._test_label = (
-            torch.from_numpy(array)
-            for split in (dataset.train, dataset.test)
-            for array in (split.image.transpose(0, 3, 1, 2).astype(np.float32) / 255, split.label.astype(np.int64))
-        )
-        self._image = self._image.contiguous(memory_format=format_)
-        layers: list[Any]
-        if config.model == "mlp":
-            sizes = [784, *config.hidden_sizes]
-            layers = [nn.Flatten()]
-            for size, following in itertools.pairwise(sizes):
-                layers += [nn.Linear(size, following), nn.ReLU(), nn.Dropout(config.dropout_rate)]
-            layers += [nn.Linear(sizes[-1], 10)]
+def _compare(setting: Setting, work: str, config: TrainConfig, rounds: int) -> Iterator[Row]:
+    names = [name for name in CONTESTANTS if config.model == "cnn" or not name.endswith(("channels_last", "scan"))]
+    if setting.quick:  # these take half a minute to start
+        names = [name for name in names if name not in ("PyTorch compile", "Keras on JAX")]
+    workers = {}
+    for name in names:
+        worker = _Worker(name, config)
+        if "skipped" in worker.begin:
+            yield {"name": work, "contestant": name, "skipped": worker.begin["skipped"]}
         else:
-            channels, side, layers = 1, 28, []
-            for features, size in zip(config.channels, config.kernel_sizes, strict=True):
-                layers += [nn.Conv2d(channels, features, size), nn.MaxPool2d(2), nn.ReLU()]
-                channels, side = features, (side - size + 1) // 2
-            layers += [nn.Flatten(), nn.Linear(channels * side * side, config.dense_size), nn.ReLU()]
-            layers += [nn.Dropout(config.dropout_rate), nn.Linear(config.dense_size, 10)]
-        model: Any = nn.Sequential(*layers)
-        self._model = model.to(memory_format=format_)
-        self._optimizer = torch.optim.Adam(self._model.parameters(), lr=config.learning_rate)
-        self._num_steps = 0
-        self.num_parameters = sum(p.numel() for p in self._model.parameters())
+            workers[name] = worker
+    for _ in range(rounds + 1):
+        for name, worker in list(workers.items()):
+            try:
+                worker.run_epoch()
+            except RuntimeError as error:
+                yield {"name": work, "contestant": name, "skipped": str(error).splitlines()[-1][:200]}
+                del workers[name]
+            time.sleep(_PAUSE_S)
 
-    def run_epoch(self) -> float:
-        torch = self._torch
-        self._model.train()
-        total = torch.zeros(())
-        for index in torch.randperm(len(self._label)).split(self._batch_size):
-            self._optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(self._model(self._image[index]), self._label[index])
-            loss.backward()
-            self._optimizer.step()
-            total += loss.detach() * len(index)
-            self._num_steps += 1
-        return float(total) / len(self._label)
-
-    def num_steps(self) -> int:
-        return self._num_steps
-
-    def test_accuracy(self) -> float:
-        self._model.eval()
-        with self._torch.no_grad():
-            predictions = self._model(self._test_image).argmax(dim=1)
-        return float((predictions == self._test_label).float().mean())
-
-
-def compare(config: TrainConfig, contestants: dict[str, Callable[[TrainConfig, Dataset], Any]]) -> None:
-    """Times the contestants in turns and prints a table."""
-    dataset = load_dataset(config.data)
-    runners = {name: make(config, dataset) for name, make in contestants.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    for epoch in range(config.epochs):
-        for name, runner in runners.items():
-            begun = time.perf_counter()
-            loss = runner.run_epoch()
-            elapsed = time.perf_counter() - begun
-            assert np.isfinite(loss), f"{name}: loss {loss}"
-            if epoch:  # the first one warms up
-                seconds[name].append(elapsed)
-
-    steps_per_epoch = -(-dataset.train.num_examples // config.batch_size)
-    accuracies = {name: runner.test_accuracy() for name, runner in runners.items()}
-    for name, runner in runners.items():
-        assert runner.num_steps() == config.epochs * steps_per_epoch, f"{name}: {runner.num_steps()} steps"
-        assert runner.num_parameters == runners["mnist_jax"].num_parameters, f"{name}: {runner.num_parameters}"
-        assert abs(accuracies[name] - accuracies["mnist_jax"]) < 0.005, f"{name}: test accuracy {accuracies[name]}"
-
-    print(f"{config.model}, batch {config.batch_size}, {steps_per_epoch} steps an epoch, n = {config.epochs - 1}")
-    print(f"{'':<22}{'median':>9}{'min':>9}{'max':>9}{'a step':>10}{'ratio':>8}{'compile':>10}{'accuracy':>10}")
-    ours = statistics.median(seconds["mnist_jax"])
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        print(
-            f"{name:<22}{median:>7.3f} s{min(values):>7.3f} s{max(values):>7.3f} s"
-            f"{median / steps_per_epoch * 1e3:>7.2f} ms{median / ours:>7.2f}x"
-            f"{runners[name].compile_s:>8.2f} s{accuracies[name]:>10.2%}"
-        )
-
-
-def main() -> None:
-    """Parses the command line and compares."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="as for mnist_jax.train")
-    parser.add_argument("--model", choices=["mlp", "cnn"], default="mlp")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--epochs", type=int, default=6, help="epochs, of which the first warms up")
-    flags = parser.parse_args()
-    config = TrainConfig(
-        data=flags.data, model=flags.model, batch_size=flags.batch_size, epochs=flags.epochs, ema_decay=None
-    )
-    contestants: dict[str, Callable[[TrainConfig, Dataset], Any]] = {"mnist_jax": Ours, "PyTorch eager": Torch}
-    if config.model == "cnn":
-        contestants["PyTorch channels_last"] = lambda config, data: Torch(config, data, "channels_last")
-    else:
-        averaged = TrainConfig(model="mlp", batch_size=flags.batch_size)
-        contestants["mnist_jax, averaged"] = lambda _, dataset: Ours(averaged, dataset)
-    compare(config, contestants)
-
-
-if __name__ == "__main__":
-    main()
+    num_examples = setting.dataset.train.num_examples
+    num_steps = (rounds + 1) * -(-num_examples // config.batch_size)
+    ours = workers["mnist_jax"]
+    accuracy = None
+    for name, worker in workers.items():
+        end = worker.finish()
+        accuracy = end["test_accuracy"] if accuracy is None else accuracy
+        assert end["num_steps"] == num_steps, f"{name}: {end['num_steps']} steps instead of {num_steps}"
+        assert worker.begin["num_parameters"] == ours.begin["num_parameters"], f"{name}: {worker.begin}"
+        tolerance = 0.1 if setting.quick else _TOLERANCE
+        assert abs(end["test_accuracy"] - accuracy) <= tolerance, f"{name}: {end['test_accuracy']}, not {accuracy}"
+        first, *seconds = worker.seconds
+        ratio = spread(seconds)["seconds"] / spread(ours.seconds[1:])["seconds"]
+        yield setting.row(
+            work, seconds, config, num_examples, train=True, contestant=name, first_epoch_seconds=first
+        ) | {
+            "ratio": ratio,
+            "test_accuracy": end["test_accuracy"],
+            "num_parameters": worker.begin["num_parameters"],
+        }

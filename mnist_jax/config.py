@@ -21,6 +21,7 @@ from mnist_jax.errors import InputError
 
 Model = Literal["mlp", "cnn"]
 Optimizer = Literal["sgd", "momentum", "adam", "adamw"]
+Dtype = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine", "one_cycle", "warmup_constant", "warmup_cosine"]
 
 # Where a run and its data lie, and how it is shown: free to change when it is resumed.
@@ -60,6 +61,8 @@ class TrainConfig:
     """cnn: units of the dense layer before the logits"""
     dropout_rate: float = 0.2
     """share of hidden units dropped in training, in [0, 1)"""
+    dtype: Dtype = "float32"
+    """what the layers compute in; parameters, logits and loss are float32"""
 
     optimizer: Optimizer = "adam"
     """sgd is plain steepest descent"""

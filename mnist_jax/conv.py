@@ -107,7 +107,9 @@ def _features(image: jax.Array, layers: Sequence[tuple[jax.Array, jax.Array]]) -
         x = x[:, : height // 2 * 2, : width // 2 * 2]
         # As a maximum over axes: the gradient of lax.reduce_window takes four times as long.
         x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
-        x = nn.relu(x + bias[None, None, None])  # a quarter of the work that it is before the pooling, and the same result
+        x = nn.relu(
+            x + bias[None, None, None]
+        )  # a quarter of the work that it is before the pooling, and the same result
     return x.reshape(x.shape[0], -1)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.conv import conv_pool_features
@@ -26,6 +27,7 @@ class MLP(nn.Module):
         hidden_sizes: units per hidden layer.
         dropout_rate: share of hidden units dropped in training.
         num_classes: K.
+        dtype: what the layers compute in; parameters and logits are float32 in any case.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -38,6 +40,7 @@ class MLP(nn.Module):
     hidden_sizes: Sequence[int] = (512, 256)
     dropout_rate: float = 0.2
     num_classes: int = 10
+    dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))  # a list has no hash
@@ -48,9 +51,9 @@ class MLP(nn.Module):
         """Maps ``float32[B, 28, 28, 1]`` to logits ``float32[B, K]``."""
         x = image.reshape(image.shape[0], -1)
         for size in self.hidden_sizes:
-            x = nn.relu(nn.Dense(size)(x))
+            x = nn.relu(nn.Dense(size, dtype=self.dtype)(x))
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(self.num_classes)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
 
 class CNN(nn.Module):
@@ -62,6 +65,7 @@ class CNN(nn.Module):
         dense_size: units of the dense layer before the logits.
         dropout_rate: share of its units dropped in training.
         num_classes: K.
+        dtype: what the layers compute in; parameters and logits are float32 in any case.
 
     Reference: the layer sizes are those of https://github.com/tuomaso/train_mnist_fast.
 
@@ -78,6 +82,7 @@ class CNN(nn.Module):
     dense_size: int = 256
     dropout_rate: float = 0.2
     num_classes: int = 10
+    dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
         for name in ("channels", "kernel_sizes"):
@@ -93,10 +98,11 @@ class CNN(nn.Module):
                 raise InputError(f"kernel_sizes must leave something of the image to pool, got {self.kernel_sizes}")
             layers.append(_Kernel((size, size, features, channels), name=f"Conv_{index}")())
             side, features = (side - size + 1) // 2, channels
+        image, layers = jax.tree.map(lambda x: x.astype(self.dtype), (image, layers))
         x = conv_pool_features(image, layers)
-        x = nn.relu(nn.Dense(self.dense_size)(x))
+        x = nn.relu(nn.Dense(self.dense_size, dtype=self.dtype)(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(self.num_classes)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
 
 class _Kernel(nn.Module):
@@ -122,13 +128,15 @@ def build_model(config: TrainConfig) -> MLP | CNN:
             num_classes = 10
         )
     """
+    dtype = jnp.dtype(config.dtype)
     if config.model == "mlp":
-        return MLP(hidden_sizes=config.hidden_sizes, dropout_rate=config.dropout_rate)
+        return MLP(hidden_sizes=config.hidden_sizes, dropout_rate=config.dropout_rate, dtype=dtype)
     return CNN(
         channels=config.channels,
         kernel_sizes=config.kernel_sizes,
         dense_size=config.dense_size,
         dropout_rate=config.dropout_rate,
+        dtype=dtype,
     )
 
 

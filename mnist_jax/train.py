@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import importlib
 import logging
 import math
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,14 +92,11 @@ def fit(config: TrainConfig) -> Run:
         config = dataclasses.replace(config, data=config.data or saved.data, data_dir=config.data_dir or saved.data_dir)
     loading = _start_loading(config)
     import jax
-    from tensorboardX import SummaryWriter
 
-    from mnist_jax.checkpoint import restore_checkpoint, save_checkpoint, saved_steps
-    from mnist_jax.evaluate import evaluate_dataset
+    from mnist_jax.evaluate import compile_evaluation
     from mnist_jax.models import build_model, choose_microbatch_size
     from mnist_jax.optim import build_optimizer, build_schedule
     from mnist_jax.pieces import EpochInPieces
-    from mnist_jax.report import learning_curves
     from mnist_jax.state import create_train_state
     from mnist_jax.step import Metrics
 
@@ -116,7 +115,8 @@ def fit(config: TrainConfig) -> Run:
         train, validation, test = jax.device_put((dataset.train, dataset.validation, dataset.test))
         steps_per_epoch = -(-num_train // config.batch_size)
         schedule = build_schedule(config, config.epochs * steps_per_epoch)
-        state = create_train_state(
+        create = functools.partial(
+            create_train_state,
             build_model(config),
             build_optimizer(config, config.epochs * steps_per_epoch),
             jax.random.key(config.seed),
@@ -124,9 +124,24 @@ def fit(config: TrainConfig) -> Run:
             label_smoothing=config.label_smoothing,
             microbatch_size=choose_microbatch_size(config),
         )
-        program = EpochInPieces(state, train, config.batch_size)
-        evaluation = evaluate_dataset(state, validation)  # of no interest yet, but it compiles
+        with ThreadPoolExecutor() as pool:  # everything that is compiled, at the same time
+            shapes = jax.eval_shape(create)
+            for module in ("tensorboardX", "orbax.checkpoint", "matplotlib.figure"):
+                pool.submit(importlib.import_module, module)
+            compiling = pool.submit(EpochInPieces, shapes, train, config.batch_size)
+            evaluations = [pool.submit(compile_evaluation, shapes, split) for split in (validation, test)]
+            # Initialisation runs once: what it takes is the compiler's time, and at this level half of that.
+            cheaply: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
+            state = jax.jit(create).lower().compile(cheaply)()
+            program = compiling.result()
+            evaluate_validation, evaluate_test = (evaluation.result() for evaluation in evaluations)
         seconds |= {"compile": time.perf_counter() - begun, "train": 0.0, "evaluate": 0.0}
+
+        # These take as long to import as to use, and are ready by now.
+        from tensorboardX import SummaryWriter
+
+        from mnist_jax.checkpoint import restore_checkpoint, save_checkpoint, saved_steps
+        from mnist_jax.report import learning_curves
 
         history: list[dict[str, Any]] = []
         if workdir.saved is not None and not saved_steps(workdir.checkpoints):
@@ -158,7 +173,7 @@ def fit(config: TrainConfig) -> Run:
 
                 # Evaluate.
                 begun = time.perf_counter()
-                evaluation = evaluate_dataset(state, validation)
+                evaluation = evaluate_validation(state)
                 if not math.isfinite(evaluation.loss):
                     raise NonFiniteLossError(epoch, step, evaluation.loss)
                 seconds["train"] += train_s
@@ -195,7 +210,7 @@ def fit(config: TrainConfig) -> Run:
                     raise Stopped(stop.requested, step, workdir.path)
 
             begun = time.perf_counter()
-            evaluation = evaluate_dataset(state, test)
+            evaluation = evaluate_test(state)
             seconds["evaluate"] += time.perf_counter() - begun
             for name in ("loss", "accuracy"):
                 board.add_scalar(f"{name}/test", getattr(evaluation, name), int(state.step))

@@ -1,0 +1,119 @@
+"""How fast is mnist_jax on this machine, how far is that from the limit, and what would one get elsewhere?
+
+python -m benchmarks                          # every suite: half an hour on 2 cores
+python -m benchmarks --quick                  # only that each of them works: under two minutes
+python -m benchmarks steps epochs --platform gpu
+python -m benchmarks compare BEFORE AFTER     # two results files
+python -m benchmarks plot RESULTS             # RESULTS with .png
+python -m benchmarks table RESULTS            # the peers, in Markdown
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from mnist_jax.command import exit_status
+from mnist_jax.errors import InputError
+
+SUITES = ("steps", "epochs", "startup", "accuracy", "scaling", "memory", "peers")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Without the usage in front of what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    assert __doc__ is not None
+    parser = _Parser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"some of {' '.join(SUITES)}; default all")
+    parser.add_argument("--quick", action="store_true", help="small and few: to see that it works")
+    parser.add_argument("--data", help="as for mnist_jax.train")
+    parser.add_argument("--platform", choices=["cpu", "gpu", "tpu"], help="default: what JAX finds")
+    parser.add_argument("--output", type=Path, help="results file; default benchmarks/results/<date>-<device>.json")
+    return parser
+
+
+def _files_parser(command: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"python -m benchmarks {command}")
+    if command == "compare":
+        parser.add_argument("before", type=Path)
+        parser.add_argument("after", type=Path)
+    else:
+        parser.add_argument("results", type=Path)
+    if command == "plot":
+        parser.add_argument("--output", type=Path, help="PNG; default RESULTS with .png")
+    return parser
+
+
+def _run(flags: argparse.Namespace) -> None:
+    if flags.platform is not None:
+        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(flags.platform, flags.platform)
+    from benchmarks.results import new_results, table, write_results
+    from benchmarks.setting import Setting, SkippedError
+    from benchmarks.timing import measure_peaks
+    from mnist_jax import load_dataset
+
+    unknown = [suite for suite in flags.suites if suite not in SUITES]
+    if unknown:
+        raise InputError(f"suite must be one of {', '.join(SUITES)}, got {unknown[0]}")
+    if flags.output is not None and flags.output.exists():
+        raise InputError(f"{flags.output} exists: choose another --output")
+    dataset = load_dataset(flags.data)
+    try:
+        setting = Setting(flags.data, dataset, measure_peaks(flags.quick), flags.quick)
+    except RuntimeError as error:  # of JAX, where there is no such platform
+        raise InputError(f"platform: {str(error).splitlines()[0]}") from None
+    results = new_results(setting)
+    for name in flags.suites or SUITES:
+        rows: list[dict[str, object]] = []
+        results["suites"][name] = {"rows": rows}
+        try:
+            for row in importlib.import_module(f"benchmarks.{name}").run(setting):
+                rows.append(row)
+                print(f"\r{name}: {len(rows)} rows", end="", file=sys.stderr, flush=True)
+        except SkippedError as reason:
+            results["suites"][name] = {"skipped": str(reason)}
+        print(file=sys.stderr)
+    path = write_results(results, flags.output)
+    print(table(results))
+    print(f"\nwritten to {path}")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The command: returns 0, or 2 after bad input."""
+    arguments = list(sys.argv[1:] if args is None else args)
+
+    def command() -> None:
+        if arguments[:1] not in (["compare"], ["plot"], ["table"]):
+            _run(_parser().parse_args(arguments))
+            return
+        from benchmarks.plot import plot_results
+        from benchmarks.results import comparison, peers_table, read_results
+
+        flags = _files_parser(arguments[0]).parse_args(arguments[1:])
+        match arguments[0]:
+            case "compare":
+                print(comparison(read_results(flags.before), read_results(flags.after)))
+            case "plot":
+                path = flags.output or flags.results.with_suffix(".png")
+                plot_results(read_results(flags.results), path)
+                print(path)
+            case "table":
+                print(peers_table(read_results(flags.results)))
+
+    return exit_status(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""How long is an epoch of 55,000 examples, as one program?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+
+from benchmarks.setting import Row, Setting, check, new_state
+from benchmarks.timing import measure_in_turns
+from mnist_jax import TrainConfig, train_epoch
+
+CONFIGS = [
+    TrainConfig(model="mlp", hidden_sizes=(128,), batch_size=32, ema_decay=None),
+    TrainConfig(model="mlp", hidden_sizes=(512, 256), batch_size=128, ema_decay=None),
+    TrainConfig(model="mlp", hidden_sizes=(512, 256), batch_size=128),
+    TrainConfig(model="cnn", batch_size=128, ema_decay=None),
+    TrainConfig(model="cnn", batch_size=256, ema_decay=None),
+]
+
+
+def run(setting: Setting) -> Iterator[Row]:
+    """A row for each model and batch size; the third is the second with a running average of the parameters."""
+    num_examples = 2_560 if setting.quick else 55_000
+    split = setting.examples(num_examples)
+    states = [new_state(config) for config in CONFIGS]
+    calls = {
+        str(index): lambda state=state, config=config: train_epoch(state, split, config.batch_size)
+        for index, (state, config) in enumerate(zip(states, CONFIGS, strict=True))
+    }
+    for index, config in enumerate(CONFIGS):
+        state, metrics = jax.block_until_ready(calls[str(index)]())
+        check(state, -(-num_examples // config.batch_size), metrics.loss)
+    for name, seconds in measure_in_turns(calls, setting.repeats).items():
+        config = CONFIGS[int(name)]
+        averaged = config.ema_decay is not None
+        yield setting.row("epoch", seconds, config, examples=num_examples, train=True, averaged=averaged)

@@ -1,0 +1,32 @@
+"""Floating-point operations of the two models, counted by hand: 2 for each multiply-add of a matrix product.
+
+    flops_per_example(TrainConfig(model="cnn"), train=True)
+
+Bias, activation, pooling, dropout and optimizer are left out: they are bound by memory, and not what a peak is about.
+Analytic, as XLA's own count leaves out the turns of a loop (jax-ml/jax#18672); tested against it for a single step.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from mnist_jax import TrainConfig
+
+
+def flops_per_example(config: TrainConfig, train: bool) -> int:
+    """FLOPs of one example: forward alone, or with the gradient by all weights and all inputs but the image."""
+    layers = _layers(config)
+    if not train:
+        return sum(layers)
+    return 3 * sum(layers) - layers[0]  # nobody asks for the gradient by the image
+
+
+def _layers(config: TrainConfig) -> list[int]:
+    if config.model == "mlp":
+        return [2 * inputs * outputs for inputs, outputs in itertools.pairwise((784, *config.hidden_sizes, 10))]
+    layers, side, channels = [], 28, 1
+    for features, size in zip(config.channels, config.kernel_sizes, strict=True):
+        pooled = (side - size + 1) // 2
+        layers.append(2 * size * size * channels * features * (2 * pooled) ** 2)
+        side, channels = pooled, features
+    return [*layers, 2 * side * side * channels * config.dense_size, 2 * config.dense_size * 10]

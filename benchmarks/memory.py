@@ -1,0 +1,60 @@
+"""How much memory does an epoch take, and a whole run?
+
+For a program what XLA's plan of its buffers says: arguments (the data set among them), temporaries and results. For a
+whole run the largest resident set of its process, and where the device counts it, the peak of the device.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from benchmarks.setting import Row, Setting, new_state
+from mnist_jax import TrainConfig, train_epoch
+
+_WHOLE_RUN = """
+import json, resource, sys
+from mnist_jax.train import main
+status = main(sys.argv[1:])
+import jax
+device = jax.devices()[0].memory_stats() or {}
+unit = 1 if sys.platform == "darwin" else 1024
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+print(json.dumps({"process_peak_bytes": peak, "device_peak_bytes": device.get("peak_bytes_in_use")}))
+sys.exit(status)
+"""
+
+
+def run(setting: Setting) -> Iterator[Row]:
+    """A row for each program, then a row for each whole run."""
+    split = setting.examples(2_560 if setting.quick else 55_000)
+    for model in ("mlp", "cnn"):
+        for batch_size in (128,) if setting.quick else (128, 1024, 8192):
+            config = TrainConfig(model=model, batch_size=batch_size, ema_decay=None)
+            analysis = train_epoch.lower(new_state(config), split, batch_size).compile().memory_analysis()
+            assert analysis is not None
+            yield {
+                "name": "epoch program",
+                "model": model,
+                "batch_size": batch_size,
+                "examples": split.num_examples,
+                "argument_bytes": analysis.argument_size_in_bytes,
+                "temporary_bytes": analysis.temp_size_in_bytes,
+                "result_bytes": analysis.output_size_in_bytes,
+            }
+    for model in ("mlp",) if setting.quick else ("mlp", "cnn"):
+        with tempfile.TemporaryDirectory() as directory:
+            flags = ["--model", model, "--epochs", "1", "--quiet", "--workdir", str(Path(directory) / "run")]
+            flags += [] if setting.data is None else ["--data", setting.data]
+            done = subprocess.run(
+                [sys.executable, "-c", _WHOLE_RUN, *flags], capture_output=True, text=True, check=True
+            )
+        yield {"name": "whole run", "model": model, "platform": jax.default_backend()} | json.loads(
+            done.stdout.splitlines()[-1]
+        )

@@ -1,0 +1,79 @@
+"""A picture of a results file: an epoch of each contestant, and the fraction of the peak by batch size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mnist_jax import InputError
+
+
+def plot_results(results: dict[str, Any], path: Path) -> None:
+    """Writes a PNG, a panel for each work of ``peers`` and one for ``steps``.
+
+    Raises:
+        InputError: the results have neither.
+    """
+    from matplotlib.figure import Figure
+
+    suites = results["suites"]
+    peers = [row for row in suites.get("peers", {}).get("rows", ()) if "seconds" in row]
+    steps = [row for row in suites.get("steps", {}).get("rows", ()) if row["train"]]
+    works = list(dict.fromkeys(row["name"] for row in peers))
+    if not works and not steps:
+        raise InputError("there is nothing to plot: run python -m benchmarks peers steps")
+    num_panels = len(works) + bool(steps)
+    num_columns = min(2, num_panels)
+    num_rows = -(-num_panels // num_columns)
+    figure = Figure(figsize=(6.4 * num_columns, 3.6 * num_rows), layout="constrained")
+    axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for axis, work in zip(axes, works, strict=False):
+        _epochs(axis, work, [row for row in peers if row["name"] == work])
+    if steps:
+        _steps(axes[len(works)], steps)
+    for axis in axes[num_panels:]:
+        axis.axis("off")
+    device = results["device"]
+    on_cpu = device["platform"] == "cpu"
+    machine = f"{device['cores']} cores of {device['processor']}" if on_cpu else device["kind"]
+    figure.suptitle(f"{machine}, {results['created'][:10]}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def _epochs(axis: Any, work: str, rows: list[dict[str, Any]]) -> None:
+    rows = sorted(rows, key=lambda row: -row["seconds"])
+    names = [row["contestant"] for row in rows]
+    colours = ["tab:orange" if name == "mnist_jax" else "tab:blue" for name in names]
+    bars = axis.barh(names, [row["seconds"] for row in rows], color=colours)
+    axis.bar_label(bars, [f"{row['seconds']:.2f} s, {row['ratio']:.1f}x" for row in rows], padding=3, fontsize=8)
+    axis.set(title=f"{work}, batch {rows[0]['batch_size']}: an epoch", xlabel="seconds")
+    slowest = rows[0]["seconds"]
+    if slowest > 20 * rows[-1]["seconds"]:
+        axis.set_xscale("log")
+        axis.set_xlabel("seconds, logarithmic")
+        axis.set_xlim(right=slowest * 6)
+    else:
+        axis.set_xlim(right=slowest * 1.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _steps(axis: Any, rows: list[dict[str, Any]]) -> None:
+    for model in ("mlp", "cnn"):
+        for dtype, style in (("float32", "-"), ("bfloat16", ":")):
+            for driver, marker in (("scanned", "o"), ("dispatched", "x")):
+                chosen = [row for row in rows if (row["model"], row["dtype"], row["driver"]) == (model, dtype, driver)]
+                if chosen:
+                    axis.plot(
+                        [row["batch_size"] for row in chosen],
+                        [100 * row["peak_fraction"] for row in chosen],
+                        color="tab:orange" if model == "mlp" else "tab:green",
+                        linestyle=style,
+                        marker=marker,
+                        label=f"{model}, {dtype}, {driver}",
+                    )
+    axis.set(title="A training step", xlabel="batch size", ylabel="% of the measured matmul peak")
+    axis.set_xscale("log", base=2)
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=7)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,244 @@
+"""A results file: what was measured, where and with what; and how it is read as a table or against another one.
+
+    results = new_results(setting); results["suites"]["steps"] = {"rows": [...]}; path = write_results(results, None)
+    print(table(results)); print(comparison(read_results(a), read_results(b)))
+
+Schema version 1: ``schema_version, created, command, git, device, versions, flags, load, dataset, quick, peaks`` and
+``suites``, from the name of a suite to its ``rows`` or to the reason why it was ``skipped``. All times in seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mnist_jax import InputError
+
+SCHEMA_VERSION = 1
+DIRECTORY = Path(__file__).parent / "results"
+# What tells one row from another; the rest of a row is what was measured.
+_IDENTITY = (
+    "name", "contestant", "model", "layers", "batch_size", "dtype", "train", "driver", "averaged", "value", "flags"
+)  # fmt: skip
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "keras", "tensorflow-cpu")
+
+Results = dict[str, Any]
+
+
+def new_results(setting: Any) -> Results:
+    """Results without rows: everything about the machine and the versions."""
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "git": _git(),
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": len(jax.devices()),
+            "processor": _processor(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        },
+        "versions": {"python": platform.python_version(), **_versions()},
+        "flags": {
+            **{name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_", "NVIDIA_TF32"))},
+            **{name: str(getattr(jax.config, name)) for name in ("jax_default_matmul_precision", "jax_enable_x64")},
+        },
+        "load": {"before": _load()},
+        "dataset": setting.dataset.name,
+        "quick": setting.quick,
+        "peaks": dataclasses.asdict(setting.peaks),
+        "suites": {},
+    }
+
+
+def write_results(results: Results, path: Path | None) -> Path:
+    """Writes results to ``path``, or to ``benchmarks/results/<date>-<device>.json``; never over another file.
+
+    Raises:
+        InputError: ``path`` exists.
+    """
+    results["load"]["after"] = _load()
+    device = results["device"]
+    if path is None:
+        kind = f"{device['cores']} cores {device['processor']}" if device["platform"] == "cpu" else device["kind"]
+        stem = f"{results['created'][:10]}-{re.sub(r'[^a-z0-9]+', '-', kind.lower()).strip('-')}"
+        candidates = (DIRECTORY / f"{stem}{suffix}.json" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+        path = next(candidate for candidate in candidates if not candidate.exists())
+    if path.exists():
+        raise InputError(f"{path} exists: choose another --output")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    return path
+
+
+def read_results(path: Path) -> Results:
+    """Reads what :func:`write_results` wrote.
+
+    Raises:
+        InputError: there is no such file, or it is none of ours; names it.
+    """
+    try:
+        results = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"{path} is not JSON") from None
+    version = results.get("schema_version") if isinstance(results, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{path} must have schema_version {SCHEMA_VERSION}, got {version}")
+    return results
+
+
+def table(results: Results) -> str:
+    """All rows, for the terminal."""
+    device, peaks = results["device"], results["peaks"]
+    lines = [
+        f"{device['count']} x {device['kind']}, {device['processor']}, {device['cores']} cores; jax "
+        f"{results['versions']['jax']}; peak {peaks['float32_flops'] / 1e9:,.0f} GFLOP/s float32, "
+        f"{peaks['bfloat16_flops'] / 1e9:,.0f} bfloat16, {peaks['bandwidth_bytes'] / 1e9:,.0f} GB/s"
+    ]
+    for name, suite in results["suites"].items():
+        lines += ["", name if "rows" in suite else f"{name}: skipped, {suite['skipped']}"]
+        lines += [f"  {_identity(row):<62}{_measured(row)}" for row in suite.get("rows", ())]
+    return "\n".join(lines)
+
+
+def comparison(before: Results, after: Results) -> str:
+    """The rows that both have, with the time of the second as a multiple of the first's."""
+    lines = [f"{'':<72}{'before':>12}{'after':>12}{'ratio':>9}"]
+    found = {(suite, _identity(row)): row for suite, row in _rows(after)}
+    for suite, row in _rows(before):
+        other = found.get((suite, _identity(row)))
+        if other is not None and "seconds" in row and "seconds" in other:
+            times = f"{_duration(row['seconds']):>12}{_duration(other['seconds']):>12}"
+            lines.append(f"{suite + ': ' + _identity(row):<72}{times}{other['seconds'] / row['seconds']:>8.2f}x")
+    if len(lines) == 1:
+        raise InputError("the two files have no row in common")
+    return "\n".join(lines)
+
+
+def peers_table(results: Results) -> str:
+    """The table of the README: an epoch of each contestant, in Markdown.
+
+    Raises:
+        InputError: the file has no peers.
+    """
+    rows = [row for row in results["suites"].get("peers", {}).get("rows", ()) if "seconds" in row]
+    if not rows:
+        raise InputError("the results have no peers: run python -m benchmarks peers")
+    lines = []
+    for work in dict.fromkeys(row["name"] for row in rows):
+        found = [row for row in rows if row["name"] == work]
+        first = found[0]
+        lines += [
+            f"{work}, {first['num_parameters']:,} parameters, batch {first['batch_size']}, n = {first['n']}:",
+            "",
+            "| | an epoch | of the peak | times ours | test accuracy |",
+            "|---|---|---|---|---|",
+        ]
+        for row in found:
+            spread = f"{row['seconds']:.3f} s ({row['seconds_min']:.3f} to {row['seconds_max']:.3f})"
+            lines.append(
+                f"| {row['contestant']} | {spread} "
+                f"| {row['peak_fraction']:.0%} | {row['ratio']:.2f} | {row['test_accuracy']:.2%} |"
+            )
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def _rows(results: Results) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, suite in results["suites"].items():
+        yield from ((name, row) for row in suite.get("rows", ()))
+
+
+def _identity(row: dict[str, Any]) -> str:
+    parts = []
+    for name in _IDENTITY:
+        value = row.get(name)
+        if name == "layers" and value:
+            parts.append("-".join(map(str, value)))
+        elif name in ("batch_size", "value") and value is not None:
+            parts.append(f"{'batch' if name == 'batch_size' else 'at'} {value}")
+        elif name == "averaged":
+            parts += ["averaged"] if value else []
+        elif name != "train" and name != "flags" and value is not None:
+            parts.append(str(value))
+    return " ".join(parts)
+
+
+def _measured(row: dict[str, Any]) -> str:
+    if "skipped" in row:
+        return f"skipped: {row['skipped']}"
+    parts = []
+    if "seconds" in row:
+        low, high = _duration(row["seconds_min"]), _duration(row["seconds_max"])
+        parts.append(f"{_duration(row['seconds']):>10} ({low} to {high}, n = {row['n']})")
+    if "process" in row:
+        parts.append(f"whole process {_duration(row['process']['seconds'])}")
+    if "phases" in row:
+        parts += [f"{phase} {_duration(seconds)}" for phase, seconds in row["phases"].items()]
+    formats = {
+        "examples_per_second": "{:,.0f}/s",
+        "peak_fraction": "{:.0%} of the peak",
+        "ratio": "{:.2f}x",
+        "exponent": "exponent {:.3f}",
+        "test_accuracy": "test accuracy {:.2%}",
+    }
+    parts += [form.format(row[name]) for name, form in formats.items() if name in row]
+    parts += [f"{name.removesuffix('_bytes').replace('_', ' ')} {row[name] / 2**20:,.0f} MiB"
+              for name in row if name.endswith("_bytes") and row[name] is not None]  # fmt: skip
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def _git() -> dict[str, Any]:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+        return done.stdout.strip()
+
+    try:
+        return {"sha": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain"))}
+    except FileNotFoundError:
+        return {"sha": None, "dirty": None}
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def _load() -> list[float] | None:
+    return [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None

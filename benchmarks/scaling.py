@@ -1,0 +1,90 @@
+"""What does an example cost, as the examples, the batch, the width and the devices grow?
+
+Each series ends with the exponent of a fitted power law of the time of an epoch: 1 where an example costs the same
+throughout. For the width it is against the number of parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from benchmarks.setting import Row, Setting, check, new_state
+from benchmarks.timing import measure_in_turns
+from mnist_jax import TrainConfig, count_parameters, train_epoch, train_step
+
+_CONFIG = TrainConfig(hidden_sizes=(128,), batch_size=128, ema_decay=None)
+
+
+def run(setting: Setting) -> Iterator[Row]:
+    """The four series."""
+    few = setting.quick
+    sizes = (1_280, 2_560) if few else (6_000, 19_000, 60_000, 190_000, 600_000)
+    yield from _series(setting, "examples", [(size, _CONFIG, size) for size in sizes])
+    batch_sizes = (32, 128) if few else (32, 64, 128, 256, 512, 1024, 2048)
+    num_examples = 2_560 if few else 61_440
+    series = [(size, dataclasses.replace(_CONFIG, batch_size=size), num_examples) for size in batch_sizes]
+    yield from _series(setting, "batch_size", series)
+    widths = (64, 128) if few else (64, 128, 256, 512, 1024, 2048)
+    series = [(width, dataclasses.replace(_CONFIG, hidden_sizes=(width,)), num_examples) for width in widths]
+    yield from _series(setting, "width", series)
+    yield from _devices(setting)
+
+
+def _series(setting: Setting, name: str, series: list[tuple[int, TrainConfig, int]]) -> Iterator[Row]:
+    calls, states = {}, {}
+    for value, config, num_examples in series:
+        split, states[value] = setting.examples(num_examples), new_state(config)
+        calls[str(value)] = lambda state=states[value], split=split, size=config.batch_size: train_epoch(
+            state, split, size
+        )
+        state, metrics = calls[str(value)]()
+        check(state, -(-num_examples // config.batch_size), metrics.loss)
+    timings = measure_in_turns(calls, setting.repeats)
+    for value, config, num_examples in series:
+        row = setting.row(f"by {name}", timings[str(value)], config, num_examples, train=True, value=value)
+        yield row | {"seconds_per_example": row["seconds"] / num_examples}
+    sizes = [count_parameters(states[value].params) if name == "width" else value for value, _, _ in series]
+    medians = [np.median(timings[str(value)]) for value, _, _ in series]
+    yield {"name": f"by {name}: exponent", "exponent": float(np.polyfit(np.log(sizes), np.log(medians), 1)[0])}
+
+
+def _devices(setting: Setting) -> Iterator[Row]:
+    """The same step with its batch spread over more and more devices."""
+    devices = jax.devices()
+    if len(devices) == 1:
+        yield {
+            "name": "by devices",
+            "skipped": "there is one device (JAX_NUM_CPU_DEVICES=2 makes two of a CPU)",
+        }
+        return
+    config = TrainConfig(batch_size=1024, ema_decay=None)
+    num_steps = 5 if setting.quick else 50
+    split = setting.examples(config.batch_size)
+    counts = [count for count in (1, 2, 4, 8) if count <= len(devices)]
+
+    def spread_over(count: int) -> Any:
+        mesh = jax.sharding.Mesh(np.array(devices[:count]), ("data",))
+        batch = jax.device_put(split._asdict(), NamedSharding(mesh, PartitionSpec("data")))
+        begin = jax.device_put(new_state(config), NamedSharding(mesh, PartitionSpec()))
+
+        def call() -> Any:
+            state = begin
+            for _ in range(num_steps):
+                state, metrics = train_step(state, batch)
+            return state, metrics
+
+        return call
+
+    calls = {str(count): spread_over(count) for count in counts}
+    for call in calls.values():
+        state, metrics = call()
+        check(state, num_steps, metrics.loss)
+    for count, seconds in measure_in_turns(calls, setting.repeats).items():
+        examples = config.batch_size * num_steps
+        yield setting.row("by devices", seconds, config, examples, train=True, value=int(count))

@@ -1,0 +1,71 @@
+"""How long a call takes, and what the machine could do at most.
+
+    seconds = measure(lambda: train_epoch(state, split, 128), repeats=5)     # one warm-up, then 5 times
+    seconds = measure_in_turns({"A": a, "B": b}, rounds=5)                   # A B A B ...
+    peaks = measure_peaks()
+
+A call must return what it computed: the clock stops when all of that is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Call = Callable[[], Any]
+
+
+def measure(call: Call, repeats: int) -> list[float]:
+    """Wall seconds of ``repeats`` calls, after one that warms up and compiles."""
+    return measure_in_turns({"": call}, repeats)[""]
+
+
+def measure_in_turns(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
+    """Wall seconds of each call in each round, after one round that warms up: A B, A B, A B."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(rounds + 1):
+        for name, call in calls.items():
+            begun = time.perf_counter()
+            jax.block_until_ready(call())
+            if round_:
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Peaks:
+    """What this machine reached in this run; the yardstick of every row.
+
+    Attributes:
+        float32_flops: FLOP/s of a float32 matrix product.
+        bfloat16_flops: FLOP/s of a bfloat16 matrix product.
+        bandwidth_bytes: bytes/s read and written by ``a + 2 * b``.
+    """
+
+    float32_flops: float
+    bfloat16_flops: float
+    bandwidth_bytes: float
+
+
+def measure_peaks(quick: bool = False) -> Peaks:
+    """The best of several runs of each, as a peak is what can be reached."""
+    size = (1024 if quick else 2048) if jax.default_backend() == "cpu" else 8192
+    repeats = 5 if quick else 10
+
+    def matmul_flops(dtype: Any) -> float:
+        matrix = jnp.ones((size, size), dtype)
+        product = jax.jit(jnp.matmul)
+        return 2 * size**3 / min(measure(lambda: product(matrix, matrix), repeats))
+
+    vector = jnp.ones(2**24 if quick else 2**26)  # 64 or 256 MiB, more than any cache
+    triad = jax.jit(lambda a, b: a + 2 * b)
+    return Peaks(
+        float32_flops=matmul_flops(jnp.float32),
+        bfloat16_flops=matmul_flops(jnp.bfloat16),
+        bandwidth_bytes=3 * vector.nbytes / min(measure(lambda: triad(vector, vector), repeats)),
+    )

@@ -1,0 +1,204 @@
+"""The benchmarks measure what they say. How fast it is, is no matter of a test."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import make_split
+
+from benchmarks.__main__ import SUITES, main
+from benchmarks.contestants import FlaxLoop, LaxConv, Ours
+from benchmarks.flops import flops_per_example
+from benchmarks.plot import plot_results
+from benchmarks.results import comparison, peers_table, read_results, table, write_results
+from benchmarks.setting import check, new_state, spread
+from benchmarks.timing import measure_in_turns
+from mnist_jax import CNN, Dataset, InputError, TrainConfig, eval_step
+from mnist_jax.state import apply_model
+
+ROOT = Path(__file__).parent.parent
+
+
+def results(seconds=1.0, **fields):
+    row = {"name": "W", "contestant": "mnist_jax", "model": "mlp", "layers": [8], "batch_size": 32, "dtype": "float32"}
+    row |= {"train": True, **spread([seconds, 3 * seconds, 2 * seconds]), "ratio": 1.0, "peak_fraction": 0.5}
+    row |= {"test_accuracy": 0.98, "num_parameters": 1234}
+    other = {"name": "W", "contestant": "B", "skipped": "no B here"}
+    steps = {**row, "name": "train step", "driver": "scanned"}
+    return {
+        "schema_version": 1,
+        "created": "2026-01-02T03:04:05+00:00",
+        "device": {"platform": "cpu", "kind": "cpu", "count": 1, "processor": "Some (R) CPU", "cores": 2},
+        "versions": {"jax": "0"},
+        "load": {"before": None},
+        "peaks": {"float32_flops": 2e9, "bfloat16_flops": 1e9, "bandwidth_bytes": 3e9},
+        "suites": {
+            "steps": {"rows": [steps]},
+            "accuracy": {"skipped": "no MNIST"},
+            "peers": {"rows": [row, other]},
+        },
+    } | fields
+
+
+def test_flops_of_a_forward_pass_are_those_that_xla_counts():
+    config = TrainConfig(hidden_sizes=(64, 32))
+    batch = make_split(64)._asdict()
+    counted = eval_step.lower(new_state(config), batch).compile().cost_analysis()["flops"] / 64
+    np.testing.assert_allclose(flops_per_example(config, train=False), counted, rtol=0.06)
+
+
+@pytest.mark.parametrize("config", [TrainConfig(hidden_sizes=(64, 32)), TrainConfig(model="cnn")])
+def test_flops_are_those_of_the_matrix_products_in_the_program(config):
+    def dots(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                lhs = equation.invars[0].aval.shape
+                yield 2 * equation.outvars[0].aval.size * int(np.prod([lhs[axis] for axis in contracted]))
+            for branch in equation.params.get("branches", [])[:1]:  # of platform_dependent: that for the CPU
+                yield from dots(branch.jaxpr)
+            if "jaxpr" in equation.params and equation.primitive.name != "scan":
+                inner = equation.params["jaxpr"]
+                yield from dots(getattr(inner, "jaxpr", inner))
+
+    state, image = new_state(config), np.zeros((8, 28, 28, 1), np.float32)
+
+    def loss(params):
+        return apply_model(state, params, image)[0].sum()
+
+    forward = jax.make_jaxpr(loss)(state.params).jaxpr
+    both = jax.make_jaxpr(jax.grad(loss))(state.params).jaxpr
+    assert sum(dots(forward)) == 8 * flops_per_example(config, train=False)
+    assert sum(dots(both)) == 8 * flops_per_example(config, train=True)
+
+
+def test_calls_take_turns_after_a_round_that_warms_up():
+    calls = []
+    seconds = measure_in_turns({"A": lambda: calls.append("A"), "B": lambda: calls.append("B")}, rounds=2)
+    assert calls == ["A", "B", "A", "B", "A", "B"]
+    assert {name: len(values) for name, values in seconds.items()} == {"A": 2, "B": 2}
+
+
+def test_work_that_was_not_done_is_noticed():
+    state = new_state(TrainConfig(hidden_sizes=(4,)))
+    check(state, 0, 1.0)
+    with pytest.raises(AssertionError, match="0 steps instead of 1"):
+        check(state, 1, 1.0)
+    with pytest.raises(AssertionError, match="the loss is nan"):
+        check(state, 0, float("nan"))
+
+
+def test_results_come_back_and_nothing_is_overwritten(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.results.DIRECTORY", tmp_path)
+    one, two = write_results(results(), None), write_results(results(2.0), None)
+    assert [one.name, two.name] == ["2026-01-02-2-cores-some-r-cpu.json", "2026-01-02-2-cores-some-r-cpu-2.json"]
+    assert read_results(one)["suites"] == results()["suites"]
+    with pytest.raises(InputError, match=rf"{one} exists: choose another --output"):
+        write_results(results(), one)
+
+
+def test_the_tables_show_medians_ranges_and_reasons():
+    shown = table(results())
+    assert "1 x cpu, Some (R) CPU, 2 cores; jax 0; peak 2 GFLOP/s float32, 1 bfloat16, 3 GB/s" in shown
+    assert "2 s (1 s to 3 s, n = 3), 50% of the peak, 1.00x, test accuracy 98.00%" in shown
+    assert "accuracy: skipped, no MNIST" in shown
+    assert "skipped: no B here" in shown
+    assert "| mnist_jax | 2.000 s (1.000 to 3.000) | 50% | 1.00 | 98.00% |" in peers_table(results())
+
+
+def test_two_files_are_compared_row_by_row():
+    lines = comparison(results(1.0), results(1.5)).splitlines()
+    assert [line.split()[-1] for line in lines] == ["ratio", "1.50x", "1.50x"]
+    assert lines[1].split()[-5:-1] == ["2", "s", "3", "s"]
+    with pytest.raises(InputError, match="the two files have no row in common"):
+        comparison(results(), results(suites={}))
+
+
+def test_a_picture_is_drawn(tmp_path):
+    plot_results(results(), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="there is nothing to plot: run python -m benchmarks peers steps"):
+        plot_results(results(suites={}), tmp_path / "plot.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "suite must be one of steps, epochs, startup, accuracy, scaling, memory, peers, got nonsense"),
+        (["--output", "there.json"], "there.json exists: choose another --output"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--platform", "abacus"], "argument --platform: invalid choice: 'abacus' (choose from "),
+        (["compare", "there.json"], "the following arguments are required: after"),
+        (["plot", "missing.json"], "missing.json: No such file or directory"),
+        (["plot", "there.json"], "there.json is not JSON"),
+        (["table", "other.json"], "other.json must have schema_version 1, got 7"),
+        (["table", "empty.json"], "the results have no peers: run python -m benchmarks peers"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("there.json").write_text("no JSON")
+    Path("other.json").write_text('{"schema_version": 7}')
+    Path("empty.json").write_text('{"schema_version": 1, "suites": {}}')
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert Path("there.json").read_text() == "no JSON"
+
+
+def small_dataset():
+    return Dataset(make_split(70), make_split(10), make_split(30, seed=1), "some", 10, tuple("0123456789"))
+
+
+@pytest.mark.uses_adam
+@pytest.mark.parametrize(
+    ("contestant", "config"),
+    [
+        (Ours, TrainConfig(hidden_sizes=(8,), batch_size=32)),
+        (FlaxLoop, TrainConfig(hidden_sizes=(8,), batch_size=32)),
+        (LaxConv, TrainConfig(model="cnn", channels=(2, 3), dense_size=4, batch_size=32)),
+    ],
+)
+def test_a_contestant_counts_its_steps(contestant, config):
+    one = contestant(config, small_dataset())
+    assert [one.num_steps(), np.isfinite(one.run_epoch()), one.num_steps()] == [0, True, 3]
+    assert 0 <= one.test_accuracy() <= 1
+
+
+@pytest.mark.uses_adam
+def test_the_plain_network_is_the_same_network():
+    config = TrainConfig(model="cnn", channels=(2, 3), dense_size=4, batch_size=32)
+    plain, ours = (contestant(config, small_dataset())._state for contestant in (LaxConv, Ours))
+    assert isinstance(ours.model, CNN)
+    image = make_split(9).image
+    expected, _ = apply_model(plain, ours.params, image)
+    np.testing.assert_allclose(apply_model(ours, ours.params, image)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_whole_suite_runs(tmp_path):
+    output = tmp_path / "results.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick", "--data", "digits", "--output", str(output)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    assert list(found["suites"]) == list(SUITES)
+    assert found["suites"]["accuracy"] == {"skipped": "needs MNIST, got digits"}
+    for name in set(SUITES) - {"accuracy"}:
+        rows = found["suites"][name]["rows"]
+        assert rows
+        for row in rows:
+            assert row.get("seconds", 1) > 0
+            if "flops" in row:
+                expected = row["flops"] / row["seconds"] / found["peaks"]["float32_flops"]
+                np.testing.assert_allclose(row["peak_fraction"], expected)
+                np.testing.assert_allclose(row["examples_per_second"], row["examples"] / row["seconds"])
+    assert f"written to {output}" in done.stdout
