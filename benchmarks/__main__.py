@@ -70,8 +70,10 @@ def _run(flags: argparse.Namespace) -> None:
     if flags.output is not None and flags.output.exists():
         raise InputError(f"{flags.output} exists: choose another --output")
     dataset = load_dataset(flags.data)
+    # Commands that are run as a whole have another working directory.
+    data = str(Path(flags.data).resolve()) if flags.data and Path(flags.data).exists() else flags.data
     try:
-        setting = Setting(flags.data, dataset, measure_peaks(flags.quick), flags.quick)
+        setting = Setting(data, dataset, measure_peaks(flags.quick), flags.quick)
     except RuntimeError as error:  # of JAX, where there is no such platform
         raise InputError(f"platform: {str(error).splitlines()[0]}") from None
     results = new_results(setting)

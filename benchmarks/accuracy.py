@@ -1,40 +1,56 @@
 """How many seconds to a mean test accuracy of 98, 99 and 99.5 %: training alone, and the whole process?
 
-Each recipe is a fixed set of flags, chosen on the validation split; it counts if the mean over all seeds reaches its
-mark. Every accuracy is kept.
+Each recipe is a fixed command, chosen on the validation split; it counts if the mean over all seeds reaches its mark.
+Every accuracy is kept. The recipe for 99 % is in turns with the public one in eager PyTorch.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from benchmarks.commands import run_training
+from benchmarks.commands import run_python, run_training
 from benchmarks.setting import Row, Setting, SkippedError, spread
 
-RECIPES = {
-    0.98: "--epochs 2 --learning-rate 4e-3 --schedule one_cycle --hidden-sizes 256 --dropout-rate 0 --ema-decay None",
-    0.99: "--model cnn --epochs 1 --batch-size 256 --learning-rate 1e-2 --schedule one_cycle --b1 0.7 --b2 0.9",
-    0.995: "--model cnn --epochs 20 --batch-size 256 --learning-rate 3e-3 --schedule one_cycle --dropout-rate 0.5",
-}
+_MLP = (
+    "-m mnist_jax.train --hidden-sizes 256 --epochs 2 --learning-rate 5e-3 --schedule one_cycle --b1 0.8 --b2 0.95 "
+    "--label-smoothing 0.1 --dropout-rate 0 --ema-decay None"
+)
+RECIPES = {0.98: _MLP, 0.99: "experiments/fast_99.py"}
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """A row for each mark."""
+    """A row for each mark and contestant."""
     if setting.dataset.name != "mnist":
         raise SkippedError(f"needs MNIST, got {setting.dataset.name}")
-    for mark, flags in list(RECIPES.items())[: 1 if setting.quick else None]:
-        summaries = [
-            run_training([*flags.split(), "--seed", str(seed)], setting.data)
-            for seed in range(1 if setting.quick else 10)
-        ]
-        accuracies = [summary["test_accuracy"] for summary in summaries]
-        yield {
-            "name": f"{mark:.1%}",
-            "flags": flags,
-            "reached": statistics.mean(accuracies) >= mark,
-            "test_accuracy": statistics.mean(accuracies),
-            "test_accuracies": accuracies,
-            **spread([summary["seconds"]["train"] for summary in summaries]),
-            "process": spread([summary["process_seconds"] for summary in summaries]),
-        }
+    for mark, command in list(RECIPES.items())[: 1 if setting.quick else None]:
+        with_torch = mark == 0.99 and importlib.util.find_spec("torch") is not None and setting.data is not None
+        ours, torch = [], []
+        for seed in range(1 if setting.quick else 20):
+            summary = run_training([*command.split(), "--seed", str(seed)], setting.data)
+            ours.append((summary["test_accuracy"], summary["seconds"]["train"], summary["process_seconds"]))
+            if with_torch:
+                arguments = ["-m", "benchmarks.torch_recipe", str(setting.data), str(seed)]
+                text, elapsed = run_python(arguments)
+                found = json.loads(text)
+                torch.append((found["test_accuracy"], found["train_seconds"], elapsed))
+        yield _row(mark, "mnist_jax", command, ours)
+        if torch:
+            yield _row(mark, "PyTorch eager", "-m benchmarks.torch_recipe", torch)
+    yield {"name": "99.5%", "skipped": "no recipe of this library reaches it within minutes yet"}
+
+
+def _row(mark: float, contestant: str, command: str, runs: Sequence[tuple[float, float, float]]) -> Row:
+    accuracies, training, processes = (list(values) for values in zip(*runs, strict=True))
+    return {
+        "name": f"{mark:.1%}",
+        "contestant": contestant,
+        "command": f"python {command}",
+        "reached": statistics.mean(accuracies) >= mark,
+        "test_accuracy": statistics.mean(accuracies),
+        "test_accuracies": accuracies,
+        **spread(training),
+        "process": spread(processes),
+    }

@@ -1,4 +1,4 @@
-"""Times ``python -m mnist_jax.train`` as a whole process, from an empty shell prompt to its end."""
+"""Times commands as whole processes, from an empty shell prompt to their end."""
 
 from __future__ import annotations
 
@@ -12,28 +12,41 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+_ROOT = Path(__file__).parent.parent
 
-def run_training(flags: Sequence[str], data: str | None = None, **environment: str) -> dict[str, Any]:
-    """Trains in a process of its own.
+
+def run_python(arguments: Sequence[str], **environment: str) -> tuple[str, float]:
+    """Runs ``python ARGUMENTS`` in the directory of the project.
+
+    Returns:
+        What it wrote to stdout, and its wall seconds.
+
+    Raises:
+        RuntimeError: it failed; says what it wrote to stderr.
+    """
+    begun = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=_ROOT, env=os.environ | environment
+    )
+    elapsed = time.perf_counter() - begun
+    if done.returncode:
+        raise RuntimeError(f"python {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout, elapsed
+
+
+def run_training(command: Sequence[str], data: str | None = None, **environment: str) -> dict[str, Any]:
+    """Runs a command that trains and takes the flags of ``mnist_jax.train``.
 
     Args:
-        flags: of ``mnist_jax.train``.
+        command: what follows ``python``: ``["-m", "mnist_jax.train", "--epochs", "1"]``.
         data: the flag ``--data``; None leaves it out.
         **environment: variables to add.
 
     Returns:
         The run's ``summary.json``, with ``process_seconds`` for the whole process.
-
-    Raises:
-        RuntimeError: the command failed; says what it wrote.
     """
     with tempfile.TemporaryDirectory() as directory:
         workdir = Path(directory) / "run"
-        command = [sys.executable, "-m", "mnist_jax.train", *flags, "--quiet", "--workdir", str(workdir)]
-        command += [] if data is None else ["--data", data]
-        begun = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
-        elapsed = time.perf_counter() - begun
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+        flags = ["--quiet", "--workdir", str(workdir), *([] if data is None else ["--data", data])]
+        _, elapsed = run_python([*command, *flags], **environment)
         return {**json.loads((workdir / "summary.json").read_text()), "process_seconds": elapsed}

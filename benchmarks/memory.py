@@ -7,14 +7,11 @@ whole run the largest resident set of its process, and where the device counts i
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-
+from benchmarks.commands import run_python
 from benchmarks.setting import Row, Setting, new_state
 from mnist_jax import TrainConfig, train_epoch
 
@@ -52,9 +49,5 @@ def run(setting: Setting) -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as directory:
             flags = ["--model", model, "--epochs", "1", "--quiet", "--workdir", str(Path(directory) / "run")]
             flags += [] if setting.data is None else ["--data", setting.data]
-            done = subprocess.run(
-                [sys.executable, "-c", _WHOLE_RUN, *flags], capture_output=True, text=True, check=True
-            )
-        yield {"name": "whole run", "model": model, "platform": jax.default_backend()} | json.loads(
-            done.stdout.splitlines()[-1]
-        )
+            text, _ = run_python(["-c", _WHOLE_RUN, *flags])
+        yield {"name": "whole run", "model": model} | json.loads(text.splitlines()[-1])

@@ -28,7 +28,7 @@ SCHEMA_VERSION = 1
 DIRECTORY = Path(__file__).parent / "results"
 # What tells one row from another; the rest of a row is what was measured.
 _IDENTITY = (
-    "name", "contestant", "model", "layers", "batch_size", "dtype", "train", "driver", "averaged", "value", "flags"
+    "name", "contestant", "model", "layers", "batch_size", "dtype", "train", "driver", "averaged", "value"
 )  # fmt: skip
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "keras", "tensorflow-cpu")
 
@@ -175,7 +175,7 @@ def _identity(row: dict[str, Any]) -> str:
             parts.append(f"{'batch' if name == 'batch_size' else 'at'} {value}")
         elif name == "averaged":
             parts += ["averaged"] if value else []
-        elif name != "train" and name != "flags" and value is not None:
+        elif name != "train" and value is not None:
             parts.append(str(value))
     return " ".join(parts)
 

@@ -6,13 +6,10 @@ Each timing is a process of its own, ``python -m mnist_jax.train --epochs 1``. `
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 
-from benchmarks.commands import run_training
+from benchmarks.commands import run_python, run_training
 from benchmarks.setting import Row, Setting, spread
 
 _PHASES = ("import", "data", "compile", "train", "evaluate")
@@ -22,26 +19,21 @@ def run(setting: Setting) -> Iterator[Row]:
     """A row for each command and cache, with its phases."""
     repeats = 1 if setting.quick else 7
     for name, arguments in (("--help", ["-m", "mnist_jax.train", "--help"]), ("import", ["-c", "import mnist_jax"])):
-        seconds = []
-        for _ in range(repeats):
-            begun = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-            seconds.append(time.perf_counter() - begun)
-        yield {"name": name} | spread(seconds)
+        yield {"name": name} | spread([run_python(arguments)[1] for _ in range(repeats)])
 
     for model in ("mlp",) if setting.quick else ("mlp", "cnn"):
-        flags = ["--model", model, "--epochs", "1"]
+        command = ["-m", "mnist_jax.train", "--model", model, "--epochs", "1"]
         with tempfile.TemporaryDirectory() as cache:
             cached = {
                 "JAX_COMPILATION_CACHE_DIR": cache,
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             }
-            run_training(flags, setting.data, **cached)  # fills the cache
+            run_training(command, setting.data, **cached)  # fills the cache
             runs: dict[str, list[Row]] = {"cold": [], "cached": []}
             for _ in range(repeats):
-                runs["cold"].append(run_training(flags, setting.data))
-                runs["cached"].append(run_training(flags, setting.data, **cached))
+                runs["cold"].append(run_training(command, setting.data))
+                runs["cached"].append(run_training(command, setting.data, **cached))
         for name, summaries in runs.items():
             yield {
                 "name": name,
