@@ -5,7 +5,7 @@ python -m benchmarks --quick                  # only that each of them works: un
 python -m benchmarks steps epochs --platform gpu
 python -m benchmarks compare BEFORE AFTER     # two results files
 python -m benchmarks plot RESULTS             # RESULTS with .png
-python -m benchmarks table RESULTS            # the peers, in Markdown
+python -m benchmarks table RESULTS            # the peers, in Markdown; --into README.md puts it there
 """
 
 from __future__ import annotations
@@ -16,24 +16,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from mnist_jax.command import exit_status
+from mnist_jax.command import OneLineParser, exit_status
 from mnist_jax.errors import InputError
 
 SUITES = ("steps", "epochs", "startup", "accuracy", "scaling", "memory", "peers")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Without the usage in front of what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def _parser() -> argparse.ArgumentParser:
     assert __doc__ is not None
-    parser = _Parser(
+    parser = OneLineParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"some of {' '.join(SUITES)}; default all")
@@ -45,12 +37,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _files_parser(command: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"python -m benchmarks {command}")
+    parser = OneLineParser(prog=f"python -m benchmarks {command}")
     if command == "compare":
         parser.add_argument("before", type=Path)
         parser.add_argument("after", type=Path)
     else:
         parser.add_argument("results", type=Path)
+    if command == "table":
+        parser.add_argument("--into", type=Path, help="Markdown file to put it in, between two marks")
     if command == "plot":
         parser.add_argument("--output", type=Path, help="PNG; default RESULTS with .png")
     return parser
@@ -59,7 +53,11 @@ def _files_parser(command: str) -> argparse.ArgumentParser:
 def _run(flags: argparse.Namespace) -> None:
     if flags.platform is not None:
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(flags.platform, flags.platform)
-    from benchmarks.results import new_results, table, write_results
+    # Several processes share the device.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax
+
+    from benchmarks.results import choose_path, new_results, table, write_results
     from benchmarks.setting import Setting, SkippedError
     from benchmarks.timing import measure_peaks
     from mnist_jax import load_dataset
@@ -69,14 +67,16 @@ def _run(flags: argparse.Namespace) -> None:
         raise InputError(f"suite must be one of {', '.join(SUITES)}, got {unknown[0]}")
     if flags.output is not None and flags.output.exists():
         raise InputError(f"{flags.output} exists: choose another --output")
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise InputError(f"platform: {str(error).splitlines()[0]}") from None
     dataset = load_dataset(flags.data)
     # Commands that are run as a whole have another working directory.
     data = str(Path(flags.data).resolve()) if flags.data and Path(flags.data).exists() else flags.data
-    try:
-        setting = Setting(data, dataset, measure_peaks(flags.quick), flags.quick)
-    except RuntimeError as error:  # of JAX, where there is no such platform
-        raise InputError(f"platform: {str(error).splitlines()[0]}") from None
+    setting = Setting(data, dataset, measure_peaks(flags.quick), flags.quick)
     results = new_results(setting)
+    path = choose_path(results, flags.output)
     for name in flags.suites or SUITES:
         rows: list[dict[str, object]] = []
         results["suites"][name] = {"rows": rows}
@@ -86,14 +86,18 @@ def _run(flags: argparse.Namespace) -> None:
                 print(f"\r{name}: {len(rows)} rows", end="", file=sys.stderr, flush=True)
         except SkippedError as reason:
             results["suites"][name] = {"skipped": str(reason)}
+        except Exception as error:  # the other suites shall not be lost
+            results["suites"][name] = {"failed": f"{type(error).__name__}: {error}", "rows": rows}
         print(file=sys.stderr)
-    path = write_results(results, flags.output)
+        write_results(results, path)
     print(table(results))
     print(f"\nwritten to {path}")
+    if any("failed" in suite for suite in results["suites"].values()):
+        raise SystemExit(1)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The command: returns 0, or 2 after bad input."""
+    """The command: returns 0, 1 if a suite failed, or 2 after bad input."""
     arguments = list(sys.argv[1:] if args is None else args)
 
     def command() -> None:
@@ -101,7 +105,7 @@ def main(args: Sequence[str] | None = None) -> int:
             _run(_parser().parse_args(arguments))
             return
         from benchmarks.plot import plot_results
-        from benchmarks.results import comparison, peers_table, read_results
+        from benchmarks.results import comparison, insert_table, peers_table, read_results
 
         flags = _files_parser(arguments[0]).parse_args(arguments[1:])
         match arguments[0]:
@@ -109,10 +113,13 @@ def main(args: Sequence[str] | None = None) -> int:
                 print(comparison(read_results(flags.before), read_results(flags.after)))
             case "plot":
                 path = flags.output or flags.results.with_suffix(".png")
+                if path.suffix != ".png":
+                    raise InputError(f"output must end with .png, got {path}")
                 plot_results(read_results(flags.results), path)
                 print(path)
             case "table":
-                print(peers_table(read_results(flags.results)))
+                text = peers_table(read_results(flags.results))
+                print(text) if flags.into is None else insert_table(flags.into, text)
 
     return exit_status(command)
 

@@ -1,7 +1,7 @@
-"""How many seconds to a mean test accuracy of 98, 99 and 99.5 %: training alone, and the whole process?
+"""How many seconds to a mean test accuracy of 98 and 99 %: training alone, and the whole process?
 
 Each recipe is a fixed command, chosen on the validation split; it counts if the mean over all seeds reaches its mark.
-Every accuracy is kept. The recipe for 99 % is in turns with the public one in eager PyTorch.
+Every accuracy is kept. The recipe for 99 % is in turns with the public one in eager PyTorch, whose network is larger.
 """
 
 from __future__ import annotations
@@ -18,28 +18,31 @@ _MLP = (
     "-m mnist_jax.train --hidden-sizes 256 --epochs 2 --learning-rate 5e-3 --schedule one_cycle --b1 0.8 --b2 0.95 "
     "--label-smoothing 0.1 --dropout-rate 0 --ema-decay None"
 )
+_PUBLIC = "public recipe, PyTorch eager"
 RECIPES = {0.98: _MLP, 0.99: "experiments/fast_99.py"}
 
 
 def run(setting: Setting) -> Iterator[Row]:
     """A row for each mark and contestant."""
-    if setting.dataset.name != "mnist":
-        raise SkippedError(f"needs MNIST, got {setting.dataset.name}")
+    sizes = setting.dataset.train.num_examples, setting.dataset.test.num_examples
+    if sizes != (55_000, 10_000):
+        raise SkippedError(f"needs MNIST with 55,000 and 10,000 examples, got {setting.dataset.name} with {sizes}")
     for mark, command in list(RECIPES.items())[: 1 if setting.quick else None]:
-        with_torch = mark == 0.99 and importlib.util.find_spec("torch") is not None and setting.data is not None
+        with_torch = mark == 0.99 and importlib.util.find_spec("torch") is not None
         ours, torch = [], []
-        for seed in range(1 if setting.quick else 20):
+        for seed in range(1 if setting.quick else 20 if mark == 0.99 else 10):
             summary = run_training([*command.split(), "--seed", str(seed)], setting.data)
             ours.append((summary["test_accuracy"], summary["seconds"]["train"], summary["process_seconds"]))
             if with_torch:
-                arguments = ["-m", "benchmarks.torch_recipe", str(setting.data), str(seed)]
+                arguments = ["-m", "benchmarks.torch_recipe", setting.data or "mnist", str(seed)]
                 text, elapsed = run_python(arguments)
                 found = json.loads(text)
                 torch.append((found["test_accuracy"], found["train_seconds"], elapsed))
-        yield _row(mark, "mnist_jax", command, ours)
+        yield _row(mark, "our recipe", command, ours)
         if torch:
-            yield _row(mark, "PyTorch eager", "-m benchmarks.torch_recipe", torch)
-    yield {"name": "99.5%", "skipped": "no recipe of this library reaches it within minutes yet"}
+            yield _row(mark, _PUBLIC, "-m benchmarks.torch_recipe", torch)
+        elif mark == 0.99:
+            yield {"name": f"{mark:.1%}", "contestant": _PUBLIC, "skipped": "torch is not installed"}
 
 
 def _row(mark: float, contestant: str, command: str, runs: Sequence[tuple[float, float, float]]) -> Row:

@@ -1,6 +1,6 @@
 """The contestants of ``peers``: the same training in other libraries and other ways. Each runs in a process of its own.
 
-    python -m benchmarks.contestants torch '{"model": "mlp", ...}'     # then a line "epoch" on stdin, and so on
+    python -m benchmarks.contestants torch '{"model": "mlp", ...}' 55000    # then lines "epoch" on stdin
 
 A contestant is built from a config and a data set, and has ``run_epoch() -> loss``, ``num_steps()``,
 ``num_parameters`` and ``test_accuracy()``. All of them train on the same examples, shuffled anew for each epoch, the
@@ -9,6 +9,7 @@ last and smaller batch included. Images are floats in [0, 1] in memory, but for 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -31,7 +32,6 @@ class Ours:
         self._test, self._batch_size = dataset.test, config.batch_size
         self._train = jax.device_put(dataset.train)
         self._state = self._begin(config)
-        self._epoch = train_epoch.lower(self._state, self._train, config.batch_size).compile()
         self.num_parameters = count_parameters(self._state.params)
 
     def _begin(self, config: TrainConfig) -> Any:
@@ -40,7 +40,7 @@ class Ours:
         return new_state(config)
 
     def run_epoch(self) -> float:
-        self._state, metrics = self._epoch(self._state, self._train)
+        self._state, metrics = train_epoch(self._state, self._train, self._batch_size)
         return float(metrics.loss)
 
     def num_steps(self) -> int:
@@ -55,21 +55,30 @@ class LaxConv(Ours):
 
     def _begin(self, config: TrainConfig) -> Any:
         import jax
-        from flax import linen as nn
 
         from mnist_jax import build_optimizer, create_train_state
 
-        class PlainCNN(nn.Module):
-            @nn.compact
-            def __call__(self, x: Any, train: bool = False) -> Any:
+        return create_train_state(plain_model(config), build_optimizer(config, 1), jax.random.key(config.seed))
+
+
+def plain_model(config: TrainConfig) -> Any:
+    """The model of a config from Flax's own layers."""
+    from flax import linen as nn
+
+    class PlainModel(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any, train: bool = False) -> Any:
+            if config.model == "cnn":
                 for channels, size in zip(config.channels, config.kernel_sizes, strict=True):
                     x = nn.Conv(channels, (size, size), padding="VALID")(x)
                     x = nn.relu(nn.max_pool(x, (2, 2), strides=(2, 2)))
-                x = nn.relu(nn.Dense(config.dense_size)(x.reshape(x.shape[0], -1)))
+            x = x.reshape(x.shape[0], -1)
+            for size in config.hidden_sizes if config.model == "mlp" else (config.dense_size,):
+                x = nn.relu(nn.Dense(size)(x))
                 x = nn.Dropout(config.dropout_rate, deterministic=not train)(x)
-                return nn.Dense(10)(x)
+            return nn.Dense(10)(x)
 
-        return create_train_state(PlainCNN(), build_optimizer(config, 1), jax.random.key(config.seed))
+    return PlainModel()
 
 
 class FlaxLoop:
@@ -80,9 +89,7 @@ class FlaxLoop:
         import optax
         from flax.training.train_state import TrainState
 
-        from mnist_jax import build_model
-
-        model = build_model(config)
+        model = plain_model(config)
         self._image, self._label = _floats(dataset.train)
         self._test, self._batch_size, self._rng = dataset.test, config.batch_size, np.random.default_rng(config.seed)
         self._state = TrainState.create(
@@ -124,7 +131,7 @@ class FlaxLoop:
 
 
 class Torch:
-    """An eager PyTorch loop over tensors in memory."""
+    """A PyTorch loop over tensors in memory: eager, or with the forward pass and its gradient compiled."""
 
     def __init__(
         self, config: TrainConfig, dataset: Dataset, memory_format: str = "contiguous_format", compiled: bool = False
@@ -157,7 +164,7 @@ class Torch:
             layers += [nn.Dropout(config.dropout_rate), nn.Linear(config.dense_size, 10)]
         model: Any = nn.Sequential(*layers)
         self._model = model.to(memory_format=format_)
-        self._forward = torch.compile(self._model) if compiled else self._model
+        self._forward = torch.compile(self._model, dynamic=False) if compiled else self._model
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=config.learning_rate)
         self._num_steps = 0
         self.num_parameters = sum(p.numel() for p in self._model.parameters())
@@ -229,10 +236,10 @@ CONTESTANTS: dict[str, Callable[[TrainConfig, Dataset], Any]] = {
     "PyTorch eager": Torch,
     "PyTorch channels_last": lambda config, dataset: Torch(config, dataset, "channels_last"),
     "PyTorch compile": lambda config, dataset: Torch(config, dataset, compiled=True),
-    "PyTorch compile channels_last": lambda config, dataset: Torch(config, dataset, "channels_last", compiled=True),
+    "PyTorch channels_last, compile": lambda config, dataset: Torch(config, dataset, "channels_last", compiled=True),
     "Keras on TensorFlow": lambda config, dataset: Keras(config, dataset, "tensorflow"),
     "Keras on JAX": lambda config, dataset: Keras(config, dataset, "jax"),
-    "Flax, a dispatch a step": FlaxLoop,
+    "Flax loop": FlaxLoop,
     "lax.conv in a scan": LaxConv,
 }
 
@@ -243,15 +250,17 @@ def _floats(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 def main() -> None:
     """Builds a contestant and obeys its parent: a line with a command on stdin, a line of JSON on stdout."""
-    name, config_json = sys.argv[1:]
+    name, config_json, num_examples = sys.argv[1:]
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
 
     def answer(**fields: Any) -> None:
         print(json.dumps(fields), file=answers, flush=True)
 
     config = TrainConfig.from_json(config_json)
+    dataset = load_dataset(config.data)
+    few = Split(dataset.train.image[: int(num_examples)], dataset.train.label[: int(num_examples)])
     try:
-        contestant = CONTESTANTS[name](config, load_dataset(config.data))
+        contestant = CONTESTANTS[name](config, dataclasses.replace(dataset, train=few))
     except ImportError as error:
         answer(skipped=f"{error}"[:200])
         return

@@ -16,13 +16,15 @@ from benchmarks.setting import Row, Setting, new_state
 from mnist_jax import TrainConfig, train_epoch
 
 _WHOLE_RUN = """
-import json, resource, sys
+import json, re, resource, sys
 from mnist_jax.train import main
 status = main(sys.argv[1:])
 import jax
 device = jax.devices()[0].memory_stats() or {}
-unit = 1 if sys.platform == "darwin" else 1024
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+try:  # not ru_maxrss, which on Linux begins at the peak of the parent
+    peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1))
+except OSError:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 print(json.dumps({"process_peak_bytes": peak, "device_peak_bytes": device.get("peak_bytes_in_use")}))
 sys.exit(status)
 """

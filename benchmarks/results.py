@@ -1,10 +1,11 @@
 """A results file: what was measured, where and with what; and how it is read as a table or against another one.
 
-    results = new_results(setting); results["suites"]["steps"] = {"rows": [...]}; path = write_results(results, None)
+    results = new_results(setting); results["suites"]["steps"] = {"rows": [...]}; write_results(results, path)
     print(table(results)); print(comparison(read_results(a), read_results(b)))
 
 Schema version 1: ``schema_version, created, command, git, device, versions, flags, load, dataset, quick, peaks`` and
-``suites``, from the name of a suite to its ``rows`` or to the reason why it was ``skipped``. All times in seconds.
+``suites``, from the name of a suite to its ``rows``, or to the reason why it was ``skipped`` or ``failed``. All times
+are in seconds.
 """
 
 from __future__ import annotations
@@ -27,9 +28,8 @@ from mnist_jax import InputError
 SCHEMA_VERSION = 1
 DIRECTORY = Path(__file__).parent / "results"
 # What tells one row from another; the rest of a row is what was measured.
-_IDENTITY = (
-    "name", "contestant", "model", "layers", "batch_size", "dtype", "train", "driver", "averaged", "value"
-)  # fmt: skip
+_IDENTITY = ("name", "contestant", "model", "layers", "batch_size", "dtype", "driver", "averaged", "value")
+_ENVIRONMENT = ("JAX_", "XLA_", "NVIDIA_TF32", "OMP_", "PJRT_")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "keras", "tensorflow-cpu")
 
 Results = dict[str, Any]
@@ -54,7 +54,7 @@ def new_results(setting: Any) -> Results:
         },
         "versions": {"python": platform.python_version(), **_versions()},
         "flags": {
-            **{name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_", "NVIDIA_TF32"))},
+            **{name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)},
             **{name: str(getattr(jax.config, name)) for name in ("jax_default_matmul_precision", "jax_enable_x64")},
         },
         "load": {"before": _load()},
@@ -65,24 +65,29 @@ def new_results(setting: Any) -> Results:
     }
 
 
-def write_results(results: Results, path: Path | None) -> Path:
-    """Writes results to ``path``, or to ``benchmarks/results/<date>-<device>.json``; never over another file.
+def choose_path(results: Results, path: Path | None) -> Path:
+    """``path``, or else ``benchmarks/results/<date>-<device>.json``, with a number behind it where that exists.
 
     Raises:
-        InputError: ``path`` exists.
+        InputError: the directory cannot be made.
     """
-    results["load"]["after"] = _load()
     device = results["device"]
     if path is None:
         kind = f"{device['cores']} cores {device['processor']}" if device["platform"] == "cpu" else device["kind"]
         stem = f"{results['created'][:10]}-{re.sub(r'[^a-z0-9]+', '-', kind.lower()).strip('-')}"
         candidates = (DIRECTORY / f"{stem}{suffix}.json" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
         path = next(candidate for candidate in candidates if not candidate.exists())
-    if path.exists():
-        raise InputError(f"{path} exists: choose another --output")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent}: {error.strerror}") from None
     return path
+
+
+def write_results(results: Results, path: Path) -> None:
+    """Writes what there is so far."""
+    results["load"]["after"] = _load()
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def read_results(path: Path) -> Results:
@@ -100,35 +105,66 @@ def read_results(path: Path) -> Results:
     version = results.get("schema_version") if isinstance(results, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(f"{path} must have schema_version {SCHEMA_VERSION}, got {version}")
+    missing = [name for name in ("created", "device", "versions", "peaks", "quick", "suites") if name not in results]
+    if missing:
+        raise InputError(f"{path} has no {missing[0]}")
     return results
 
 
 def table(results: Results) -> str:
     """All rows, for the terminal."""
-    device, peaks = results["device"], results["peaks"]
+    peaks = results["peaks"]
     lines = [
-        f"{device['count']} x {device['kind']}, {device['processor']}, {device['cores']} cores; jax "
-        f"{results['versions']['jax']}; peak {peaks['float32_flops'] / 1e9:,.0f} GFLOP/s float32, "
+        f"{_machine(results)}; peak {peaks['float32_flops'] / 1e9:,.0f} GFLOP/s float32, "
         f"{peaks['bfloat16_flops'] / 1e9:,.0f} bfloat16, {peaks['bandwidth_bytes'] / 1e9:,.0f} GB/s"
     ]
     for name, suite in results["suites"].items():
-        lines += ["", name if "rows" in suite else f"{name}: skipped, {suite['skipped']}"]
+        reasons = [f"{name}: {word}, {suite[word]}" for word in ("skipped", "failed") if word in suite]
+        lines += ["", *(reasons or [name])]
         lines += [f"  {_identity(row):<62}{_measured(row)}" for row in suite.get("rows", ())]
     return "\n".join(lines)
 
 
 def comparison(before: Results, after: Results) -> str:
-    """The rows that both have, with the time of the second as a multiple of the first's."""
-    lines = [f"{'':<72}{'before':>12}{'after':>12}{'ratio':>9}"]
-    found = {(suite, _identity(row)): row for suite, row in _rows(after)}
+    """The rows that both have, with the time of the second as a multiple of the first's; ``~`` where ranges overlap.
+
+    Raises:
+        InputError: they have no row in common, or one is quick and the other is not.
+    """
+    if before["quick"] != after["quick"]:
+        raise InputError("one of the two files is of a --quick run: they measured different work")
+    lines = [f"{name}: {_machine(results)}" for name, results in (("before", before), ("after", after))]
+    lines.append(f"{'':<72}{'before':>12}{'after':>12}{'ratio':>9}")
+    found = {(suite, _identity(row), row.get("examples")): row for suite, row in _rows(after)}
+    num_common = 0
     for suite, row in _rows(before):
-        other = found.get((suite, _identity(row)))
+        other = found.get((suite, _identity(row), row.get("examples")))
         if other is not None and "seconds" in row and "seconds" in other:
+            overlap = row["seconds_min"] <= other["seconds_max"] and other["seconds_min"] <= row["seconds_max"]
             times = f"{_duration(row['seconds']):>12}{_duration(other['seconds']):>12}"
-            lines.append(f"{suite + ': ' + _identity(row):<72}{times}{other['seconds'] / row['seconds']:>8.2f}x")
-    if len(lines) == 1:
+            ratio = f"{other['seconds'] / row['seconds']:>8.2f}x{' ~' if overlap else ''}"
+            lines.append(f"{suite + ': ' + _identity(row):<72}{times}{ratio}")
+            num_common += 1
+    if not num_common:
         raise InputError("the two files have no row in common")
     return "\n".join(lines)
+
+
+def insert_table(path: Path, text: str) -> None:
+    """Puts ``text`` between the lines ``<!-- peers -->`` and ``<!-- /peers -->`` of a Markdown file.
+
+    Raises:
+        InputError: there is no such file, or it has no such lines.
+    """
+    try:
+        content = path.read_text()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    head, begin, rest = content.partition("<!-- peers -->\n")
+    _, end, tail = rest.partition("<!-- /peers -->\n")
+    if not end:
+        raise InputError(f"{path} must have a line <!-- peers --> and a line <!-- /peers -->")
+    path.write_text(f"{head}{begin}\n{text}\n\n{end}{tail}")
 
 
 def peers_table(results: Results) -> str:
@@ -160,6 +196,14 @@ def peers_table(results: Results) -> str:
     return "\n".join(lines[:-1])
 
 
+def _machine(results: Results) -> str:
+    device = results["device"]
+    return (
+        f"{results['created']}, {device['count']} x {device['kind']}, {device['processor']}, {device['cores']} cores, "
+        f"jax {results['versions']['jax']}"
+    )
+
+
 def _rows(results: Results) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, suite in results["suites"].items():
         yield from ((name, row) for row in suite.get("rows", ()))
@@ -175,7 +219,7 @@ def _identity(row: dict[str, Any]) -> str:
             parts.append(f"{'batch' if name == 'batch_size' else 'at'} {value}")
         elif name == "averaged":
             parts += ["averaged"] if value else []
-        elif name != "train" and value is not None:
+        elif value is not None:
             parts.append(str(value))
     return " ".join(parts)
 
@@ -198,6 +242,7 @@ def _measured(row: dict[str, Any]) -> str:
         "exponent": "exponent {:.3f}",
         "test_accuracy": "test accuracy {:.2%}",
     }
+    parts += ["NOT REACHED"] if row.get("reached") is False else []
     parts += [form.format(row[name]) for name, form in formats.items() if name in row]
     parts += [f"{name.removesuffix('_bytes').replace('_', ' ')} {row[name] / 2**20:,.0f} MiB"
               for name in row if name.endswith("_bytes") and row[name] is not None]  # fmt: skip
@@ -217,7 +262,8 @@ def _git() -> dict[str, Any]:
         return done.stdout.strip()
 
     try:
-        return {"sha": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain"))}
+        sha = git("rev-parse", "HEAD")
+        return {"sha": sha or None, "dirty": bool(git("status", "--porcelain", "-uno")) if sha else None}
     except FileNotFoundError:
         return {"sha": None, "dirty": None}
 

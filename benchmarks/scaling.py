@@ -1,7 +1,8 @@
 """What does an example cost, as the examples, the batch, the width and the devices grow?
 
-Each series ends with the exponent of a fitted power law of the time of an epoch: 1 where an example costs the same
-throughout. For the width it is against the number of parameters.
+The first three series end with the exponent of a fitted power law of the time of an epoch. Where an example costs the
+same throughout it is 1 by the number of examples and 0 by the batch size, of which there are fewer the larger they are;
+by the width it is against the number of parameters.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _devices(setting: Setting) -> Iterator[Row]:
     if len(devices) == 1:
         yield {
             "name": "by devices",
-            "skipped": "there is one device (JAX_NUM_CPU_DEVICES=2 makes two of a CPU)",
+            "skipped": "there is one device",
         }
         return
     config = TrainConfig(batch_size=1024, ema_decay=None)
@@ -85,6 +86,6 @@ def _devices(setting: Setting) -> Iterator[Row]:
     for call in calls.values():
         state, metrics = call()
         check(state, num_steps, metrics.loss)
-    for count, seconds in measure_in_turns(calls, setting.repeats).items():
-        examples = config.batch_size * num_steps
-        yield setting.row("by devices", seconds, config, examples, train=True, value=int(count))
+    for name, total in measure_in_turns(calls, setting.repeats).items():
+        count, seconds = int(name), [value / num_steps for value in total]
+        yield setting.row("by devices", seconds, config, config.batch_size, train=True, num_devices=count, value=count)

@@ -68,9 +68,10 @@ class Setting:
         config: TrainConfig,
         examples: int,
         train: bool,
+        num_devices: int = 1,
         **fields: Any,
     ) -> Row:
-        """A row of the results: ``seconds`` for ``examples`` examples, and what that is of the peak."""
+        """A row of the results: ``seconds`` for ``examples`` examples, and what that is of the peak of the devices."""
         flops = flops_per_example(config, train) * examples
         median = statistics.median(seconds)
         peak = getattr(self.peaks, f"{config.dtype}_flops")
@@ -86,7 +87,7 @@ class Setting:
             "examples": examples,
             "examples_per_second": examples / median,
             "flops": flops,
-            "peak_fraction": flops / median / peak,
+            "peak_fraction": flops / median / (peak * num_devices),
         }
 
 
@@ -101,12 +102,13 @@ def spread(seconds: Sequence[float]) -> Row:
 
 
 def new_state(config: TrainConfig) -> TrainState:
-    """The state that a run with this config begins with."""
+    """The state that a run with this config begins with, but for a schedule, which has one step here."""
     return create_train_state(
         build_model(config),
         build_optimizer(config, num_steps=1),
         jax.random.key(config.seed),
         ema_decay=config.ema_decay,
+        label_smoothing=config.label_smoothing,
         microbatch_size=choose_microbatch_size(config),
     )
 

@@ -1,7 +1,7 @@
-"""How long until the first step: import, data, compilation; without and with a compilation cache?
+"""What does a short run spend before its first step: import, data, compilation; without and with a compilation cache?
 
-Each timing is a process of its own, ``python -m mnist_jax.train --epochs 1``. ``cold`` has no compilation cache,
-``cached`` has one that an earlier run has filled: ``JAX_COMPILATION_CACHE_DIR`` in a private directory.
+Each timing is a whole process, ``python -m mnist_jax.train --epochs 1``, with its phases. ``cold`` has no compilation
+cache, ``cached`` has one that an earlier run has filled: ``JAX_COMPILATION_CACHE_DIR`` in a private directory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ _PHASES = ("import", "data", "compile", "train", "evaluate")
 def run(setting: Setting) -> Iterator[Row]:
     """A row for each command and cache, with its phases."""
     repeats = 1 if setting.quick else 7
-    for name, arguments in (("--help", ["-m", "mnist_jax.train", "--help"]), ("import", ["-c", "import mnist_jax"])):
+    commands = {"--help": ["-m", "mnist_jax.train", "--help"], "import all": ["-c", "from mnist_jax import *"]}
+    for name, arguments in commands.items():
         yield {"name": name} | spread([run_python(arguments)[1] for _ in range(repeats)])
 
     for model in ("mlp",) if setting.quick else ("mlp", "cnn"):
@@ -32,7 +33,7 @@ def run(setting: Setting) -> Iterator[Row]:
             run_training(command, setting.data, **cached)  # fills the cache
             runs: dict[str, list[Row]] = {"cold": [], "cached": []}
             for _ in range(repeats):
-                runs["cold"].append(run_training(command, setting.data))
+                runs["cold"].append(run_training(command, setting.data, JAX_ENABLE_COMPILATION_CACHE="false"))
                 runs["cached"].append(run_training(command, setting.data, **cached))
         for name, summaries in runs.items():
             yield {

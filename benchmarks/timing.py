@@ -39,7 +39,7 @@ def measure_in_turns(calls: Mapping[str, Call], rounds: int) -> dict[str, list[f
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """What this machine reached in this run; the yardstick of every row.
+    """What this machine reached in this run: the limits that rows are held against.
 
     Attributes:
         float32_flops: FLOP/s of a float32 matrix product.
@@ -58,14 +58,14 @@ def measure_peaks(quick: bool = False) -> Peaks:
     repeats = 5 if quick else 10
 
     def matmul_flops(dtype: Any) -> float:
-        matrix = jnp.ones((size, size), dtype)
+        a, b = (jax.random.normal(jax.random.key(seed), (size, size), dtype) for seed in (0, 1))
         product = jax.jit(jnp.matmul)
-        return 2 * size**3 / min(measure(lambda: product(matrix, matrix), repeats))
+        return 2 * size**3 / min(measure(lambda: product(a, b), repeats))
 
-    vector = jnp.ones(2**24 if quick else 2**26)  # 64 or 256 MiB, more than any cache
+    a, b = (jnp.ones(2**24 if quick else 2**26) for _ in range(2))  # 64 or 256 MiB each
     triad = jax.jit(lambda a, b: a + 2 * b)
     return Peaks(
         float32_flops=matmul_flops(jnp.float32),
         bfloat16_flops=matmul_flops(jnp.bfloat16),
-        bandwidth_bytes=3 * vector.nbytes / min(measure(lambda: triad(vector, vector), repeats)),
+        bandwidth_bytes=3 * a.nbytes / min(measure(lambda: triad(a, b), repeats)),
     )

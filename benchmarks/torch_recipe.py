@@ -2,7 +2,8 @@
 
     python -m benchmarks.torch_recipe path/to/mnist SEED      # a line of JSON: train_seconds, test_accuracy
 
-Adam with beta 0.7 and 0.9, one cycle up to 1e-2, batch 256, a CNN 24-32-256 without dropout.
+Adam with beta 0.7 and 0.9, one cycle up to 1e-2, batch 256, a CNN 24-32-256 without dropout. Unlike the original it
+trains on 55,000 examples, as the last 5,000 are for validation here, and shuffles them.
 Reference: https://github.com/tuomaso/train_mnist_fast.
 """
 
@@ -36,7 +37,7 @@ def main() -> None:
     model = nn.Sequential(*stages, nn.Flatten(), nn.Linear(800, 256), nn.ReLU(), nn.Linear(256, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.7, 0.9))
     num_steps = -(-len(label) // _BATCH_SIZE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=num_steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=num_steps, cycle_momentum=False)
     begun = time.perf_counter()
     for index in torch.randperm(len(label)).split(_BATCH_SIZE):
         optimizer.zero_grad()

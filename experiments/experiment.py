@@ -7,7 +7,6 @@ if __name__ == "__main__":
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import re
@@ -15,15 +14,10 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from mnist_jax import InputError, TrainConfig, fit
-from mnist_jax.command import exit_status, parse_flags
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
+from mnist_jax.command import OneLineParser, exit_status, parse_flags
 
 
 def main(config: TrainConfig, documentation: str | None, args: Sequence[str] | None = None) -> int:
@@ -41,11 +35,11 @@ def main(config: TrainConfig, documentation: str | None, args: Sequence[str] | N
     arguments = list(sys.argv[1:] if args is None else args)
 
     def command() -> None:
-        parser = _Parser(add_help=False, allow_abbrev=False)
+        parser = OneLineParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--seeds")
         parser.add_argument("--results", type=Path)
         flags, others = parser.parse_known_args(arguments)
-        if "--help" in others:
+        if {"-h", "--help"} & set(others):
             print(documentation, "\n  --seeds 0-9 or 1,4 repeats it, --results FILE writes every value\n")
         base = parse_flags(config, others, f"python {Path(sys.argv[0])}")
         if flags.results is not None and flags.results.exists():
@@ -53,12 +47,14 @@ def main(config: TrainConfig, documentation: str | None, args: Sequence[str] | N
         seeds = [base.seed] if flags.seeds is None else parse_seeds(flags.seeds)
         if len(seeds) > 1 and base.workdir is not None:
             raise InputError("workdir must be left out with several seeds, as each run has its own")
-        summaries = [fit(dataclasses.replace(base, seed=seed, quiet=True)).summary for seed in seeds]
+        summaries = []
+        for seed in seeds:
+            summaries.append(fit(dataclasses.replace(base, seed=seed, quiet=base.quiet or len(seeds) > 1)).summary)
+            if flags.results is not None:  # after each run, as the next may fail
+                flags.results.parent.mkdir(parents=True, exist_ok=True)
+                content = {"config": dataclasses.asdict(base), "runs": summaries}
+                flags.results.write_text(json.dumps(content, indent=1) + "\n")
         print(report(summaries))
-        if flags.results is not None:
-            flags.results.parent.mkdir(parents=True, exist_ok=True)
-            content = {"config": dataclasses.asdict(base), "runs": summaries}
-            flags.results.write_text(json.dumps(content, indent=1) + "\n")
 
     return exit_status(command)
 
@@ -74,10 +70,10 @@ def parse_seeds(text: str) -> list[int]:
     seeds = []
     for part in text.split(","):
         first, _, last = part.partition("-")
+        if int(last or first) < int(first):
+            raise InputError(f"seeds must be like 0-9 or 1,4, got {text}")
         seeds += range(int(first), int(last or first) + 1)
-    if not seeds:
-        raise InputError(f"seeds must be like 0-9 or 1,4, got {text}")
-    return seeds
+    return list(dict.fromkeys(seeds))
 
 
 def report(summaries: Sequence[dict[str, Any]]) -> str:

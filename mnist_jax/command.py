@@ -8,6 +8,7 @@ Imports neither JAX nor tyro on its own account, so that ``--help`` stays instan
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import itertools
@@ -15,7 +16,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from mnist_jax.errors import InputError, NonFiniteLossError
 
@@ -44,6 +45,14 @@ def parse_flags(default: T, args: Sequence[str] | None, prog: str) -> T:
         if not exit_.code:
             raise
     raise InputError(_one_line(complaint.getvalue()))
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` that says what is wrong in one line, as an ``InputError``, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises it."""
+        raise InputError(message)
 
 
 def _one_line(box: str) -> str:

@@ -94,7 +94,7 @@ def conv_pool_features(image: jax.Array, layers: Sequence[tuple[jax.Array, jax.A
         >>> conv_pool_features(jnp.ones((4, 28, 28, 1)), [(kernel, bias)]).shape
         (4, 1152)
     """
-    # One example has no vectors to be copied as a whole: a vmap over examples takes the usual layout.
+    # A vector of the CPU holds 8 or 16 examples. Fewer, as under a vmap over examples, take the usual layout.
     cpu = _features_by_patches if image.shape[0] >= 8 else _features
     return lax.platform_dependent(image, list(layers), cpu=cpu, default=_features)
 
@@ -107,9 +107,8 @@ def _features(image: jax.Array, layers: Sequence[tuple[jax.Array, jax.Array]]) -
         x = x[:, : height // 2 * 2, : width // 2 * 2]
         # As a maximum over axes: the gradient of lax.reduce_window takes four times as long.
         x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
-        x = nn.relu(
-            x + bias[None, None, None]
-        )  # a quarter of the work that it is before the pooling, and the same result
+        # After the pooling this is a quarter of the work, and the same result.
+        x = nn.relu(x + bias[None, None, None])
     return x.reshape(x.shape[0], -1)
 
 

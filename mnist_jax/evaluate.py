@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -72,26 +71,29 @@ def evaluate_dataset(state: TrainState, split: Split, batch_size: int | None = N
     return _evaluation(metrics, logits, split)
 
 
-def compile_evaluation(
-    state: TrainState, split: Split, batch_size: int | None = None
-) -> Callable[[TrainState], Evaluation]:
-    """:func:`evaluate_dataset` of one split, compiled ahead.
+class CompiledEvaluation:
+    """:func:`evaluate_dataset` of one split, compiled ahead: a function from a state to its evaluation.
 
-    Args:
-        state: a state, or its shapes as ``jax.eval_shape`` has them.
-        split: as for :func:`evaluate_dataset`.
-        batch_size: as for :func:`evaluate_dataset`.
-
-    Returns:
-        A function from a state to its evaluation.
+    Traced here, from a state or from its shapes; compiled by :meth:`compile`, perhaps in another thread, or at the
+    first use.
     """
-    compiled = _evaluate.lower(state, split, _checked_batch_size(split, batch_size)).compile()
 
-    def evaluate(state: TrainState) -> Evaluation:
-        metrics, logits = compiled(state, split)
-        return _evaluation(metrics, logits, split)
+    def __init__(self, state: TrainState, split: Split, batch_size: int | None = None) -> None:
+        self._split = split
+        self._lowered = _evaluate.lower(state, split, _checked_batch_size(split, batch_size))
 
-    return evaluate
+    @functools.cached_property
+    def _compiled(self) -> jax.stages.Compiled:
+        return self._lowered.compile()
+
+    def compile(self) -> None:
+        """Compiles, unless that has been done."""
+        _ = self._compiled
+
+    def __call__(self, state: TrainState) -> Evaluation:
+        """Evaluates a state."""
+        metrics, logits = self._compiled(state, self._split)
+        return _evaluation(metrics, logits, self._split)
 
 
 def _checked_batch_size(split: Split, batch_size: int | None) -> int:

@@ -27,7 +27,7 @@ class MLP(nn.Module):
         hidden_sizes: units per hidden layer.
         dropout_rate: share of hidden units dropped in training.
         num_classes: K.
-        dtype: what the layers compute in; parameters and logits are float32 in any case.
+        dtype: what the layers compute in, with float32 parameters and logits; None: what images and parameters have.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -40,7 +40,7 @@ class MLP(nn.Module):
     hidden_sizes: Sequence[int] = (512, 256)
     dropout_rate: float = 0.2
     num_classes: int = 10
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))  # a list has no hash
@@ -53,7 +53,8 @@ class MLP(nn.Module):
         for size in self.hidden_sizes:
             x = nn.relu(nn.Dense(size, dtype=self.dtype)(x))
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+        logits = nn.Dense(self.num_classes, dtype=self.dtype)(x)
+        return logits if self.dtype is None else logits.astype(jnp.float32)
 
 
 class CNN(nn.Module):
@@ -65,7 +66,7 @@ class CNN(nn.Module):
         dense_size: units of the dense layer before the logits.
         dropout_rate: share of its units dropped in training.
         num_classes: K.
-        dtype: what the layers compute in; parameters and logits are float32 in any case.
+        dtype: what the layers compute in, with float32 parameters and logits; None: what images and parameters have.
 
     Reference: the layer sizes are those of https://github.com/tuomaso/train_mnist_fast.
 
@@ -82,7 +83,7 @@ class CNN(nn.Module):
     dense_size: int = 256
     dropout_rate: float = 0.2
     num_classes: int = 10
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     def __post_init__(self) -> None:
         for name in ("channels", "kernel_sizes"):
@@ -98,11 +99,13 @@ class CNN(nn.Module):
                 raise InputError(f"kernel_sizes must leave something of the image to pool, got {self.kernel_sizes}")
             layers.append(_Kernel((size, size, features, channels), name=f"Conv_{index}")())
             side, features = (side - size + 1) // 2, channels
-        image, layers = jax.tree.map(lambda x: x.astype(self.dtype), (image, layers))
+        if self.dtype is not None:
+            image, layers = jax.tree.map(lambda x: x.astype(self.dtype), (image, layers))
         x = conv_pool_features(image, layers)
         x = nn.relu(nn.Dense(self.dense_size, dtype=self.dtype)(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+        logits = nn.Dense(self.num_classes, dtype=self.dtype)(x)
+        return logits if self.dtype is None else logits.astype(jnp.float32)
 
 
 class _Kernel(nn.Module):
@@ -126,9 +129,10 @@ def build_model(config: TrainConfig) -> MLP | CNN:
             hidden_sizes = (100,)
             dropout_rate = 0.1
             num_classes = 10
+            dtype = None
         )
     """
-    dtype = jnp.dtype(config.dtype)
+    dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
     if config.model == "mlp":
         return MLP(hidden_sizes=config.hidden_sizes, dropout_rate=config.dropout_rate, dtype=dtype)
     return CNN(

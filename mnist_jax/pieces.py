@@ -10,6 +10,7 @@ Where one piece ends does not change what comes out: a step depends on its numbe
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -26,13 +27,25 @@ _PIECE_S = 0.5
 
 
 class EpochInPieces:
-    """``train_epoch`` for one split and batch size, compiled ahead for pieces of any length."""
+    """``train_epoch`` for one split and batch size, compiled ahead for pieces of any length.
+
+    Traced here, from a state or from its shapes; compiled by :meth:`compile`, perhaps in another thread, or at the
+    first use.
+    """
 
     def __init__(self, state: TrainState, split: Split, batch_size: int) -> None:
         self.steps_per_epoch = -(-split.num_examples // batch_size)
         self._split = split
-        self._compiled = train_epoch.lower(state, split, batch_size, num_steps=1).compile()
+        self._lowered = train_epoch.lower(state, split, batch_size, num_steps=1)
         self._piece = max(1, self.steps_per_epoch // 20)
+
+    @functools.cached_property
+    def _compiled(self) -> jax.stages.Compiled:
+        return self._lowered.compile()
+
+    def compile(self) -> None:
+        """Compiles, unless that has been done."""
+        _ = self._compiled
 
     def run(self, state: TrainState, num_steps: int) -> Iterator[tuple[TrainState, Metrics, float]]:
         """Goes ``num_steps`` further, to the end of the epoch at most.

@@ -164,14 +164,15 @@ def _gradient(
 ) -> tuple[PyTree, Metrics, Mapping[str, PyTree]]:
     """Gradient of the mean loss, metrics and model state of a batch, perhaps a microbatch at a time."""
     batch_size = batch["image"].shape[0]
-    num_parts = -(-batch_size // (state.microbatch_size or batch_size))
-    if num_parts == 1:
+    num_parts = -(-batch_size // (state.microbatch_size or max(batch_size, 1)))
+    if num_parts <= 1:
         grads, (metrics, model_state) = jax.grad(loss_fn, has_aux=True)(state.params, state, batch, dropout_key)
         return grads, metrics, model_state
 
-    def split(x: jax.Array) -> jax.Array:  # into equal parts, the last of them filled up with zeros
-        x = jnp.pad(x, [(0, -batch_size % num_parts)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(num_parts, -1, *x.shape[1:])
+    def split(x: jax.Array, **filling: Any) -> jax.Array:
+        """Into equal parts. Each takes every so manieth example, so that a sharded batch remains so."""
+        x = jnp.pad(x, [(0, -batch_size % num_parts)] + [(0, 0)] * (x.ndim - 1), **filling)
+        return x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1)
 
     def loss_sum(params: PyTree, state: TrainState, part: Any, key: jax.Array) -> Any:
         _, (metrics, model_state) = loss_fn(params, state, part, key)
@@ -184,7 +185,8 @@ def _gradient(
         )
         return (jax.tree.map(jnp.add, grads, more), metrics + more_metrics, model_state), None
 
-    parts = jax.tree.map(split, {"mask": jnp.ones(batch_size, bool), **batch})
+    parts = {name: split(jnp.asarray(x), mode="wrap") for name, x in batch.items()}  # filled up with real examples
+    parts["mask"] = split(jnp.asarray(batch.get("mask", jnp.ones(batch_size, bool))))  # that do not count
     total = jax.tree.map(jnp.zeros_like, state.params), Metrics.zeros(), state.model_state
     (grads, metrics, model_state), _ = lax.scan(body, total, (parts, jax.random.split(dropout_key, num_parts)))
     return jax.tree.map(lambda grad: grad / metrics.count.astype(grad.dtype), grads), metrics, model_state

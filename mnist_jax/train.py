@@ -71,7 +71,8 @@ def fit(config: TrainConfig) -> Run:
     Returns:
         The run. Its training loss and accuracy are means over the last epoch while it was trained, with dropout.
         ``summary["seconds"]`` holds wall seconds of this call: ``import``, ``data`` (loads at the same time),
-        ``compile`` (initialisation included), ``train``, ``evaluate`` (validation included) and ``total``.
+        ``compile`` (with initialisation, and the imports of what writes the run), ``train``, ``evaluate`` (validation
+        included) and ``total``.
 
     Raises:
         InputError: the config, the data or the workdir cannot be used; nothing was written then.
@@ -93,7 +94,7 @@ def fit(config: TrainConfig) -> Run:
     loading = _start_loading(config)
     import jax
 
-    from mnist_jax.evaluate import compile_evaluation
+    from mnist_jax.evaluate import CompiledEvaluation
     from mnist_jax.models import build_model, choose_microbatch_size
     from mnist_jax.optim import build_optimizer, build_schedule
     from mnist_jax.pieces import EpochInPieces
@@ -124,20 +125,21 @@ def fit(config: TrainConfig) -> Run:
             label_smoothing=config.label_smoothing,
             microbatch_size=choose_microbatch_size(config),
         )
-        with ThreadPoolExecutor() as pool:  # everything that is compiled, at the same time
-            shapes = jax.eval_shape(create)
+        shapes = jax.eval_shape(create)
+        program = EpochInPieces(shapes, train, config.batch_size)
+        evaluate_validation, evaluate_test = (CompiledEvaluation(shapes, split) for split in (validation, test))
+        initialise = jax.jit(create).lower()
+        # On CPU initialisation is mostly compilation, at this level half of it; the values are the same.
+        cheaply: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
+        with ThreadPoolExecutor() as pool:  # all that is compiled at the same time, and what is imported meanwhile
+            compiling = [pool.submit(part.compile) for part in (program, evaluate_validation, evaluate_test)]
             for module in ("tensorboardX", "orbax.checkpoint", "matplotlib.figure"):
                 pool.submit(importlib.import_module, module)
-            compiling = pool.submit(EpochInPieces, shapes, train, config.batch_size)
-            evaluations = [pool.submit(compile_evaluation, shapes, split) for split in (validation, test)]
-            # Initialisation runs once: what it takes is the compiler's time, and at this level half of that.
-            cheaply: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
-            state = jax.jit(create).lower().compile(cheaply)()
-            program = compiling.result()
-            evaluate_validation, evaluate_test = (evaluation.result() for evaluation in evaluations)
+            state = initialise.compile(cheaply if jax.default_backend() == "cpu" else None)()
+            for part in compiling:
+                part.result()
         seconds |= {"compile": time.perf_counter() - begun, "train": 0.0, "evaluate": 0.0}
 
-        # These take as long to import as to use, and are ready by now.
         from tensorboardX import SummaryWriter
 
         from mnist_jax.checkpoint import restore_checkpoint, save_checkpoint, saved_steps

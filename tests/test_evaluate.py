@@ -6,7 +6,7 @@ import pytest
 from conftest import assert_trees_close, make_split
 
 from mnist_jax import MLP, Split, create_train_state, eval_step, evaluate_dataset
-from mnist_jax.evaluate import _evaluate, compile_evaluation
+from mnist_jax.evaluate import CompiledEvaluation, _evaluate
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,6 @@ def test_an_empty_split_or_batch_is_refused(state):
 def test_compiled_ahead_it_is_the_same(state):
     split = make_split(20)
     shapes = jax.eval_shape(lambda: state)
-    ahead, at_once = compile_evaluation(shapes, split, batch_size=8)(state), evaluate_dataset(state, split, 8)
+    ahead, at_once = CompiledEvaluation(shapes, split, batch_size=8)(state), evaluate_dataset(state, split, 8)
     np.testing.assert_array_equal(ahead.logits, at_once.logits)
     assert (ahead.loss, ahead.accuracy, ahead.num_examples) == (at_once.loss, at_once.accuracy, 20)
