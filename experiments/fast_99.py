@@ -13,7 +13,7 @@ from mnist_jax import TrainConfig
 
 CONFIG = TrainConfig(
     model="cnn",
-    channels=(12, 24),
+    channels=(16, 48),
     dropout_rate=0.0,
     batch_size=256,
     epochs=1,

@@ -11,13 +11,15 @@ import pytest
 from conftest import make_split
 
 from benchmarks.__main__ import SUITES, main
-from benchmarks.contestants import FlaxLoop, LaxConv, Ours
+from benchmarks.accuracy import RECIPES
+from benchmarks.contestants import FlaxLoop, LaxConv, Ours, Torch
 from benchmarks.flops import flops_per_example
 from benchmarks.plot import plot_results
-from benchmarks.results import comparison, peers_table, read_results, table, write_results
+from benchmarks.results import choose_path, comparison, insert_table, peers_table, read_results, table, write_results
 from benchmarks.setting import check, new_state, spread
 from benchmarks.timing import measure_in_turns
 from mnist_jax import CNN, Dataset, InputError, TrainConfig, eval_step
+from mnist_jax.command import parse_flags
 from mnist_jax.state import apply_model
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +36,7 @@ def results(seconds=1.0, **fields):
         "created": "2026-01-02T03:04:05+00:00",
         "device": {"platform": "cpu", "kind": "cpu", "count": 1, "processor": "Some (R) CPU", "cores": 2},
         "versions": {"jax": "0"},
+        "quick": False,
         "load": {"before": None},
         "peaks": {"float32_flops": 2e9, "bfloat16_flops": 1e9, "bandwidth_bytes": 3e9},
         "suites": {
@@ -94,28 +97,51 @@ def test_work_that_was_not_done_is_noticed():
 
 def test_results_come_back_and_nothing_is_overwritten(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.results.DIRECTORY", tmp_path)
-    one, two = write_results(results(), None), write_results(results(2.0), None)
+    one = choose_path(results(), None)
+    write_results(results(), one)
+    two = choose_path(results(), None)
     assert [one.name, two.name] == ["2026-01-02-2-cores-some-r-cpu.json", "2026-01-02-2-cores-some-r-cpu-2.json"]
     assert read_results(one)["suites"] == results()["suites"]
-    with pytest.raises(InputError, match=rf"{one} exists: choose another --output"):
-        write_results(results(), one)
+    assert choose_path(results(), tmp_path / "new" / "own.json").parent.is_dir()
+    with pytest.raises(InputError, match=rf"{one}: Not a directory|{one}: File exists"):
+        choose_path(results(), one / "own.json")
 
 
 def test_the_tables_show_medians_ranges_and_reasons():
     shown = table(results())
-    assert "1 x cpu, Some (R) CPU, 2 cores; jax 0; peak 2 GFLOP/s float32, 1 bfloat16, 3 GB/s" in shown
+    assert "1 x cpu, Some (R) CPU, 2 cores, jax 0; peak 2 GFLOP/s float32, 1 bfloat16, 3 GB/s" in shown
     assert "2 s (1 s to 3 s, n = 3), 50% of the peak, 1.00x, test accuracy 98.00%" in shown
     assert "accuracy: skipped, no MNIST" in shown
     assert "skipped: no B here" in shown
+    missed = {"name": "99.0%", "reached": False, **spread([1.0]), "test_accuracy": 0.5}
+    assert "NOT REACHED" in table(results(suites={"accuracy": {"rows": [missed]}}))
+    assert "steps: failed, KeyError: 'x'" in table(results(suites={"steps": {"failed": "KeyError: 'x'", "rows": []}}))
     assert "| mnist_jax | 2.000 s (1.000 to 3.000) | 50% | 1.00 | 98.00% |" in peers_table(results())
 
 
 def test_two_files_are_compared_row_by_row():
-    lines = comparison(results(1.0), results(1.5)).splitlines()
-    assert [line.split()[-1] for line in lines] == ["ratio", "1.50x", "1.50x"]
-    assert lines[1].split()[-5:-1] == ["2", "s", "3", "s"]
+    _, after, _, *rows = comparison(results(1.0), results(4.0)).splitlines()
+    assert after.startswith("after: 2026-01-02T03:04:05+00:00, 1 x cpu")
+    assert [row.split()[-5:] for row in rows] == [["2", "s", "8", "s", "4.00x"]] * 2
+    assert comparison(results(1.0), results(1.5)).endswith("1.50x ~")  # 1 to 3 s and 1.5 to 4.5 s
     with pytest.raises(InputError, match="the two files have no row in common"):
         comparison(results(), results(suites={}))
+    with pytest.raises(InputError, match="one of the two files is of a --quick run: they measured different work"):
+        comparison(results(), results(quick=True))
+
+
+def test_the_table_goes_between_its_marks(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("before\n<!-- peers -->\nold\n<!-- /peers -->\nafter\n")
+    insert_table(path, "new")
+    assert path.read_text() == "before\n<!-- peers -->\n\nnew\n\n<!-- /peers -->\nafter\n"
+    path.write_text("no marks\n")
+    with pytest.raises(InputError, match="page.md must have a line <!-- peers --> and a line <!-- /peers -->"):
+        insert_table(path, "new")
+    with pytest.raises(InputError, match="missing.md: No such file or directory"):
+        insert_table(tmp_path / "missing.md", "new")
+    with pytest.raises(InputError, match="the results have no peers: run python -m benchmarks peers"):
+        peers_table(results(suites={}))
 
 
 def test_a_picture_is_drawn(tmp_path):
@@ -136,13 +162,15 @@ def test_a_picture_is_drawn(tmp_path):
         (["plot", "missing.json"], "missing.json: No such file or directory"),
         (["plot", "there.json"], "there.json is not JSON"),
         (["table", "other.json"], "other.json must have schema_version 1, got 7"),
-        (["table", "empty.json"], "the results have no peers: run python -m benchmarks peers"),
+        (["table", "empty.json"], "empty.json has no created"),
+        (["plot", "full.json", "--output", "plot.txt"], "output must end with .png, got plot.txt"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("there.json").write_text("no JSON")
     Path("other.json").write_text('{"schema_version": 7}')
+    Path("full.json").write_text(json.dumps(results()))
     Path("empty.json").write_text('{"schema_version": 1, "suites": {}}')
     assert main(arguments) == 2
     error = capsys.readouterr().err
@@ -191,7 +219,9 @@ def test_the_whole_suite_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())
     assert list(found["suites"]) == list(SUITES)
-    assert found["suites"]["accuracy"] == {"skipped": "needs MNIST, got digits"}
+    assert found["suites"]["accuracy"] == {
+        "skipped": "needs MNIST with 55,000 and 10,000 examples, got digits with (1350, 297)"
+    }
     for name in set(SUITES) - {"accuracy"}:
         rows = found["suites"][name]["rows"]
         assert rows
@@ -201,4 +231,41 @@ def test_the_whole_suite_runs(tmp_path):
                 expected = row["flops"] / row["seconds"] / found["peaks"]["float32_flops"]
                 np.testing.assert_allclose(row["peak_fraction"], expected)
                 np.testing.assert_allclose(row["examples_per_second"], row["examples"] / row["seconds"])
+    peers = found["suites"]["peers"]["rows"]
+    measured = {row["contestant"] for row in peers if "seconds" in row}
+    assert {"mnist_jax", "Flax loop", "lax.conv in a scan"} <= measured
+    assert all(row["skipped"].startswith("No module named") for row in peers if row["contestant"] not in measured)
     assert f"written to {output}" in done.stdout
+
+
+def test_the_recipes_are_flags_of_the_command():
+    for command in RECIPES.values():
+        if command.startswith("-m mnist_jax.train "):
+            parse_flags(TrainConfig(), command.split()[2:], "prog")
+        else:
+            assert (ROOT / command).exists()
+
+
+def test_a_platform_that_is_not_there_is_one_line(run_python):
+    done = run_python("-m", "benchmarks", "--platform", "tpu", PYTHONPATH=str(ROOT))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert done.stderr.startswith("error: platform: Unable to initialize backend 'tpu'")
+
+
+@pytest.mark.parametrize("config", [TrainConfig(hidden_sizes=(8,)), TrainConfig(model="cnn", channels=(2, 3))])
+def test_pytorch_has_the_same_network(config):
+    torch = pytest.importorskip("torch")
+    theirs, state = Torch(config, small_dataset()), new_state(config)
+    kernels = [module for module in theirs._model if hasattr(module, "weight")]
+    with torch.no_grad():
+        for name, module in zip(sorted(state.params, key=lambda name: (name[0] != "C", name)), kernels, strict=True):
+            kernel = np.asarray(state.params[name]["kernel"])
+            if name == "Dense_0" and config.model == "cnn":  # flattened as channels, height, width there
+                kernel = kernel.reshape(5, 5, 3, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
+            module.weight[:] = torch.from_numpy(kernel.transpose((3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)).copy())
+            module.bias[:] = torch.from_numpy(np.array(state.params[name]["bias"]))
+        theirs._model.eval()
+        image = small_dataset().test.image
+        expected = theirs._model(torch.from_numpy(image.transpose(0, 3, 1, 2).astype(np.float32) / 255)).numpy()
+    np.testing.assert_allclose(apply_model(state, state.params, image)[0], expected, rtol=1e-3, atol=1e-4)
+    assert theirs.num_parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))

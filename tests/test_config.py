@@ -22,6 +22,8 @@ def test_json_gives_the_config_back():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
+        ("microbatch_size", 0, "microbatch_size must be at least 1, got 0"),
+        ("dtype", "float64", "dtype must be one of float32, bfloat16, got float64"),
         ("batch_size", 0, "batch_size must be at least 1, got 0"),
         ("batch_size", 1.5, "batch_size must be a whole number, got 1.5"),
         ("epochs", True, "epochs must be a whole number, got True"),

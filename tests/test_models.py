@@ -58,9 +58,20 @@ def test_dropout_acts_in_training_alone_and_keeps_the_mean(model):
     np.testing.assert_array_equal(model.apply({"params": params}, IMAGE), plain)
 
 
+@pytest.mark.parametrize("kind", [MLP, CNN])
+def test_bfloat16_layers_have_float32_parameters_and_logits(kind):
+    params = init(kind())
+    assert jax.tree.all(jax.tree.map(lambda leaf: leaf.dtype == jnp.float32, init(kind(dtype=jnp.bfloat16))))
+    exact, rounded = (kind(dtype=dtype).apply({"params": params}, IMAGE) for dtype in (None, jnp.bfloat16))
+    assert rounded.dtype == jnp.float32
+    assert np.any(exact != rounded)
+    np.testing.assert_allclose(rounded, exact, atol=0.02 * np.abs(exact).max())
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
+        (TrainConfig(dtype="bfloat16"), MLP(dtype=jnp.dtype("bfloat16"))),
         (TrainConfig(), MLP(hidden_sizes=(512, 256), dropout_rate=0.2)),
         (TrainConfig(hidden_sizes=(), dropout_rate=0.0), MLP(hidden_sizes=(), dropout_rate=0.0)),
         (TrainConfig(model="cnn"), CNN(channels=(24, 32), kernel_sizes=(5, 3), dense_size=256, dropout_rate=0.2)),

@@ -8,7 +8,7 @@ import pytest
 from conftest import assert_trees_equal
 from flax import linen as nn
 
-from mnist_jax import MLP, create_train_state
+from mnist_jax import CNN, MLP, create_train_state
 from mnist_jax.state import apply_model
 
 MODEL = MLP(hidden_sizes=(4,))
@@ -39,6 +39,18 @@ def test_many_at_once_are_each_by_itself():
     for index in range(3):
         alone = create_train_state(MODEL, TX, keys[index])
         assert_trees_equal(jax.tree.map(lambda leaf: leaf[index], together), alone)  # noqa: B023
+
+
+@pytest.mark.uses_adam
+@pytest.mark.parametrize("model", [MLP(), CNN()])
+def test_compiled_cheaply_as_fit_does_it_is_the_same(model):
+    tx = optax.adam(1e-3)
+
+    def create():
+        return create_train_state(model, tx, jax.random.key(3), ema_decay=0.9)
+
+    cheaply = {"xla_backend_optimization_level": "1"}
+    assert_trees_equal(jax.jit(create).lower().compile(cheaply)(), create())
 
 
 def test_it_is_frozen_and_its_leaves_are_arrays():

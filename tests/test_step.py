@@ -133,6 +133,18 @@ def test_each_microbatch_has_dropout_of_its_own():
     np.testing.assert_allclose(together.loss_sum, sum(alone), rtol=1e-5)
 
 
+@pytest.mark.parametrize("microbatch_size", [None, 4])
+def test_a_batch_spread_over_devices_is_the_batch(microbatch_size):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    batch = make_batch(16)
+    spread = jax.device_put(batch, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    state = make_state(CNN((2, 3), dense_size=5, dropout_rate=0.0), microbatch_size=microbatch_size)
+    expected, found = train_step(state, batch), train_step(state, spread)
+    assert len(mesh.devices) == 2
+    assert_trees_close(params_of(found[0]), params_of(expected[0]), rtol=1e-4, atol=1e-6)
+    assert_trees_close(found[1], expected[1], rtol=1e-5)
+
+
 def test_uint8_images_are_scaled_to_the_unit_interval():
     state = make_state()
     batch = make_batch(4)
@@ -278,11 +290,11 @@ def test_batch_statistics_go_from_one_microbatch_to_the_next():
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(image.reshape(image.shape[0], -1))
             return nn.Dense(10)(x)
 
-    batch = make_batch(6)
+    batch = make_batch(7)
     state = make_state(Normed(), microbatch_size=3)
     mean = np.zeros(784)
-    for part in np.split(batch["image"].reshape(6, -1) / np.float32(255), 2):
-        mean = 0.9 * mean + 0.1 * part.mean(axis=0)
+    for part in ([0, 3, 6], [1, 4, 0], [2, 5, 1]):  # filled up with the first examples again
+        mean = 0.9 * mean + 0.1 * (batch["image"][part].reshape(3, -1) / np.float32(255)).mean(axis=0)
     found, _ = train_step(state, batch)
     np.testing.assert_allclose(found.model_state["batch_stats"]["BatchNorm_0"]["mean"], mean, rtol=1e-4, atol=1e-6)
 
