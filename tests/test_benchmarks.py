@@ -228,7 +228,8 @@ def test_the_whole_suite_runs(tmp_path):
         for row in rows:
             assert row.get("seconds", 1) > 0
             if "flops" in row:
-                expected = row["flops"] / row["seconds"] / found["peaks"]["float32_flops"]
+                num_devices = row["value"] if row["name"] == "by devices" else 1
+                expected = row["flops"] / row["seconds"] / found["peaks"]["float32_flops"] / num_devices
                 np.testing.assert_allclose(row["peak_fraction"], expected)
                 np.testing.assert_allclose(row["examples_per_second"], row["examples"] / row["seconds"])
     peers = found["suites"]["peers"]["rows"]
