@@ -43,7 +43,8 @@ def new_results(setting: Any) -> Results:
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        # Without the directories of this machine.
+        "command": " ".join(["python -m benchmarks", *(Path(word).name for word in sys.argv[1:])]),
         "git": _git(),
         "device": {
             "platform": device.platform,
