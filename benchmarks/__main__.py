@@ -20,7 +20,7 @@ from pathlib import Path
 from mnist_jax.command import OneLineParser, exit_status
 from mnist_jax.errors import InputError
 
-SUITES = ("steps", "epochs", "startup", "accuracy", "scaling", "memory", "peers")
+SUITES = ("steps", "augmentation", "epochs", "startup", "accuracy", "scaling", "populations", "memory", "peers")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -35,9 +35,9 @@ class Ours:
         self.num_parameters = count_parameters(self._state.params)
 
     def _begin(self, config: TrainConfig) -> Any:
-        from benchmarks.setting import new_state
+        from mnist_jax import build_state
 
-        return new_state(config)
+        return build_state(config)
 
     def run_epoch(self) -> float:
         self._state, metrics = train_epoch(self._state, self._train, self._batch_size)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import jax
 
-from benchmarks.setting import Row, Setting, check, new_state
+from benchmarks.setting import Row, Setting, check
 from benchmarks.timing import measure_in_turns
-from mnist_jax import TrainConfig, train_epoch
+from mnist_jax import TrainConfig, build_state, train_epoch
 
 CONFIGS = [
     TrainConfig(model="mlp", hidden_sizes=(128,), batch_size=32, ema_decay=None),
@@ -23,7 +23,7 @@ def run(setting: Setting) -> Iterator[Row]:
     """A row for each model and batch size; the third is the second with a running average of the parameters."""
     num_examples = 2_560 if setting.quick else 55_000
     split = setting.examples(num_examples)
-    states = [new_state(config) for config in CONFIGS]
+    states = [build_state(config) for config in CONFIGS]
     calls = {
         str(index): lambda state=state, config=config: train_epoch(state, split, config.batch_size)
         for index, (state, config) in enumerate(zip(states, CONFIGS, strict=True))

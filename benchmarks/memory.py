@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.commands import run_python
-from benchmarks.setting import Row, Setting, new_state
-from mnist_jax import TrainConfig, train_epoch
+from benchmarks.setting import Row, Setting
+from mnist_jax import TrainConfig, build_state, train_epoch
 
 _WHOLE_RUN = """
 import json, re, resource, sys
@@ -36,7 +36,7 @@ def run(setting: Setting) -> Iterator[Row]:
     for model in ("mlp", "cnn"):
         for batch_size in (128,) if setting.quick else (128, 1024, 8192):
             config = TrainConfig(model=model, batch_size=batch_size, ema_decay=None)
-            analysis = train_epoch.lower(new_state(config), split, batch_size).compile().memory_analysis()
+            analysis = train_epoch.lower(build_state(config), split, batch_size).compile().memory_analysis()
             assert analysis is not None
             yield {
                 "name": "epoch program",

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks.setting import Row, Setting, check, new_state
+from benchmarks.setting import Row, Setting, check
 from benchmarks.timing import measure_in_turns
-from mnist_jax import TrainConfig, count_parameters, train_epoch, train_step
+from mnist_jax import TrainConfig, build_state, count_parameters, train_epoch, train_step
 
 _CONFIG = TrainConfig(hidden_sizes=(128,), batch_size=128, ema_decay=None)
 
@@ -40,7 +40,7 @@ def run(setting: Setting) -> Iterator[Row]:
 def _series(setting: Setting, name: str, series: list[tuple[int, TrainConfig, int]]) -> Iterator[Row]:
     calls, states = {}, {}
     for value, config, num_examples in series:
-        split, states[value] = setting.examples(num_examples), new_state(config)
+        split, states[value] = setting.examples(num_examples), build_state(config)
         calls[str(value)] = lambda state=states[value], split=split, size=config.batch_size: train_epoch(
             state, split, size
         )
@@ -72,7 +72,7 @@ def _devices(setting: Setting) -> Iterator[Row]:
     def spread_over(count: int) -> Any:
         mesh = jax.sharding.Mesh(np.array(devices[:count]), ("data",))
         batch = jax.device_put(split._asdict(), NamedSharding(mesh, PartitionSpec("data")))
-        begin = jax.device_put(new_state(config), NamedSharding(mesh, PartitionSpec()))
+        begin = jax.device_put(build_state(config), NamedSharding(mesh, PartitionSpec()))
 
         def call() -> Any:
             state = begin

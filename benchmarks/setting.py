@@ -17,16 +17,7 @@ import numpy as np
 
 from benchmarks.flops import flops_per_example
 from benchmarks.timing import Peaks
-from mnist_jax import (
-    Dataset,
-    Split,
-    TrainConfig,
-    TrainState,
-    build_model,
-    build_optimizer,
-    choose_microbatch_size,
-    create_train_state,
-)
+from mnist_jax import Dataset, Split, TrainConfig, TrainState
 
 Row = dict[str, Any]
 
@@ -99,18 +90,6 @@ def spread(seconds: Sequence[float]) -> Row:
         "seconds_max": max(seconds),
         "n": len(seconds),
     }
-
-
-def new_state(config: TrainConfig) -> TrainState:
-    """The state that a run with this config begins with, but for a schedule, which has one step here."""
-    return create_train_state(
-        build_model(config),
-        build_optimizer(config, num_steps=1),
-        jax.random.key(config.seed),
-        ema_decay=config.ema_decay,
-        label_smoothing=config.label_smoothing,
-        microbatch_size=choose_microbatch_size(config),
-    )
 
 
 def check(state: TrainState, num_steps: int, loss: Any) -> None:

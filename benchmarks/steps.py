@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks.setting import Row, Setting, check, new_state
+from benchmarks.setting import Row, Setting, check
 from benchmarks.timing import measure
-from mnist_jax import TrainConfig, eval_step, evaluate_dataset, train_epoch, train_step
+from mnist_jax import TrainConfig, build_state, eval_step, evaluate_dataset, train_epoch, train_step
 
 
 def run(setting: Setting) -> Iterator[Row]:
@@ -31,7 +31,7 @@ def _rows(setting: Setting, config: TrainConfig) -> Iterator[Row]:
     split = setting.examples(num_steps * size)
     starts = range(0, num_steps * size, size)[:4]
     batches = [{"image": split.image[i : i + size], "label": split.label[i : i + size]} for i in starts]
-    begin = new_state(config)
+    begin = build_state(config)
 
     def train_dispatched() -> Any:
         state = begin

@@ -1,3 +1,8 @@
+from .augment import Augmentation as Augmentation
+from .build import build_augmentation as build_augmentation
+from .build import build_state as build_state
+from .build import choose_microbatch_size as choose_microbatch_size
+from .build import load_run as load_run
 from .checkpoint import restore_checkpoint as restore_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
 from .config import TrainConfig as TrainConfig
@@ -10,10 +15,10 @@ from .errors import InputError as InputError
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .evaluate import Evaluation as Evaluation
 from .evaluate import evaluate_dataset as evaluate_dataset
+from .evaluate import evaluate_views as evaluate_views
 from .models import CNN as CNN
 from .models import MLP as MLP
 from .models import build_model as build_model
-from .models import choose_microbatch_size as choose_microbatch_size
 from .models import count_parameters as count_parameters
 from .optim import build_optimizer as build_optimizer
 from .optim import build_schedule as build_schedule
@@ -23,6 +28,11 @@ from .per_example import one_example_margin as one_example_margin
 from .per_example import per_example_gradient_norms as per_example_gradient_norms
 from .per_example import per_example_losses as per_example_losses
 from .per_example import per_example_margins as per_example_margins
+from .population import Population as Population
+from .population import ensemble_probabilities as ensemble_probabilities
+from .population import train_population as train_population
+from .search import Search as Search
+from .search import Trial as Trial
 from .state import TrainState as TrainState
 from .state import create_train_state as create_train_state
 from .step import Metrics as Metrics
@@ -30,6 +40,8 @@ from .step import eval_step as eval_step
 from .step import loss_fn as loss_fn
 from .step import train_epoch as train_epoch
 from .step import train_step as train_step
+from .sweep import Sweep as Sweep
+from .sweep import run_sweep as run_sweep
 from .train import Run as Run
 from .train import fit as fit
 

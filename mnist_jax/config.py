@@ -22,10 +22,11 @@ from mnist_jax.errors import InputError
 Model = Literal["mlp", "cnn"]
 Optimizer = Literal["sgd", "momentum", "adam", "adamw"]
 Dtype = Literal["float32", "bfloat16"]
+Padding = Literal["valid", "same"]
 Schedule = Literal["constant", "cosine", "one_cycle", "warmup_constant", "warmup_cosine"]
 
 # Where a run and its data lie, and how it is shown: free to change when it is resumed.
-_PRESENTATION = ("data_dir", "checkpoint_every", "keep_checkpoints", "workdir", "resume", "quiet")
+PRESENTATION = ("data_dir", "checkpoint_every", "keep_checkpoints", "workdir", "resume", "quiet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +58,14 @@ class TrainConfig:
     """cnn: channels per convolution"""
     kernel_sizes: tuple[int, ...] = (5, 3)
     """cnn: kernel height and width per convolution"""
+    pool_sizes: tuple[int, ...] = (2,)
+    """cnn: side of the max-pooling after each convolution, 1 for none; one for all, or one each"""
+    padding: Padding = "valid"
+    """cnn: same keeps height and width, by zeros around the image"""
     dense_size: int = 256
-    """cnn: units of the dense layer before the logits"""
+    """cnn: units of the dense layer before the logits; 0: the mean over each channel goes to the logits instead"""
+    batch_norm: bool = False
+    """normalise over the batch, or microbatch, before each ReLU; evaluation needs some hundred steps of averages"""
     dropout_rate: float = 0.2
     """share of hidden units dropped in training, in [0, 1)"""
     dtype: Dtype = "float32"
@@ -84,18 +91,35 @@ class TrainConfig:
     """largest global norm of the gradient"""
     label_smoothing: float = 0.0
     """share of the target spread over all classes, in [0, 1)"""
+    adversarial_radius: float = 0.0
+    """virtual adversarial training: L2 length of the perturbation, for pixels in [0, 1]; about triples the work"""
     ema_decay: float | None = 0.999
     """evaluate a running average of the parameters with this decay per step, in [0, 1); None: the parameters"""
+
+    augment_shift: float = 0.0
+    """in training, move each image by up to so many pixels either way, in [0, 14]"""
+    augment_rotation: float = 0.0
+    """turn each image by up to so many degrees, in [0, 45]"""
+    augment_scale: float = 0.0
+    """enlarge or shrink each image by up to this share along either axis, in [0, 0.5]"""
+    augment_shear: float = 0.0
+    """slant each image by up to this many pixels per pixel of height, in [0, 0.5]"""
+    augment_elastic: float = 0.0
+    """distort each image smoothly; standard deviation of a pixel's displacement, in pixels, in [0, 7]"""
+    augment_smoothness: float = 4.0
+    """standard deviation of the Gaussian that smooths the elastic distortion, in pixels, in [2, 14]"""
+    augment_erasing: float = 0.0
+    """share of images of which a rectangle is erased, in [0, 1]"""
 
     batch_size: int = 128
     """examples per step"""
     microbatch_size: int | None = None
     """examples whose gradient is computed at a time, and added to that of the others of the batch;
-    default what is fastest: 32 for the cnn on CPU, or else the whole batch"""
+    default what is fastest: 32 for the cnn on CPU, or else the whole batch. With batch_norm it changes the training"""
     epochs: int = 10
     """passes over the training split"""
     seed: int = 0
-    """seed of initialisation, shuffling and dropout, in [0, 2**32)"""
+    """seed of initialisation, shuffling, dropout and augmentation, in [0, 2**32)"""
 
     checkpoint_every: int = 1
     """epochs between checkpoints; the last epoch is always saved"""
@@ -115,14 +139,13 @@ class TrainConfig:
             "batch_size",
             "microbatch_size",
             "epochs",
-            "dense_size",
             "checkpoint_every",
             "keep_checkpoints",
             "num_validation",
         ):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "at least 1", value)
-        for name in ("hidden_sizes", "channels", "kernel_sizes"):
+        for name in ("hidden_sizes", "channels", "kernel_sizes", "pool_sizes"):
             value = getattr(self, name)
             _require(all(size >= 1 for size in value), name, "at least 1 each", value)
         _require(0 <= self.seed < 2**32, "seed", "in [0, 2**32)", self.seed)
@@ -132,13 +155,33 @@ class TrainConfig:
             f"as long as channels {self.channels} and not empty",
             self.kernel_sizes,
         )
+        _require(
+            len(self.pool_sizes) in (1, len(self.channels)),
+            "pool_sizes",
+            f"one for all or as long as channels {self.channels}",
+            self.pool_sizes,
+        )
+        _require(self.dense_size >= 0, "dense_size", "at least 0", self.dense_size)
+        for name, largest in (
+            ("rotation", 45),
+            ("scale", 0.5),
+            ("shear", 0.5),
+            ("erasing", 1),
+            ("shift", 14),
+            ("elastic", 7),
+        ):
+            value = getattr(self, f"augment_{name}")
+            _require(0 <= value <= largest, f"augment_{name}", f"in [0, {largest}]", value)
+        _require(2 <= self.augment_smoothness <= 14, "augment_smoothness", "in [2, 14]", self.augment_smoothness)
         for name in ("dropout_rate", "warmup_fraction", "momentum", "b1", "b2", "label_smoothing", "ema_decay"):
             value = getattr(self, name)
             _require(value is None or 0 <= value < 1, name, "in [0, 1)", value)
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
             _require(value is None or 0 < value < math.inf, name, "a finite number above 0", value)
-        _require(0 <= self.weight_decay < math.inf, "weight_decay", "a finite number, 0 or above", self.weight_decay)
+        for name in ("weight_decay", "adversarial_radius"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, name, "a finite number, 0 or above", value)
         for name in ("data", "data_dir", "workdir"):
             _require(getattr(self, name) != "", name, "a name", "an empty one")
         _require(not (self.resume and self.workdir is None), "resume", "given together with --workdir", "no workdir")
@@ -167,7 +210,7 @@ class TrainConfig:
 
     def differences(self, other: TrainConfig) -> list[str]:
         """Names of the fields that describe the training and differ, ``epochs`` among them."""
-        names = [field.name for field in dataclasses.fields(self) if field.name not in _PRESENTATION]
+        names = [field.name for field in dataclasses.fields(self) if field.name not in PRESENTATION]
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 

@@ -1,22 +1,21 @@
 """The convolution as each platform does it best.
 
     nn.Conv(24, (5, 5), padding="VALID", conv_general_dilated=conv_general_dilated)   # in a module of your own
-    features = conv_pool_features(image, [(kernel, bias), ...])                       # what the CNN is made of
+    x = max_pool_examples_innermost(conv_examples_innermost(x, kernel), 2)            # what the CNN is made of
 
 On GPU and TPU this is ``lax.conv_general_dilated``. On CPU it is written as patches times a matrix, because XLA runs
-a convolution inside ``lax.scan`` or ``lax.fori_loop`` through a loop tens of times slower than outside. Several layers
-in a row go further: between them the examples lie innermost, ``[channels, height, width, B]``, so that patches,
-pooling and their gradients are copies and comparisons of whole vectors. Measured in ``benchmarks/README.md``.
+a convolution inside ``lax.scan`` or ``lax.fori_loop`` through a loop tens of times slower than outside. The CNN goes
+further: its examples lie innermost, ``[channels, height, width, B]``, so that patches, pooling and their gradients
+are copies and comparisons of whole vectors. Measured in ``benchmarks/README.md``.
 
 Reference: https://github.com/jax-ml/jax/issues/12868; the layout is that of cuda-convnet (Krizhevsky, 2012).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -78,52 +77,52 @@ def _conv_by_patches(
     )
 
 
-def conv_pool_features(image: jax.Array, layers: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
-    """Convolution without padding, 2x2 max-pooling, bias and ReLU, a layer after the other; flattened at the end.
+def conv_examples_innermost(x: jax.Array, kernel: jax.Array, padding: str = "VALID", crop: int = 1) -> jax.Array:
+    """A convolution of stride 1 with the examples innermost.
 
     Args:
-        image: ``float32[B, height, width, channels]``.
-        layers: for each layer its kernel ``[rows, columns, channels, features]`` and its bias ``[features]``. An odd
-            last row or column of what comes out of a convolution is not pooled.
+        x: ``[channels, height, width, B]``.
+        kernel: ``[rows, columns, channels, features]``.
+        padding: ``VALID``, or ``SAME`` for zeros around the image.
+        crop: leave out the last rows and columns of the result that are no multiple of this, as pooling would.
 
     Returns:
-        ``float32[B, height * width * features]`` of the last layer, in this order on every platform.
+        ``[features, height, width, B]``.
 
     Example:
-        >>> kernel, bias = jnp.ones((5, 5, 1, 8)), jnp.zeros(8)
-        >>> conv_pool_features(jnp.ones((4, 28, 28, 1)), [(kernel, bias)]).shape
-        (4, 1152)
+        >>> conv_examples_innermost(jnp.ones((1, 28, 28, 4)), jnp.ones((5, 5, 1, 8))).shape
+        (8, 24, 24, 4)
     """
-    # A vector of the CPU holds 8 or 16 examples. Fewer, as under a vmap over examples, take the usual layout.
-    cpu = _features_by_patches if image.shape[0] >= 8 else _features
-    return lax.platform_dependent(image, list(layers), cpu=cpu, default=_features)
 
+    def by_lax(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        # XLA chooses where the axes lie in memory, so their names here cost nothing.
+        x = lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("CHWN", "HWIO", "CHWN"))
+        return x[:, : x.shape[1] // crop * crop, : x.shape[2] // crop * crop]
 
-def _features(image: jax.Array, layers: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
-    x = image
-    for kernel, bias in layers:
-        x = conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        batch, height, width, channels = x.shape
-        x = x[:, : height // 2 * 2, : width // 2 * 2]
-        # As a maximum over axes: the gradient of lax.reduce_window takes four times as long.
-        x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
-        # After the pooling this is a quarter of the work, and the same result.
-        x = nn.relu(x + bias[None, None, None])
-    return x.reshape(x.shape[0], -1)
-
-
-def _features_by_patches(image: jax.Array, layers: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
-    x = image.transpose(3, 1, 2, 0)  # [channels, height, width, B]
-    for kernel, bias in layers:
-        rows, columns, channels, features = kernel.shape
-        height, width = ((size - side + 1) // 2 * 2 for size, side in zip(x.shape[1:3], (rows, columns), strict=True))
-        # In two stages, rows and then columns: 10 slices instead of 25.
+    def by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        rows, columns, _, features = kernel.shape
+        pads = lax.padtype_to_pads(x.shape[1:3], (rows, columns), (1, 1), padding)
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        height, width = ((n - k + 1) // crop * crop for n, k in zip(x.shape[1:3], (rows, columns), strict=True))
+        # In two stages, rows and then columns: 10 slices for a 5x5 kernel instead of 25.
         x = jnp.stack([x[:, i : i + height] for i in range(rows)])
         x = jnp.stack([x[:, :, :, j : j + width] for j in range(columns)], axis=1)
-        x = x.reshape(rows * columns * channels, -1)
+        x = x.reshape(kernel.size // features, -1)
         x = lax.dot_general(kernel.reshape(-1, features), x, (((0,), (0,)), ((), ())))
-        # The gradient of a split is a concatenation, where that of a slice would be padding and adding up.
-        top, bottom = jnp.split(x.reshape(features, height // 2, 2, width // 2, 2, -1), 2, axis=2)
-        x = jnp.maximum(jnp.maximum(*jnp.split(top, 2, axis=4)), jnp.maximum(*jnp.split(bottom, 2, axis=4)))
-        x = nn.relu(x.reshape(features, height // 2, width // 2, -1) + bias[:, None, None, None])
-    return x.transpose(1, 2, 0, 3).reshape(-1, x.shape[-1]).T
+        return x.reshape(features, height, width, -1)
+
+    return lax.platform_dependent(x, kernel, cpu=by_patches, default=by_lax)
+
+
+def max_pool_examples_innermost(x: jax.Array, size: int) -> jax.Array:
+    """The maximum over squares of ``size`` pixels a side, of ``[channels, height, width, B]``.
+
+    Height and width must be multiples of ``size``.
+    """
+    # The gradient of a split is a concatenation, where that of a slice would be padding and adding up, and that of
+    # lax.reduce_window takes four times as long.
+    channels, height, width, _ = x.shape
+    x = x.reshape(channels, height // size, size, width // size, size, -1)
+    for axis in (2, 4):
+        x = functools.reduce(jnp.maximum, jnp.split(x, size, axis=axis))
+    return x.reshape(channels, height // size, width // size, -1)

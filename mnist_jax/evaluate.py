@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from mnist_jax.data import Split
-from mnist_jax.state import TrainState, apply_model
+from mnist_jax.state import Augment, TrainState, apply_model, scale_image
 from mnist_jax.step import Metrics, example_losses, measure
 
 
@@ -42,6 +42,21 @@ class Evaluation:
     logits: np.ndarray
     label: np.ndarray
 
+    @classmethod
+    def from_probabilities(cls, probabilities: np.ndarray, label: np.ndarray) -> Evaluation:
+        """That of ``float[N, K]`` probabilities, for example of an ensemble; its logits are their logarithms.
+
+        Example:
+            >>> evaluation = Evaluation.from_probabilities(np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([0, 1]))
+            >>> round(evaluation.loss, 3), evaluation.accuracy
+            (1.498, 0.5)
+        """
+        logits = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)).astype(np.float32)
+        label = np.asarray(label)
+        losses = -np.take_along_axis(logits, label[:, None], axis=1)
+        accuracy = (logits.argmax(axis=1) == label).mean()
+        return cls(float(losses.mean()), float(accuracy), len(label), logits, label)
+
     @property
     def predictions(self) -> np.ndarray:
         """``int[N]``, the class with the largest logit."""
@@ -67,8 +82,42 @@ def evaluate_dataset(state: TrainState, split: Split, batch_size: int | None = N
         >>> evaluate_dataset(state, load_dataset("digits").test).num_examples
         297
     """
-    metrics, logits = _evaluate(state, split, _checked_batch_size(split, batch_size))
+    metrics, logits = evaluate_arrays(state, split, choose_batch_size(split, batch_size))
     return _evaluation(metrics, logits, split)
+
+
+def evaluate_views(
+    state: TrainState, split: Split, num_views: int, key: jax.Array, augment: Augment | None = None
+) -> Evaluation:
+    """Evaluates each image together with distorted copies of it: the mean of their probabilities counts.
+
+    Also known as test-time augmentation.
+
+    Args:
+        state: the state to evaluate.
+        split: N examples.
+        num_views: copies of each image, besides the image itself.
+        key: randomness of the copies.
+        augment: what distorts them; None takes that of the training, ``state.augment``.
+
+    Raises:
+        ValueError: the state has no augmentation and none is given.
+
+    Example:
+        >>> from mnist_jax import TrainConfig, build_state, load_dataset
+        >>> state = build_state(TrainConfig(hidden_sizes=(8,), augment_shift=1))
+        >>> evaluate_views(state, load_dataset("digits").test, 4, jax.random.key(0)).num_examples
+        297
+    """
+    augment = augment or state.augment
+    if augment is None:
+        raise ValueError("augment must be given for a state that was trained without augmentation")
+    distort = jax.jit(lambda image, key: augment(scale_image(image), key))
+    total = jax.nn.softmax(evaluate_dataset(state, split).logits)
+    for view in range(num_views):
+        image = distort(split.image, jax.random.fold_in(key, view))
+        total += jax.nn.softmax(evaluate_dataset(state, Split(image, split.label)).logits)
+    return Evaluation.from_probabilities(np.asarray(total) / (1 + num_views), split.label)
 
 
 class CompiledEvaluation:
@@ -80,7 +129,7 @@ class CompiledEvaluation:
 
     def __init__(self, state: TrainState, split: Split, batch_size: int | None = None) -> None:
         self._split = split
-        self._lowered = _evaluate.lower(state, split, _checked_batch_size(split, batch_size))
+        self._lowered = evaluate_arrays.lower(state, split, choose_batch_size(split, batch_size))
 
     @functools.cached_property
     def _compiled(self) -> jax.stages.Compiled:
@@ -96,7 +145,8 @@ class CompiledEvaluation:
         return _evaluation(metrics, logits, self._split)
 
 
-def _checked_batch_size(split: Split, batch_size: int | None) -> int:
+def choose_batch_size(split: Split, batch_size: int | None = None) -> int:
+    """How many examples of a split to evaluate at a time: see :func:`evaluate_dataset`."""
     if not split.num_examples:
         raise ValueError("the split to evaluate must have at least one example, got none")
     if batch_size is None:
@@ -118,7 +168,8 @@ def _evaluation(metrics: Metrics, logits: jax.Array, split: Split) -> Evaluation
 
 
 @functools.partial(jax.jit, static_argnames="batch_size")
-def _evaluate(state: TrainState, split: Split, batch_size: int) -> tuple[Metrics, jax.Array]:
+def evaluate_arrays(state: TrainState, split: Split, batch_size: int) -> tuple[Metrics, jax.Array]:
+    """:func:`evaluate_dataset` on the device: metrics, and logits ``float32[N, K]``."""
     num_examples = split.num_examples
     num_batches = -(-num_examples // batch_size)
     padding = num_batches * batch_size - num_examples

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.conv import conv_pool_features
+from mnist_jax.conv import conv_examples_innermost, max_pool_examples_innermost
 from mnist_jax.errors import InputError
 
 
@@ -25,6 +25,7 @@ class MLP(nn.Module):
 
     Attributes:
         hidden_sizes: units per hidden layer.
+        batch_norm: normalise each unit over the batch before the ReLU.
         dropout_rate: share of hidden units dropped in training.
         num_classes: K.
         dtype: what the layers compute in, with float32 parameters and logits; None: what images and parameters have.
@@ -38,6 +39,7 @@ class MLP(nn.Module):
     """
 
     hidden_sizes: Sequence[int] = (512, 256)
+    batch_norm: bool = False
     dropout_rate: float = 0.2
     num_classes: int = 10
     dtype: Any = None
@@ -51,24 +53,30 @@ class MLP(nn.Module):
         """Maps ``float32[B, 28, 28, 1]`` to logits ``float32[B, K]``."""
         x = image.reshape(image.shape[0], -1)
         for size in self.hidden_sizes:
-            x = nn.relu(nn.Dense(size, dtype=self.dtype)(x))
+            x = nn.Dense(size, use_bias=not self.batch_norm, dtype=self.dtype)(x)
+            x = nn.relu(_batch_norm(x, train) if self.batch_norm else x)
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         logits = nn.Dense(self.num_classes, dtype=self.dtype)(x)
         return logits if self.dtype is None else logits.astype(jnp.float32)
 
 
 class CNN(nn.Module):
-    """Convolutions without padding, each followed by 2x2 max-pooling and ReLU; then a dense layer with dropout.
+    """Convolutions, each followed by max-pooling and ReLU; then a dense layer with dropout.
 
     Attributes:
         channels: per convolution.
         kernel_sizes: height and width of the kernel, per convolution.
-        dense_size: units of the dense layer before the logits.
-        dropout_rate: share of its units dropped in training.
+        pool_sizes: side of the max-pooling after each convolution, 1 for none; one for all, or one each.
+        padding: ``valid``, or ``same`` for zeros around the image.
+        dense_size: units of the dense layer before the logits; 0 for none: the logits then come from the mean over
+            each channel.
+        batch_norm: normalise each channel over the batch before the ReLU. The statistics are those of a microbatch
+            where the gradient is computed in parts ("ghost batch normalisation").
+        dropout_rate: share of the dense layer's units, or of the means, dropped in training.
         num_classes: K.
         dtype: what the layers compute in, with float32 parameters and logits; None: what images and parameters have.
 
-    Reference: the layer sizes are those of https://github.com/tuomaso/train_mnist_fast.
+    Reference: the default sizes are those of https://github.com/tuomaso/train_mnist_fast.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -80,43 +88,69 @@ class CNN(nn.Module):
 
     channels: Sequence[int] = (24, 32)
     kernel_sizes: Sequence[int] = (5, 3)
+    pool_sizes: Sequence[int] = (2,)
+    padding: str = "valid"
     dense_size: int = 256
+    batch_norm: bool = False
     dropout_rate: float = 0.2
     num_classes: int = 10
     dtype: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("channels", "kernel_sizes"):
+        for name in ("channels", "kernel_sizes", "pool_sizes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # a list has no hash
         super().__post_init__()
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
         """Maps ``float32[B, 28, 28, 1]`` to logits ``float32[B, K]``."""
-        side, features, layers = image.shape[1], image.shape[-1], []
-        for index, (channels, size) in enumerate(zip(self.channels, self.kernel_sizes, strict=True)):
-            if side <= size:
-                raise InputError(f"kernel_sizes must leave something of the image to pool, got {self.kernel_sizes}")
-            layers.append(_Kernel((size, size, features, channels), name=f"Conv_{index}")())
-            side, features = (side - size + 1) // 2, channels
+        x = image.transpose(3, 1, 2, 0)  # [channels, height, width, B]: the examples innermost
         if self.dtype is not None:
-            image, layers = jax.tree.map(lambda x: x.astype(self.dtype), (image, layers))
-        x = conv_pool_features(image, layers)
-        x = nn.relu(nn.Dense(self.dense_size, dtype=self.dtype)(x))
+            x = x.astype(self.dtype)
+        pool_sizes = tuple(self.pool_sizes) * (len(self.channels) if len(self.pool_sizes) == 1 else 1)
+        if not len(pool_sizes) == len(self.kernel_sizes) == len(self.channels):
+            raise InputError(
+                f"kernel_sizes and pool_sizes must be as long as channels {self.channels}, "
+                f"got {self.kernel_sizes} and {self.pool_sizes}"
+            )
+        for index, (features, size, pool) in enumerate(zip(self.channels, self.kernel_sizes, pool_sizes, strict=True)):
+            if min(x.shape[1:3]) - (size - 1) * (self.padding == "valid") < pool:
+                raise InputError(
+                    "kernel_sizes and pool_sizes must leave something of the image to pool, "
+                    f"got {self.kernel_sizes} and {self.pool_sizes}"
+                )
+            kernel, bias = _Kernel((size, size, x.shape[0], features), not self.batch_norm, name=f"Conv_{index}")()
+            x = conv_examples_innermost(x, kernel.astype(x.dtype), self.padding.upper(), crop=pool)
+            # The bias after the pooling is less work, and the same result.
+            x = max_pool_examples_innermost(x, pool)
+            x = _batch_norm(x, train, axis=0) if bias is None else x + bias.astype(x.dtype)[:, None, None, None]
+            x = nn.relu(x)
+        if self.dense_size:
+            x = x.transpose(1, 2, 0, 3).reshape(-1, x.shape[-1]).T
+            x = nn.Dense(self.dense_size, use_bias=not self.batch_norm, dtype=self.dtype)(x)
+            x = nn.relu(_batch_norm(x, train) if self.batch_norm else x)
+        else:
+            x = x.mean(axis=(1, 2)).T
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         logits = nn.Dense(self.num_classes, dtype=self.dtype)(x)
         return logits if self.dtype is None else logits.astype(jnp.float32)
+
+
+def _batch_norm(x: jax.Array, train: bool, axis: int = -1) -> jax.Array:
+    """As a layer of the module that calls it; its offset takes the place of the bias before it."""
+    return nn.BatchNorm(use_running_average=not train, axis=axis, dtype=x.dtype)(x)
 
 
 class _Kernel(nn.Module):
     """Kernel and bias as ``nn.Conv`` has them."""
 
     shape: tuple[int, ...]
+    use_bias: bool
 
     @nn.compact
-    def __call__(self) -> tuple[jax.Array, jax.Array]:
+    def __call__(self) -> tuple[jax.Array, jax.Array | None]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), self.shape)
-        return kernel, self.param("bias", nn.initializers.zeros, self.shape[-1:])
+        return kernel, self.param("bias", nn.initializers.zeros, self.shape[-1:]) if self.use_bias else None
 
 
 def build_model(config: TrainConfig) -> MLP | CNN:
@@ -127,6 +161,7 @@ def build_model(config: TrainConfig) -> MLP | CNN:
         MLP(
             # attributes
             hidden_sizes = (100,)
+            batch_norm = False
             dropout_rate = 0.1
             num_classes = 10
             dtype = None
@@ -134,28 +169,17 @@ def build_model(config: TrainConfig) -> MLP | CNN:
     """
     dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
     if config.model == "mlp":
-        return MLP(hidden_sizes=config.hidden_sizes, dropout_rate=config.dropout_rate, dtype=dtype)
+        return MLP(config.hidden_sizes, config.batch_norm, config.dropout_rate, dtype=dtype)
     return CNN(
         channels=config.channels,
         kernel_sizes=config.kernel_sizes,
+        pool_sizes=config.pool_sizes,
+        padding=config.padding,
         dense_size=config.dense_size,
+        batch_norm=config.batch_norm,
         dropout_rate=config.dropout_rate,
         dtype=dtype,
     )
-
-
-def choose_microbatch_size(config: TrainConfig) -> int | None:
-    """Examples whose gradient is computed at a time: what the config says, or else what is fastest here.
-
-    That is the whole batch (None), but 32 for the CNN on CPU, whose activations then stay in the cache.
-
-    Example:
-        >>> choose_microbatch_size(TrainConfig(microbatch_size=16))
-        16
-    """
-    if config.microbatch_size is None and config.model == "cnn" and jax.default_backend() == "cpu":
-        return 32
-    return config.microbatch_size
 
 
 def count_parameters(params: Any) -> int:

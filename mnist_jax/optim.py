@@ -6,10 +6,21 @@ learning_rate = build_schedule(config, num_steps)(step)
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import jax
 import optax
 
 from mnist_jax.config import TrainConfig
+from mnist_jax.errors import InputError
+
+# The numbers that each optimizer uses, and that its state can hold in place of the program.
+HYPERPARAMETERS = {
+    "sgd": ("learning_rate", "weight_decay"),
+    "momentum": ("learning_rate", "weight_decay", "momentum"),
+    "adam": ("learning_rate", "weight_decay", "b1", "b2"),
+    "adamw": ("learning_rate", "weight_decay", "b1", "b2"),
+}
 
 
 def build_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
@@ -45,7 +56,9 @@ def build_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
             return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, num_steps)
 
 
-def build_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
+def build_optimizer(
+    config: TrainConfig, num_steps: int, hyperparameters: Collection[str] = ()
+) -> optax.GradientTransformation:
     """The optimizer that a config describes.
 
     Gradient clipping by global norm comes first, then weight decay, then the optimizer; ``adamw`` decays the weights
@@ -54,6 +67,12 @@ def build_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransf
     Args:
         config: the run.
         num_steps: steps of the whole run, for the schedule.
+        hyperparameters: names from ``HYPERPARAMETERS`` that the optimizer's state shall hold, as
+            ``opt_state.hyperparams``, so that ``jax.vmap`` can give each of many models its own. A schedule is scaled
+            to the learning rate that is held.
+
+    Raises:
+        InputError: the optimizer does not use one of ``hyperparameters``.
 
     Example:
         >>> tx = build_optimizer(TrainConfig(optimizer="sgd", learning_rate=0.5), num_steps=10)
@@ -62,26 +81,41 @@ def build_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransf
         >>> updates["bias"].tolist()
         [-0.5, -0.5]
     """
+    names = HYPERPARAMETERS[config.optimizer]
+    for name in hyperparameters:
+        if name not in names:
+            raise InputError(f"hyperparameters of {config.optimizer} must be some of {', '.join(names)}, got {name}")
+
     schedule = build_schedule(config, num_steps)
-    # A number instead of a schedule keeps the optimizer's state free of a counter that nothing reads.
-    learning_rate = config.learning_rate if config.schedule == "constant" else schedule
-    match config.optimizer:
-        case "sgd":
-            optimizer = optax.sgd(learning_rate)
-        case "momentum":
-            optimizer = optax.sgd(learning_rate, momentum=config.momentum)
-        case "adam":
-            optimizer = optax.adam(learning_rate, b1=config.b1, b2=config.b2)
-        case "adamw":
-            optimizer = optax.adamw(
-                learning_rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=_is_kernel
-            )
-    parts = []
-    if config.clip_norm is not None:
-        parts.append(optax.clip_by_global_norm(config.clip_norm))
-    if config.weight_decay and config.optimizer != "adamw":
-        parts.append(optax.add_decayed_weights(config.weight_decay, mask=_is_kernel))
-    return optax.chain(*parts, optimizer)
+
+    def optimizer(
+        learning_rate: float, weight_decay: float, momentum: float, b1: float, b2: float
+    ) -> optax.GradientTransformation:
+        def scaled_schedule(step: jax.Array) -> jax.Array:
+            return learning_rate / config.learning_rate * schedule(step)
+
+        # A number instead of a schedule keeps the optimizer's state free of a counter that nothing reads.
+        rate = learning_rate if config.schedule == "constant" else scaled_schedule
+        parts = []
+        if config.clip_norm is not None:
+            parts.append(optax.clip_by_global_norm(config.clip_norm))
+        if config.optimizer != "adamw" and ("weight_decay" in hyperparameters or weight_decay):
+            parts.append(optax.add_decayed_weights(weight_decay, mask=_is_kernel))
+        match config.optimizer:
+            case "sgd":
+                parts.append(optax.sgd(rate))
+            case "momentum":
+                parts.append(optax.sgd(rate, momentum=momentum))
+            case "adam":
+                parts.append(optax.adam(rate, b1=b1, b2=b2))
+            case "adamw":
+                parts.append(optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_kernel))
+        return optax.chain(*parts)
+
+    values = {name: getattr(config, name) for name in ("learning_rate", "weight_decay", "momentum", "b1", "b2")}
+    if not hyperparameters:
+        return optimizer(**values)
+    return optax.inject_hyperparams(optimizer, static_args=set(values) - set(hyperparameters))(**values)
 
 
 def _is_kernel(params: optax.Params) -> optax.Params:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 PyTree = Any
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -35,6 +36,8 @@ class TrainState(flax.struct.PyTreeNode):
         ema_decay: decay of the running average per step.
         label_smoothing: share of the training target that is spread over all classes.
         microbatch_size: examples whose gradient is computed at a time; None: the whole batch.
+        augment: what distorts training images, a function of images in [0, 1] and a key; None: nothing.
+        adversarial_radius: L2 length of the perturbation of virtual adversarial training; 0: none.
 
     Example:
         >>> from mnist_jax import MLP
@@ -54,6 +57,8 @@ class TrainState(flax.struct.PyTreeNode):
     ema_decay: float | None = flax.struct.field(pytree_node=False, default=None)
     label_smoothing: float = flax.struct.field(pytree_node=False, default=0.0)
     microbatch_size: int | None = flax.struct.field(pytree_node=False, default=None)
+    augment: Augment | None = flax.struct.field(pytree_node=False, default=None)
+    adversarial_radius: float = flax.struct.field(pytree_node=False, default=0.0)
 
     @property
     def eval_params(self) -> PyTree:
@@ -69,6 +74,8 @@ def create_train_state(
     ema_decay: float | None = None,
     label_smoothing: float = 0.0,
     microbatch_size: int | None = None,
+    augment: Augment | None = None,
+    adversarial_radius: float = 0.0,
 ) -> TrainState:
     """Initialises a model and its optimizer, in one compiled program.
 
@@ -81,6 +88,9 @@ def create_train_state(
         label_smoothing: share of the training target to spread over all classes.
         microbatch_size: compute the gradient of so many examples at a time, and add up those of a batch: the same
             gradient from less memory. Batch statistics are then those of the parts, and dropout draws for each.
+        augment: distorts training images, from ``float32[B, 28, 28, 1]`` in [0, 1] and a key to the same shape; for
+            example an :class:`mnist_jax.Augmentation`.
+        adversarial_radius: L2 length of the perturbation of virtual adversarial training.
 
     Returns:
         The state before the first step.
@@ -105,7 +115,7 @@ def create_train_state(
     if microbatch_size is not None and microbatch_size < 1:
         raise ValueError(f"microbatch_size must be at least 1, got {microbatch_size}")
     state = _create(model, tx, key, ema_decay, label_smoothing)
-    return state.replace(microbatch_size=microbatch_size)
+    return state.replace(microbatch_size=microbatch_size, augment=augment, adversarial_radius=adversarial_radius)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3, 4))
@@ -133,6 +143,11 @@ def _create(
     )
 
 
+def scale_image(image: jax.Array) -> jax.Array:
+    """``uint8`` scaled to ``float32`` in [0, 1]; floats as they are."""
+    return image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
+
+
 def apply_model(
     state: TrainState, params: PyTree, image: jax.Array, dropout_key: jax.Array | None = None
 ) -> tuple[jax.Array, Mapping[str, PyTree]]:
@@ -152,8 +167,7 @@ def apply_model(
     """
     if image.ndim != 4 or image.shape[1:] != (28, 28, 1):
         raise ValueError(f"image must be [B, 28, 28, 1], got {list(image.shape)}")
-    if image.dtype == jnp.uint8:
-        image = image.astype(jnp.float32) / 255
+    image = scale_image(image)
     variables = {"params": params, **state.model_state}
     options: dict[str, Any] = _train_option(state.model, dropout_key is not None)
     if dropout_key is None:

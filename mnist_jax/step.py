@@ -5,7 +5,8 @@
     metrics = eval_step(state, batch, mask)
 
 A batch is ``{"image": uint8 or float[B, 28, 28, 1], "label": int[B]}``, with ``"mask": bool[B]`` where some of its
-examples do not count. The same ``train_step`` runs by itself, inside ``lax.scan`` and under ``jax.vmap``.
+examples do not count. Labels may also be ``float[B, K]``, probabilities to learn from (distillation). The same
+``train_step`` runs by itself, inside ``lax.scan`` and under ``jax.vmap``.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from mnist_jax.adversarial import adversarial_losses
 from mnist_jax.data import Split
-from mnist_jax.state import PyTree, TrainState, apply_model
+from mnist_jax.state import PyTree, TrainState, apply_model, scale_image
 
 # Folded into the key for shuffling, where steps fold in their number: no step comes this far.
 _SHUFFLE = 2**32 - 1
+# Folded into the key of a step, where Flax folds in hashes of the names of layers.
+_AUGMENT = 1
 
 
 class Metrics(flax.struct.PyTreeNode):
@@ -69,21 +73,24 @@ def example_losses(logits: jax.Array, label: jax.Array, label_smoothing: float =
 
     Args:
         logits: ``float32[B, K]``.
-        label: ``int[B]``.
+        label: ``int[B]``, or ``float[B, K]``, a probability for each class.
         label_smoothing: share of the target to spread over all classes.
 
     Returns:
         ``float32[B]``, in nats.
     """
-    if not label_smoothing:
+    label = jnp.asarray(label)
+    if label.ndim == 1 and not label_smoothing:
         return optax.losses.softmax_cross_entropy_with_integer_labels(logits, label)
-    target = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), label_smoothing)
-    return optax.losses.softmax_cross_entropy(logits, target)
+    target = jax.nn.one_hot(label, logits.shape[-1]) if label.ndim == 1 else label
+    return optax.losses.softmax_cross_entropy(logits, optax.smooth_labels(target, label_smoothing))
 
 
 def measure(logits: jax.Array, label: jax.Array, losses: jax.Array, mask: jax.Array | None = None) -> Metrics:
     """Metrics of a batch, over the examples where ``mask`` is true (all without one)."""
     label = jnp.asarray(label)
+    if label.ndim == 2:  # probabilities
+        label = jnp.argmax(label, axis=-1)
     correct = jnp.argmax(logits, axis=-1).astype(label.dtype) == label
     if mask is None:
         return Metrics(jnp.sum(losses), jnp.sum(correct, dtype=jnp.int32), jnp.int32(label.shape[0]))
@@ -99,9 +106,9 @@ def loss_fn(
 
     Args:
         params: parameters to differentiate by.
-        state: supplies the model, its state and the label smoothing.
+        state: supplies the model, its state and what changes the loss: augmentation, label smoothing and the rest.
         batch: see the top of this file.
-        dropout_key: randomness of training mode; None runs the model as in evaluation.
+        dropout_key: randomness of training mode, augmentation included; None runs the model as in evaluation.
 
     Returns:
         The loss, a scalar; the metrics of the batch and the new model state.
@@ -115,8 +122,13 @@ def loss_fn(
         >>> grads["Dense_0"]["kernel"].shape
         (784, 8)
     """
-    logits, model_state = apply_model(state, params, batch["image"], dropout_key)
+    image = batch["image"]
+    if dropout_key is not None and state.augment is not None:
+        image = state.augment(scale_image(image), jax.random.fold_in(dropout_key, _AUGMENT))
+    logits, model_state = apply_model(state, params, image, dropout_key)
     losses = example_losses(logits, batch["label"], state.label_smoothing)
+    if dropout_key is not None and state.adversarial_radius:
+        losses += adversarial_losses(state, params, scale_image(image), logits, dropout_key)
     metrics = measure(logits, batch["label"], losses, batch.get("mask"))
     return metrics.loss, (metrics, model_state)
 
@@ -178,18 +190,20 @@ def _gradient(
         _, (metrics, model_state) = loss_fn(params, state, part, key)
         return metrics.loss_sum, (metrics, model_state)
 
-    def body(total: Any, part: Any) -> tuple[Any, None]:
-        grads, metrics, model_state = total
-        more, (more_metrics, model_state) = jax.grad(loss_sum, has_aux=True)(
-            state.params, state.replace(model_state=model_state), *part
-        )
-        return (jax.tree.map(jnp.add, grads, more), metrics + more_metrics, model_state), None
+    def body(total: Any, part: Any) -> tuple[Any, PyTree]:
+        grads, (metrics, model_state) = jax.grad(loss_sum, has_aux=True)(state.params, state, *part)
+        return jax.tree.map(jnp.add, total, (grads, metrics)), model_state
 
     parts = {name: split(jnp.asarray(x), mode="wrap") for name, x in batch.items()}  # filled up with real examples
     parts["mask"] = split(jnp.asarray(batch.get("mask", jnp.ones(batch_size, bool))))  # that do not count
-    total = jax.tree.map(jnp.zeros_like, state.params), Metrics.zeros(), state.model_state
-    (grads, metrics, model_state), _ = lax.scan(body, total, (parts, jax.random.split(dropout_key, num_parts)))
-    return jax.tree.map(lambda grad: grad / metrics.count.astype(grad.dtype), grads), metrics, model_state
+    total = jax.tree.map(jnp.zeros_like, state.params), Metrics.zeros()
+    (grads, metrics), model_states = lax.scan(body, total, (parts, jax.random.split(dropout_key, num_parts)))
+    grads = jax.tree.map(lambda grad: grad / metrics.count.astype(grad.dtype), grads)
+    # All parts begin with the same model state; running statistics move on once a step, by the mean of the parts.
+    model_state = jax.tree.map(
+        lambda leaf: leaf.mean(axis=0) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf[-1], model_states
+    )
+    return grads, metrics, model_state
 
 
 @functools.partial(jax.jit, static_argnames="batch_size")

@@ -32,6 +32,7 @@ from mnist_jax.progress import Progress, closing_table
 from mnist_jax.workdir import Workdir
 
 if TYPE_CHECKING:
+    from mnist_jax.evaluate import Evaluation
     from mnist_jax.state import TrainState
 
 _log = logging.getLogger("mnist_jax")
@@ -46,6 +47,7 @@ class Run:
         state: after the last step.
         history: one entry per epoch, as in ``metrics.jsonl``.
         summary: the final numbers, as in ``summary.json``.
+        test: the one evaluation of the test split, with its logits.
         workdir: the run directory.
 
     Example:
@@ -56,6 +58,7 @@ class Run:
     state: TrainState
     history: list[dict[str, Any]]
     summary: dict[str, Any]
+    test: Evaluation
     workdir: Path
 
 
@@ -94,21 +97,17 @@ def fit(config: TrainConfig) -> Run:
     loading = _start_loading(config)
     import jax
 
+    from mnist_jax.build import build_state, check_batch_size
     from mnist_jax.evaluate import CompiledEvaluation
-    from mnist_jax.models import build_model, choose_microbatch_size
-    from mnist_jax.optim import build_optimizer, build_schedule
+    from mnist_jax.optim import build_schedule
     from mnist_jax.pieces import EpochInPieces
-    from mnist_jax.state import create_train_state
     from mnist_jax.step import Metrics
 
     seconds = {"import": time.perf_counter() - started}
     dataset, seconds["data"] = loading.result()
     config = dataclasses.replace(config, data=config.data or dataset.name)
     num_train = dataset.train.num_examples
-    if config.batch_size > num_train:
-        raise InputError(
-            f"batch_size must be at most the {num_train} training examples of {dataset.name}, got {config.batch_size}"
-        )
+    check_batch_size(config, dataset)
 
     # From here on a signal waits for the end of a piece: XLA does not survive an exit while it compiles.
     with StopSignals() as stop:
@@ -116,15 +115,7 @@ def fit(config: TrainConfig) -> Run:
         train, validation, test = jax.device_put((dataset.train, dataset.validation, dataset.test))
         steps_per_epoch = -(-num_train // config.batch_size)
         schedule = build_schedule(config, config.epochs * steps_per_epoch)
-        create = functools.partial(
-            create_train_state,
-            build_model(config),
-            build_optimizer(config, config.epochs * steps_per_epoch),
-            jax.random.key(config.seed),
-            ema_decay=config.ema_decay,
-            label_smoothing=config.label_smoothing,
-            microbatch_size=choose_microbatch_size(config),
-        )
+        create = functools.partial(build_state, config, config.epochs * steps_per_epoch)
         shapes = jax.eval_shape(create)
         program = EpochInPieces(shapes, train, config.batch_size)
         evaluate_validation, evaluate_test = (CompiledEvaluation(shapes, split) for split in (validation, test))
@@ -222,7 +213,7 @@ def fit(config: TrainConfig) -> Run:
         summary = _summary(config, dataset, state, history[-1], seconds)
         summary |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
         workdir.write_summary(summary)
-        return Run(config, state, history, summary, workdir.path)
+        return Run(config, state, history, summary, evaluation, workdir.path)
 
 
 def _start_loading(config: TrainConfig) -> Future[tuple[Dataset, float]]:

@@ -1,7 +1,7 @@
-"""The directory of a run: who may use it, and the small files in it.
+"""The directory of a run: who may use it, and the small files in it. That of a sweep is made and locked alike.
 
-workdir = Workdir.find(config)     # checks, writes nothing
-workdir.create(config, "mnist")    # config.json
+workdir = Workdir.find(config)                # checks, writes nothing
+workdir.create(config, dataset.identity())    # config.json, data.json
 workdir.write_history([{"epoch": 1, ...}])
 workdir.write_summary({...})
 
@@ -12,13 +12,14 @@ figures/*.png    learning curves          events.out.tfevents.*   TensorBoard
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
@@ -37,7 +38,7 @@ class Workdir:
     def __init__(self, path: Path | None, saved: TrainConfig | None = None) -> None:
         self._path = path
         self.saved = saved
-        self._lock: BaseFileLock | None = None
+        self._lock = contextlib.ExitStack()
 
     @classmethod
     def find(cls, config: TrainConfig) -> Workdir:
@@ -100,31 +101,19 @@ class Workdir:
         Raises:
             InputError: the directory cannot be written or is in use, or the run to continue had other data.
         """
-        try:
-            if self._path is None:
-                self._path = _new_directory(f"{data['name'].replace('/', '-')}-{config.model}")
-            self._check_data(data)
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / _LOCK, timeout=0)
-            lock.acquire()
-            self._lock = lock
-            if self.saved is None and (self.path / "config.json").exists():
-                self.close()
-                raise Timeout(_LOCK)  # another process made it since find() looked
-            _write(self.path / "data.json", json.dumps(data, indent=2) + "\n")
-            _write(self.path / "config.json", config.to_json())
-        except Timeout:
-            raise InputError(f"workdir {self.path} is in use by another process: name another directory") from None
-        except OSError as error:
-            raise InputError(
-                f"workdir must be a writable directory, got {self._path or 'runs'} ({error.strerror})"
-            ) from None
+        if self._path is None:
+            self._path = new_directory(Path("runs"), f"{data['name'].replace('/', '-')}-{config.model}")
+        self._check_data(data)
+        self._lock.enter_context(lock_directory(self.path))
+        if self.saved is None and (self.path / "config.json").exists():
+            self.close()
+            raise _in_use(self.path)  # another process made it since find() looked
+        write_whole(self.path / "data.json", json.dumps(data, indent=2) + "\n")
+        write_whole(self.path / "config.json", config.to_json())
 
     def close(self) -> None:
         """Lets other processes use the directory."""
-        if self._lock is not None:
-            (self.path / _LOCK).unlink(missing_ok=True)
-            self._lock.release()
+        self._lock.close()
 
     def _check_data(self, data: Mapping[str, Any]) -> None:
         path = self.path / "data.json"
@@ -132,7 +121,7 @@ class Workdir:
             return
         try:
             saved = json.loads(path.read_text())
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{path}: a JSON object wanted ({error})") from None
         if saved != data:
             raise InputError(f"resume: the data must be that of {path}, {saved}, got {dict(data)}")
@@ -156,27 +145,73 @@ class Workdir:
 
     def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Writes ``metrics.jsonl``, one object per epoch."""
-        _write(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+        write_whole(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``."""
-        _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
-def _new_directory(name: str) -> Path:
-    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for attempt in range(1000):
-        path = Path("runs") / (stem if not attempt else f"{stem}-{attempt}")
-        try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            continue
-    raise FileExistsError(0, "a thousand runs began in this second", stem)
+def new_directory(parent: Path, stem: str) -> Path:
+    """Makes a directory ``parent/stem-<time>`` that nobody else has.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, attempt = parent / name, 0
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                path.mkdir()
+                return path
+            except FileExistsError:
+                attempt += 1
+                path = parent / f"{name}-{attempt}"
+    except OSError as error:
+        raise _not_writable(parent, error) from None
 
 
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+@contextlib.contextmanager
+def lock_directory(path: Path) -> Iterator[None]:
+    """Makes a directory, if it is not there, and keeps other processes out of it.
+
+    Raises:
+        InputError: it cannot be written, or another process is in it.
+    """
+    lock = FileLock(path / _LOCK, timeout=0)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise _in_use(path) from None
+    except OSError as error:
+        raise _not_writable(path, error) from None
+    try:
+        yield
+    finally:
+        (path / _LOCK).unlink(missing_ok=True)
+        lock.release()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
+    try:
+        part.write_text(text)
+        part.replace(path)
+    except OSError as error:
+        raise _not_writable(path.parent, error) from None
+
+
+def _in_use(path: Path) -> InputError:
+    return InputError(f"workdir {path} is in use by another process: name another directory")
+
+
+def _not_writable(path: Path, error: OSError) -> InputError:
+    return InputError(f"workdir must be a writable directory, got {path} ({error.strerror})")

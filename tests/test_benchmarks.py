@@ -16,9 +16,9 @@ from benchmarks.contestants import FlaxLoop, LaxConv, Ours, Torch
 from benchmarks.flops import flops_per_example
 from benchmarks.plot import plot_results
 from benchmarks.results import choose_path, comparison, insert_table, peers_table, read_results, table, write_results
-from benchmarks.setting import check, new_state, spread
+from benchmarks.setting import check, spread
 from benchmarks.timing import measure_in_turns
-from mnist_jax import CNN, Dataset, InputError, TrainConfig, eval_step
+from mnist_jax import CNN, Dataset, InputError, TrainConfig, build_state, eval_step
 from mnist_jax.command import parse_flags
 from mnist_jax.state import apply_model
 
@@ -50,11 +50,18 @@ def results(seconds=1.0, **fields):
 def test_flops_of_a_forward_pass_are_those_that_xla_counts():
     config = TrainConfig(hidden_sizes=(64, 32))
     batch = make_split(64)._asdict()
-    counted = eval_step.lower(new_state(config), batch).compile().cost_analysis()["flops"] / 64
+    counted = eval_step.lower(build_state(config), batch).compile().cost_analysis()["flops"] / 64
     np.testing.assert_allclose(flops_per_example(config, train=False), counted, rtol=0.06)
 
 
-@pytest.mark.parametrize("config", [TrainConfig(hidden_sizes=(64, 32)), TrainConfig(model="cnn")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainConfig(hidden_sizes=(64, 32)),
+        TrainConfig(model="cnn"),
+        TrainConfig(model="cnn", padding="same", pool_sizes=(1, 3), dense_size=0, dropout_rate=0.0),
+    ],
+)
 def test_flops_are_those_of_the_matrix_products_in_the_program(config):
     def dots(jaxpr):
         for equation in jaxpr.eqns:
@@ -68,7 +75,7 @@ def test_flops_are_those_of_the_matrix_products_in_the_program(config):
                 inner = equation.params["jaxpr"]
                 yield from dots(getattr(inner, "jaxpr", inner))
 
-    state, image = new_state(config), np.zeros((8, 28, 28, 1), np.float32)
+    state, image = build_state(config), np.zeros((8, 28, 28, 1), np.float32)
 
     def loss(params):
         return apply_model(state, params, image)[0].sum()
@@ -87,7 +94,7 @@ def test_calls_take_turns_after_a_round_that_warms_up():
 
 
 def test_work_that_was_not_done_is_noticed():
-    state = new_state(TrainConfig(hidden_sizes=(4,)))
+    state = build_state(TrainConfig(hidden_sizes=(4,)))
     check(state, 0, 1.0)
     with pytest.raises(AssertionError, match="0 steps instead of 1"):
         check(state, 1, 1.0)
@@ -154,7 +161,11 @@ def test_a_picture_is_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nonsense"], "suite must be one of steps, epochs, startup, accuracy, scaling, memory, peers, got nonsense"),
+        (
+            ["nonsense"],
+            "suite must be one of steps, augmentation, epochs, startup, accuracy, scaling, populations, memory, peers, "
+            "got nonsense",
+        ),
         (["--output", "there.json"], "there.json exists: choose another --output"),
         (["--data", "nowhere"], "nowhere"),
         (["--platform", "abacus"], "argument --platform: invalid choice: 'abacus' (choose from "),
@@ -256,7 +267,7 @@ def test_a_platform_that_is_not_there_is_one_line(run_python):
 @pytest.mark.parametrize("config", [TrainConfig(hidden_sizes=(8,)), TrainConfig(model="cnn", channels=(2, 3))])
 def test_pytorch_has_the_same_network(config):
     torch = pytest.importorskip("torch")
-    theirs, state = Torch(config, small_dataset()), new_state(config)
+    theirs, state = Torch(config, small_dataset()), build_state(config)
     kernels = [module for module in theirs._model if hasattr(module, "weight")]
     with torch.no_grad():
         for name, module in zip(sorted(state.params, key=lambda name: (name[0] != "C", name)), kernels, strict=True):

@@ -6,7 +6,7 @@ from conftest import assert_trees_close
 from flax import linen as nn
 from jax import lax
 
-from mnist_jax.conv import conv_general_dilated, conv_pool_features
+from mnist_jax.conv import conv_examples_innermost, conv_general_dilated, max_pool_examples_innermost
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -76,44 +76,57 @@ def test_under_vmap_and_in_a_scan_it_is_the_same():
     np.testing.assert_allclose(scanned, expected, rtol=1e-5, atol=1e-5)
 
 
-def plain_features(image, layers):
-    x = image
-    for kernel, bias in layers:
-        x = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=NHWC) + bias[None, None, None]
-        x = nn.relu(nn.max_pool(x, (2, 2), strides=(2, 2)))
-    return x.reshape(x.shape[0], -1)
+def innermost(x):
+    return x.transpose(3, 1, 2, 0)
 
 
-@pytest.mark.parametrize("batch_size", [3, 8, 11])  # fewer than 8 examples take another path
-@pytest.mark.parametrize("sides", [(3, 2), (4, 3)])  # an odd row is left out after the first and the second layer
-def test_features_and_their_gradients_are_those_of_plain_layers(batch_size, sides):
-    image = normal(batch_size, 15, 14, 2)
-    shapes = (sides[0], sides[0], 2, 3), (sides[1], sides[1], 3, 4)
-    layers = [(normal(*shape, seed=seed), normal(shape[-1], seed=seed + 2)) for seed, shape in enumerate(shapes)]
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+@pytest.mark.parametrize("side", [2, 3, 5])
+@pytest.mark.parametrize("crop", [1, 2, 3])
+def test_with_the_examples_innermost_it_is_that_of_lax(padding, side, crop):
+    x, w = normal(4, 11, 12, 3), normal(side, side, 3, 5, seed=1)
 
-    def loss(features):
-        return lambda image, layers: jnp.sum(jnp.sin(features(image, layers)))
+    def ours(x, w):
+        return conv_examples_innermost(innermost(x), w, padding, crop)
 
-    np.testing.assert_allclose(conv_pool_features(image, layers), plain_features(image, layers), rtol=1e-4, atol=1e-4)
-    ours, theirs = (jax.grad(loss(features), argnums=(0, 1)) for features in (conv_pool_features, plain_features))
-    assert_trees_close(ours(image, layers), theirs(image, layers), rtol=1e-3, atol=1e-4)
+    def theirs(x, w):
+        x = innermost(lax.conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=NHWC))
+        return x[:, : x.shape[1] // crop * crop, : x.shape[2] // crop * crop]
+
+    np.testing.assert_allclose(ours(x, w), theirs(x, w), rtol=1e-4, atol=1e-4)
+    gradients = (jax.grad(lambda x, w, f=f: jnp.sum(jnp.sin(f(x, w))), argnums=(0, 1))(x, w) for f in (ours, theirs))
+    assert_trees_close(*gradients, rtol=1e-3, atol=1e-4)
+    tangents = normal(*x.shape, seed=2), normal(*w.shape, seed=3)
+    forward = (jax.jvp(f, (x, w), tangents)[1] for f in (ours, theirs))
+    assert_trees_close(*forward, rtol=1e-3, atol=1e-3)
 
 
-def test_features_differentiate_forward_too():
-    image, layers = normal(8, 6, 6, 1), [(normal(3, 3, 1, 2, seed=1), normal(2, seed=2))]
-    tangents = normal(8, 6, 6, 1, seed=3), [(normal(3, 3, 1, 2, seed=4), normal(2, seed=5))]
-    ours, theirs = (jax.jvp(f, (image, layers), tangents)[1] for f in (conv_pool_features, plain_features))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_pooling_and_its_gradient_are_those_of_flax(size):
+    x = normal(4, 6, 12, 3)
+
+    def theirs(x):
+        return innermost(nn.max_pool(x, (size, size), strides=(size, size)))
+
+    def ours(x):
+        return max_pool_examples_innermost(innermost(x), size)
+
+    np.testing.assert_array_equal(ours(x), theirs(x))
+    ours, theirs = (jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x))))(x) for f in (ours, theirs))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
-def test_features_of_many_models_are_those_of_each():
-    image, kernels, biases = normal(9, 8, 8, 1), normal(3, 3, 3, 1, 2, seed=1), normal(3, 2, seed=2)
-    together = jax.vmap(lambda *layer: conv_pool_features(image, [layer]))(kernels, biases)
-    each = [conv_pool_features(image, [layer]) for layer in zip(kernels, biases, strict=True)]
-    np.testing.assert_allclose(together, each, rtol=1e-5, atol=1e-5)
+def test_with_the_examples_innermost_many_kernels_are_those_of_each():
+    x, kernels = innermost(normal(9, 8, 8, 1)), normal(3, 3, 3, 1, 2, seed=1)
+    together = jax.vmap(conv_examples_innermost, in_axes=(None, 0))(x, kernels)
+    np.testing.assert_allclose(together, [conv_examples_innermost(x, w) for w in kernels], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("platform", "by_lax"), [("cpu", False), ("cuda", True), ("tpu", True)])
-def test_features_have_a_lowering_for_each_platform(platform, by_lax):
-    traced = jax.jit(conv_pool_features).trace(normal(8, 9, 9, 1), [(normal(3, 3, 1, 4), normal(4))])
-    assert ("stablehlo.convolution" in traced.lower(lowering_platforms=(platform,)).as_text()) == by_lax
+@pytest.mark.parametrize("crop", [1, 2])
+def test_with_the_examples_innermost_each_platform_has_a_lowering(platform, by_lax, crop):
+    x, w = normal(1, 9, 9, 8), normal(3, 3, 1, 4)
+    traced = jax.jit(conv_examples_innermost, static_argnums=(2, 3)).trace(x, w, "SAME", crop)
+    lowered = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.convolution" in lowered) == by_lax
+    assert f"tensor<4x{9 // crop * crop}x{9 // crop * crop}x8xf32>" in lowered

@@ -5,8 +5,17 @@ import optax
 import pytest
 from conftest import assert_trees_close, make_split
 
-from mnist_jax import MLP, Split, create_train_state, eval_step, evaluate_dataset
-from mnist_jax.evaluate import CompiledEvaluation, _evaluate
+from mnist_jax import (
+    MLP,
+    Augmentation,
+    Evaluation,
+    Split,
+    create_train_state,
+    eval_step,
+    evaluate_dataset,
+    evaluate_views,
+)
+from mnist_jax.evaluate import CompiledEvaluation, evaluate_arrays
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +70,10 @@ def test_what_the_mask_hides_may_be_anything(state):
 
 def test_it_compiles_once_and_takes_data_from_host_and_device(state):
     split = make_split(21, seed=5)
-    before = _evaluate._cache_size()
+    before = evaluate_arrays._cache_size()
     results = [evaluate_dataset(state, each, 7).loss for each in (split, split, jax.device_put(split))]
     assert len(set(results)) == 1
-    assert _evaluate._cache_size() - before <= 2  # uncommitted and committed arrays are told apart
+    assert evaluate_arrays._cache_size() - before <= 2  # uncommitted and committed arrays are told apart
 
 
 def test_an_empty_split_or_batch_is_refused(state):
@@ -80,3 +89,40 @@ def test_compiled_ahead_it_is_the_same(state):
     ahead, at_once = CompiledEvaluation(shapes, split, batch_size=8)(state), evaluate_dataset(state, split, 8)
     np.testing.assert_array_equal(ahead.logits, at_once.logits)
     assert (ahead.loss, ahead.accuracy, ahead.num_examples) == (at_once.loss, at_once.accuracy, 20)
+
+
+def softmax(x):
+    x = np.exp(x - x.max(axis=-1, keepdims=True))
+    return x / x.sum(axis=-1, keepdims=True)
+
+
+def test_views_are_the_mean_of_the_probabilities_of_each(state):
+    split, key, augment = make_split(11), jax.random.key(1), Augmentation(shift=3, rotation=20)
+    image = split.image.astype(np.float32) / 255
+    views = [image, *(augment(image, jax.random.fold_in(key, view)) for view in range(3))]
+    probabilities = np.mean([softmax(evaluate_dataset(state, Split(x, split.label)).logits) for x in views], axis=0)
+    evaluation = evaluate_views(state, split, 3, key, augment)
+    np.testing.assert_allclose(softmax(evaluation.logits), probabilities, rtol=1e-4, atol=1e-6)
+    assert evaluation.accuracy == (probabilities.argmax(axis=1) == split.label).mean()
+    np.testing.assert_allclose(evaluation.loss, -np.log(probabilities[np.arange(11), split.label]).mean(), rtol=1e-4)
+    own = evaluate_views(state.replace(augment=augment), split, 3, key)
+    np.testing.assert_array_equal(own.logits, evaluation.logits)
+
+
+def test_without_views_it_is_the_evaluation_itself(state):
+    split = make_split(7)
+    plain = evaluate_dataset(state, split)
+    found = evaluate_views(state, split, 0, jax.random.key(0), Augmentation(shift=1))
+    np.testing.assert_allclose(found.loss, plain.loss, rtol=1e-5)
+    np.testing.assert_array_equal(found.predictions, plain.predictions)
+
+
+def test_views_need_an_augmentation(state):
+    with pytest.raises(ValueError, match="augment must be given for a state that was trained without augmentation"):
+        evaluate_views(state, make_split(3), 2, jax.random.key(0))
+
+
+def test_a_probability_of_zero_has_a_finite_loss():
+    evaluation = Evaluation.from_probabilities(np.array([[1.0, 0.0]]), np.array([1]))
+    np.testing.assert_allclose(evaluation.loss, -np.log(np.finfo(np.float32).tiny), rtol=1e-6)
+    assert (evaluation.accuracy, evaluation.num_examples) == (0.0, 1)

@@ -1,10 +1,11 @@
+import flax.linen as fnn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import assert_trees_close
 
-from mnist_jax import CNN, MLP, InputError, TrainConfig, build_model, choose_microbatch_size, count_parameters
+from mnist_jax import CNN, MLP, InputError, TrainConfig, build_model, count_parameters
 
 IMAGE = np.random.default_rng(0).random((3, 28, 28, 1), np.float32)
 
@@ -43,6 +44,76 @@ def test_cnn_is_loops_over_windows():
     x = relu(x.reshape(3, -1) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"])
     expected = x @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
     np.testing.assert_allclose(model.apply({"params": params}, IMAGE), expected, rtol=1e-4, atol=1e-5)
+
+
+class Plain(fnn.Module):
+    """The same CNN of Flax's own layers, which lie the usual way."""
+
+    model: CNN
+
+    @fnn.compact
+    def __call__(self, x, train):
+        model = self.model
+        pool_sizes = model.pool_sizes * (len(model.channels) if len(model.pool_sizes) == 1 else 1)
+
+        def normalise(x):
+            return fnn.BatchNorm(use_running_average=not train)(x) if model.batch_norm else x
+
+        for channels, size, pool in zip(model.channels, model.kernel_sizes, pool_sizes, strict=True):
+            x = fnn.Conv(channels, (size, size), padding=model.padding.upper(), use_bias=not model.batch_norm)(x)
+            x = fnn.relu(normalise(fnn.max_pool(x, (pool, pool), strides=(pool, pool))))
+        if model.dense_size:
+            x = fnn.Dense(model.dense_size, use_bias=not model.batch_norm)(x.reshape(x.shape[0], -1))
+            x = fnn.relu(normalise(x))
+        else:
+            x = x.mean(axis=(1, 2))
+        return fnn.Dense(model.num_classes)(x)
+
+
+@pytest.mark.parametrize("sizes", [{"pool_sizes": (1, 2)}, {"pool_sizes": (1, 2, 1)}, {"kernel_sizes": (3,)}], ids=str)
+def test_a_size_for_each_convolution_or_one_for_all(sizes):
+    message = r"^kernel_sizes and pool_sizes must be as long as channels \(2, 2, 2, 2\), got \(3"
+    with pytest.raises(InputError, match=message):
+        init(CNN(**{"channels": (2,) * 4, "kernel_sizes": (3,) * 4} | sizes))
+
+
+@pytest.mark.parametrize(
+    ("padding", "dense_size", "batch_norm", "pool_sizes"),
+    [
+        ("valid", 4, False, (1, 3, 1)),
+        ("same", 0, False, (2,)),
+        ("valid", 0, True, (2,)),
+        ("same", 4, True, (1, 3, 1)),
+    ],
+)
+def test_cnn_is_that_of_flax(padding, dense_size, batch_norm, pool_sizes):
+    model = CNN((2, 3, 4), (5, 2, 2), pool_sizes, padding, dense_size, batch_norm, dropout_rate=0.0)
+    plain = Plain(model)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    assert jax.tree.structure(variables) == jax.tree.structure(plain.init(jax.random.key(0), IMAGE, train=False))
+    for train in (False, True):
+
+        def loss(params, model, train=train):
+            variables_now = {**variables, "params": params}
+            logits, changed = model.apply(variables_now, IMAGE, train=train, mutable=["batch_stats"])
+            return jnp.sum(jnp.sin(logits)), (logits, changed)
+
+        gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+        ours, theirs = (gradient(variables["params"], one) for one in (model, plain))
+        assert_trees_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_mlp_with_batch_norm_normalises_over_the_batch():
+    model = MLP(hidden_sizes=(7,), batch_norm=True, dropout_rate=0.0)
+    variables = jax.tree.map(np.asarray, model.init(jax.random.key(0), IMAGE))
+    params = variables["params"]
+    assert set(params["Dense_0"]) == {"kernel"}
+    x = IMAGE.reshape(3, -1) @ params["Dense_0"]["kernel"]
+    normal = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-5)
+    for train, hidden in ((True, relu(normal)), (False, relu(x / np.sqrt(1 + 1e-5)))):
+        expected = hidden @ params["Dense_1"]["kernel"]
+        found, _ = model.apply(variables, IMAGE, train=train, mutable=["batch_stats"])
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -93,19 +164,9 @@ def test_count_parameters(model, expected):
 
 
 def test_a_kernel_larger_than_what_is_left_is_named():
-    with pytest.raises(InputError, match=r"kernel_sizes must leave something of the image to pool, got \(5, 13\)"):
-        init(CNN(kernel_sizes=(5, 13)))
+    for sizes in ({"kernel_sizes": (5, 13)}, {"kernel_sizes": (3, 3), "pool_sizes": (2, 20), "padding": "same"}):
+        with pytest.raises(
+            InputError, match=r"^kernel_sizes and pool_sizes must leave something of the image to pool, "
+        ):
+            init(CNN(**sizes))
     assert_trees_close(init(CNN(kernel_sizes=(5, 11)))["Conv_1"]["bias"], np.zeros(32))
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        (TrainConfig(), None),
-        (TrainConfig(model="cnn"), 32),
-        (TrainConfig(model="cnn", microbatch_size=64), 64),
-        (TrainConfig(microbatch_size=64), 64),
-    ],
-)
-def test_the_microbatch_is_what_the_config_says_or_what_is_fastest_on_cpu(config, expected):
-    assert choose_microbatch_size(config) == expected

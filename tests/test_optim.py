@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax import TrainConfig, build_optimizer, build_schedule
+from mnist_jax import InputError, TrainConfig, build_optimizer, build_schedule
+from mnist_jax.optim import HYPERPARAMETERS
 
 pytestmark = pytest.mark.uses_adam
 
@@ -103,3 +104,32 @@ def test_schedules_pass_through_their_points(schedule, expected):
     rate = build_schedule(TrainConfig(schedule=schedule, learning_rate=1.0, warmup_fraction=0.2), num_steps=100)
     for step, value in expected.items():
         np.testing.assert_allclose(rate(step), value, atol=1e-6)
+
+
+HELD = {"learning_rate": 0.03, "weight_decay": 0.2, "momentum": 0.6, "b1": 0.5, "b2": 0.9}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle", "warmup_constant", "warmup_cosine"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
+def test_the_state_can_hold_the_hyperparameters(optimizer, schedule):
+    values = {name: HELD[name] for name in HYPERPARAMETERS[optimizer]}
+    config = TrainConfig(optimizer=optimizer, schedule=schedule, learning_rate=0.1, clip_norm=2.0)
+    tx = build_optimizer(config, len(GRADS), hyperparameters=tuple(values))
+    params, opt_state = PARAMS, tx.init(PARAMS)
+    assert {name: float(value) for name, value in opt_state.hyperparams.items()} == {
+        name: np.float32(getattr(config, name)) for name in values
+    }
+    opt_state = opt_state._replace(hyperparams={name: jnp.float32(value) for name, value in values.items()})
+    for grad in GRADS:
+        updates, opt_state = tx.update(jax.tree.map(jnp.float32, grad), opt_state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    expected = run(dataclasses.replace(config, **values))
+    for name in PARAMS:
+        np.testing.assert_allclose(params[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["momentum", "dropout_rate"])
+def test_the_state_holds_only_what_the_optimizer_uses(name):
+    message = f"^hyperparameters of adam must be some of learning_rate, weight_decay, b1, b2, got {name}$"
+    with pytest.raises(InputError, match=message):
+        build_optimizer(TrainConfig(), 1, hyperparameters=(name,))

@@ -12,11 +12,12 @@ import mnist_jax
 PACKAGE = Path(mnist_jax.__file__).parent
 FLOORS = [
     {"errors"},
-    {"command", "config", "conv", "data", "interrupt", "progress", "state"},
-    {"checkpoint", "models", "optim", "step", "workdir"},
+    {"augment", "command", "config", "conv", "data", "interrupt", "progress", "state"},
+    {"adversarial", "checkpoint", "models", "optim", "search", "workdir"},
+    {"build", "step"},
     {"evaluate", "per_example", "pieces"},
-    {"report"},
-    {"train"},
+    {"population", "report"},
+    {"sweep", "train"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 

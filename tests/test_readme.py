@@ -41,7 +41,7 @@ def test_a_run_comes_back_as_the_readme_says(tmp_path, monkeypatch):
 def test_the_commands_of_the_readme_parse():
     commands = [line.split("#")[0].split() for block in blocks("bash") for line in block.splitlines()]
     trained = [command[command.index("mnist_jax.train") + 1 :] for command in commands if "mnist_jax.train" in command]
-    assert len(trained) == 5
+    assert len(trained) == 6
     for flags in trained:
         if "--help" not in flags:
             parse_flags(TrainConfig(), flags, "prog")

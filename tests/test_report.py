@@ -1,8 +1,26 @@
 import matplotlib.figure
+import numpy as np
 import pytest
+from conftest import make_split
 from matplotlib.image import imread
 
-from mnist_jax.report import learning_curves
+from mnist_jax.report import confusion_matrix, example_grid, learning_curves
+
+DIGITS = tuple("0123456789")
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that were saved."""
+    saved = []
+    save = matplotlib.figure.Figure.savefig
+
+    def spy(figure, *args, **options):
+        saved.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", spy)
+    return saved
 
 
 def make_history(num_epochs):
@@ -19,15 +37,7 @@ def make_history(num_epochs):
 
 
 @pytest.mark.parametrize("num_epochs", [1, 4])
-def test_the_curves_are_the_history(tmp_path, monkeypatch, num_epochs):
-    figures = []
-    save = matplotlib.figure.Figure.savefig
-
-    def spy(figure, *args, **options):
-        figures.append(figure)
-        save(figure, *args, **options)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", spy)
+def test_the_curves_are_the_history(tmp_path, figures, num_epochs):
     history = make_history(num_epochs)
     learning_curves(history, tmp_path / "figures" / "curves.png", "a title")
     (figure,) = figures
@@ -41,3 +51,49 @@ def test_the_curves_are_the_history(tmp_path, monkeypatch, num_epochs):
             assert line.get_label().startswith(split)
     picture = imread(tmp_path / "figures" / "curves.png")
     assert picture.shape[:2] == (570, 1350)
+
+
+@pytest.mark.parametrize("class_names", [DIGITS, ("T-shirt/top", *DIGITS[1:9], "Ankle boot")])
+def test_each_cell_counts_its_examples(tmp_path, figures, class_names):
+    rng = np.random.default_rng(0)
+    label, predictions = rng.integers(0, 9, (2, 200))  # no 9: a class without examples
+    confusion_matrix(label, predictions, class_names, tmp_path / "figures" / "matrix.png", "a title")
+    (axes,) = figures[0].axes
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("a title", "predicted", "true")
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == list(class_names)
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == list(class_names)
+    cells = {text.get_position(): int(text.get_text()) for text in axes.texts}
+    assert len(cells) == 100
+    for (predicted, true), count in cells.items():
+        assert count == sum(1 for pair in zip(label, predictions, strict=True) if pair == (true, predicted))
+    assert imread(tmp_path / "figures" / "matrix.png").shape[:2] == (1050, 1050)
+
+
+@pytest.mark.parametrize("num_examples", [0, 1, 8])
+def test_the_grid_shows_each_example(tmp_path, figures, num_examples):
+    split = make_split(num_examples)
+    logits = np.random.default_rng(0).normal(0, 100, (num_examples, 10)).astype(np.float32)
+    example_grid(split.image, split.label, logits, DIGITS, tmp_path / "figures" / "grid.png", "a title")
+    (figure,) = figures
+    assert figure.get_suptitle() == "a title"
+    assert len(figure.axes) == 6 * (2 if num_examples > 6 else 1)
+    for axes, image, label, logit in zip(figure.axes, split.image, split.label, logits, strict=False):
+        np.testing.assert_array_equal(axes.images[0].get_array(), image[..., 0])
+        probability = 1 / sum(np.exp(float(other - logit.max())) for other in logit)
+        assert axes.get_title() == f"true {label}\npredicted {logit.argmax()}\n{probability:.1%}"
+        assert axes.title.get_color() == ("black" if logit.argmax() == label else "firebrick")
+    assert not any(axes.axison for axes in figure.axes[num_examples:])
+    assert (tmp_path / "figures" / "grid.png").stat().st_size > 1000
+
+
+def test_no_text_of_the_grid_overlaps_another(tmp_path, figures):
+    split = make_split(12)
+    names = ("Ankle boot",) * 10
+    example_grid(split.image, split.label, np.zeros((12, 10)), names, tmp_path / "grid.png", "a title")
+    (figure,) = figures
+    figure.set_dpi(150)  # as it was saved
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in (figure._suptitle, *(axes.title for axes in figure.axes))]
+    boxes += [axes.get_window_extent() for axes in figure.axes]
+    for index, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[index + 1 :])

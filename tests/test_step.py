@@ -6,7 +6,18 @@ import pytest
 from conftest import assert_trees_close, assert_trees_equal, make_split
 from flax import linen as nn
 
-from mnist_jax import CNN, MLP, Metrics, Split, create_train_state, eval_step, loss_fn, train_epoch, train_step
+from mnist_jax import (
+    CNN,
+    MLP,
+    Metrics,
+    Split,
+    create_train_state,
+    eval_step,
+    evaluate_dataset,
+    loss_fn,
+    train_epoch,
+    train_step,
+)
 from mnist_jax.step import example_losses
 
 
@@ -250,6 +261,24 @@ def test_label_smoothing_is_the_formula():
     assert_trees_equal(eval_step(state, batch), eval_step(plain, batch))  # evaluation is never smoothed
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.25])
+def test_labels_may_be_probabilities(label_smoothing):
+    """Their loss is linear in them: the mean of the losses of the classes, weighted."""
+    state, batch = make_state(label_smoothing=label_smoothing), make_batch(4)
+    target = np.random.default_rng(0).dirichlet(np.ones(10), size=4).astype(np.float32)
+    logits = evaluate_dataset(state, Split(batch["image"], batch["label"])).logits
+    each = [example_losses(jnp.asarray(logits), np.full(4, label), label_smoothing) for label in range(10)]
+    expected = (target * np.stack(each, axis=1)).sum()
+    loss, (metrics, _) = loss_fn(state.params, state, {**batch, "label": target})
+    np.testing.assert_allclose([loss, metrics.loss_sum / 4], expected / 4, rtol=1e-5)
+    assert int(metrics.correct) == (logits.argmax(axis=1) == target.argmax(axis=1)).sum()
+    hard = {**batch, "label": np.eye(10, dtype=np.float32)[batch["label"]]}
+    (from_hard, hard_metrics), (from_label, metrics) = train_step(state, hard), train_step(state, batch)
+    assert_trees_close((from_hard.params, hard_metrics), (from_label.params, metrics))
+    split = Split(batch["image"], hard["label"])
+    assert_trees_close(train_epoch(state, split, 2)[0].params, train_epoch(state, Split(**batch), 2)[0].params)
+
+
 def test_the_running_average_follows_its_recurrence():
     state = make_state(ema_decay=0.5)
     expected = np.asarray(state.params["Dense_0"]["kernel"])
@@ -283,20 +312,23 @@ def test_a_model_with_batch_norm_keeps_its_statistics():
     assert_trees_close(one, both)  # evaluation does not look at the other examples of its batch
 
 
-def test_batch_statistics_go_from_one_microbatch_to_the_next():
+def test_running_statistics_move_on_once_a_step_by_the_mean_of_the_microbatches():
     class Normed(nn.Module):
         @nn.compact
         def __call__(self, image, train):
+            steps = self.variable("counter", "steps", lambda: jnp.int32(0))
+            steps.value += int(train)
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(image.reshape(image.shape[0], -1))
             return nn.Dense(10)(x)
 
     batch = make_batch(7)
     state = make_state(Normed(), microbatch_size=3)
-    mean = np.zeros(784)
-    for part in ([0, 3, 6], [1, 4, 0], [2, 5, 1]):  # filled up with the first examples again
-        mean = 0.9 * mean + 0.1 * (batch["image"][part].reshape(3, -1) / np.float32(255)).mean(axis=0)
+    parts = [[0, 3, 6], [1, 4, 0], [2, 5, 1]]  # filled up with the first examples again
+    means = [(batch["image"][part].reshape(3, -1) / np.float32(255)).mean(axis=0) for part in parts]
     found, _ = train_step(state, batch)
-    np.testing.assert_allclose(found.model_state["batch_stats"]["BatchNorm_0"]["mean"], mean, rtol=1e-4, atol=1e-6)
+    expected = 0.1 * np.mean(means, axis=0)
+    np.testing.assert_allclose(found.model_state["batch_stats"]["BatchNorm_0"]["mean"], expected, rtol=1e-4, atol=1e-6)
+    assert int(found.model_state["counter"]["steps"]) == 1  # what is no statistic is that of the last
 
 
 def test_the_filling_of_the_last_batch_is_a_sample_of_the_epoch():

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from mnist_jax import InputError, TrainConfig
-from mnist_jax.workdir import Workdir
+from mnist_jax.workdir import Workdir, lock_directory, new_directory, write_whole
 
 DATA = {"name": "digits", "num_train": 1350}
 
@@ -34,13 +34,44 @@ def test_a_new_run_writes_its_config(config, tmp_path):
 
 def test_without_a_name_it_gets_one_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    paths = []
-    for _ in range(3):
-        workdir = Workdir.find(TrainConfig())
-        workdir.create(TrainConfig(), {**DATA, "name": "emnist/digits"})
-        paths.append(workdir.path)
-    assert len(set(paths)) == 3
-    assert all(path.parent.name == "runs" and path.name.startswith("emnist-digits-mlp-2") for path in paths)
+    workdir = Workdir.find(TrainConfig())
+    workdir.create(TrainConfig(), {**DATA, "name": "emnist/digits"})
+    workdir.close()
+    assert workdir.path.parent.name == "runs"
+    assert workdir.path.name.startswith("emnist-digits-mlp-2")
+
+
+def test_new_directories_of_one_second_have_different_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda form: "now")
+    paths = [new_directory(tmp_path / "runs", "digits-mlp") for _ in range(3)]
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
+        "runs/digits-mlp-now",
+        "runs/digits-mlp-now-1",
+        "runs/digits-mlp-now-2",
+    ]
+    assert all(path.is_dir() for path in paths)
+
+
+def test_a_locked_directory_is_free_again_whatever_happens(tmp_path):
+    path = tmp_path / "new" / "run"
+    with pytest.raises(RuntimeError), lock_directory(path):
+        with (
+            pytest.raises(InputError, match="^workdir .*run is in use by another process: name another directory$"),
+            lock_directory(path),
+        ):
+            raise AssertionError
+        raise RuntimeError
+    assert list(path.iterdir()) == []
+    with lock_directory(path):
+        pass
+
+
+def test_a_file_is_written_whole(tmp_path):
+    path = tmp_path / "file"
+    write_whole(path, "one\n")
+    write_whole(path, "two\n")
+    assert path.read_text() == "two\n"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_two_at_once_do_not_share_a_directory(config):
@@ -112,8 +143,16 @@ def test_a_place_that_cannot_be_written_is_named(config, tmp_path):
     with pytest.raises(InputError, match="workdir must be a directory, got the file .*file"):
         Workdir.find(dataclasses.replace(config, workdir=str(tmp_path / "file")))
     inside = dataclasses.replace(config, workdir=str(tmp_path / "file" / "run"))
-    with pytest.raises(InputError, match="workdir must be a writable directory, got .*run .Not a directory."):
+    message = r"^workdir must be a writable directory, got .*{} \({}\)$"
+    with pytest.raises(InputError, match=message.format("file/run", "Not a directory")):
         Workdir.find(inside).create(inside, DATA)
+    with pytest.raises(InputError, match=message.format("file", "File exists")):
+        new_directory(tmp_path / "file", "digits-mlp")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "else")
+    with pytest.raises(InputError, match=message.format("dangling", "File exists")):
+        new_directory(tmp_path / "dangling", "digits-mlp")
+    with pytest.raises(InputError, match=message.format("file", "Not a directory")):
+        write_whole(tmp_path / "file" / "config.json", "{}")
 
 
 def test_the_history_comes_back_as_far_as_asked(saved):

@@ -1,0 +1,44 @@
+"""How well does a fully connected network do on MNIST if it never sees an image twice?
+
+Run it with ``python experiments/record_mlp.py --data path/to/mnist --seeds 0-4``.
+
+On one of 2 cores of an AMD EPYC (Zen 5), the other busy too: 99.428 ± 0.029 % on the test split over 5 seeds (99.41 to
+99.48), 99.482 ± 0.031 % on the cleaned one, and 99.454 ± 0.040 % with 16 distorted copies of each test image; 6.4 min
+of training at the median. The bar of 99.55 % is missed by 0.122 points: the validation split, with 99.55 % at the
+mean, promised more.
+
+Three hidden layers with batch normalisation, 4,239,370 parameters; each image is moved, turned, scaled, slanted and
+elastically distorted anew in each epoch, as Ciresan et al. (https://arxiv.org/abs/1003.0358) did for a thousand epochs
+with 12 million weights. On the validation split, one run each: 1024-1024 and 25 epochs 99.34 % without and 99.40 %
+with batch normalisation; 20 epochs of it with virtual adversarial training 99.20 %; 2048-1024-512 and 40 epochs
+99.60 %.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from experiment import evaluate_with_views, main
+
+from mnist_jax import TrainConfig
+
+CLAIM = "99.65 % (12 million weights, whole set deformed again every epoch); 99.55 % to reach"
+BARS = {"test_accuracy": 0.9955}
+CONFIG = TrainConfig(
+    hidden_sizes=(2048, 1024, 512),
+    batch_norm=True,
+    dropout_rate=0.0,
+    augment_shift=1.5,
+    augment_rotation=12,
+    augment_scale=0.12,
+    augment_shear=0.12,
+    augment_elastic=1.0,
+    batch_size=128,
+    epochs=40,
+    learning_rate=3e-3,
+    schedule="one_cycle",
+    b2=0.99,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(CONFIG, __doc__, finish=evaluate_with_views))

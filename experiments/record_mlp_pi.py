@@ -1,0 +1,38 @@
+"""How well does a network do that knows nothing of pixels being neighbours, without augmentation?
+
+Run it with ``python experiments/record_mlp_pi.py --data path/to/mnist --seeds 0-4``.
+
+On one of 2 cores of an AMD EPYC (Zen 5), the other busy too: 99.308 ± 0.019 % on the test split over 5 seeds (99.28 to
+99.33), 99.394 ± 0.021 % on the cleaned one; 3.2 min of training at the median.
+
+Permute the pixels of all images in the same way, and nothing changes: the task is "permutation invariant". Three
+hidden layers with batch normalisation, trained by virtual adversarial training (https://arxiv.org/abs/1704.03976):
+predictions are to stay as they are within an L2 distance of 2 of each training image. On the validation split, one run
+of 15 epochs each: 99.38 %, with a distance of 3 99.32 %; without batch normalisation, but with dropout, 99.14 %. The
+bar of 99.20 % is met; the best known, 99.43 %, is not.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from experiment import main
+
+from mnist_jax import TrainConfig
+
+CLAIM = "99.43 % (ladder network), 99.36 % (virtual adversarial training); 99.20 % to reach"
+BARS = {"test_accuracy": 0.992}
+CONFIG = TrainConfig(
+    hidden_sizes=(1200, 600, 300),
+    batch_norm=True,
+    dropout_rate=0.0,
+    adversarial_radius=2.0,
+    batch_size=128,
+    epochs=20,
+    learning_rate=2e-3,
+    schedule="one_cycle",
+    b2=0.99,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(CONFIG, __doc__))

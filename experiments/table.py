@@ -1,0 +1,165 @@
+"""The table of ``experiments/README.md``, from the files in ``experiments/results``.
+
+python experiments/table.py    # writes it between the lines <!-- table --> and <!-- /table -->
+
+A row is a file of results: of an experiment, or of one of its variants. What it claims and the bars it is held to are
+``CLAIM`` and ``BARS`` of the experiment.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import operator
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mnist_jax import InputError
+from mnist_jax.command import exit_status
+
+DIRECTORY = Path(__file__).parent
+BEGIN, END = "<!-- table -->\n", "<!-- /table -->\n"
+
+
+def main() -> int:
+    """The command."""
+    readme = DIRECTORY / "README.md"
+
+    def command() -> None:
+        readme.write_text(insert_table(readme.read_text(), build_table(DIRECTORY / "results")))
+
+    return exit_status(command)
+
+
+def insert_table(text: str, table: str) -> str:
+    """``text`` with another table between its marks.
+
+    Raises:
+        InputError: it has no marks.
+    """
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not end:
+        raise InputError(f"README.md must have a line {BEGIN.strip()} and a line {END.strip()}")
+    return f"{head}{begin}\n{table}\n{end}{tail}"
+
+
+def build_table(results: Path) -> str:
+    """The table in Markdown, and below it which rows were measured where.
+
+    Args:
+        results: directory of the JSON files; each names an experiment that can be imported.
+    """
+    rows, machines = [], {}
+    everything = [json.loads(path.read_text()) for path in results.glob("*.json")]
+    for found in sorted(everything, key=lambda found: (found["name"], found["variant"] or "")):
+        experiment = importlib.import_module(found["name"])
+        rows.append(build_row(found, experiment.CLAIM, experiment.BARS))
+        machines.setdefault(describe_machine(found), []).append(describe_name(found))
+    return "\n".join(
+        [
+            "| experiment | claim | measured | on the cleaned test split | training / whole run | verdict |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            *(f"Measured on {machine}: {', '.join(names)}.\n" for machine, names in machines.items()),
+        ]
+    )
+
+
+def build_row(found: Mapping[str, Any], claim: str, bars: Mapping[str, float]) -> str:
+    """A row of the table.
+
+    Args:
+        found: the content of a file of results.
+        claim: of the known system.
+        bars: from a field of a run's summary, ``seconds.total`` for one inside ``seconds``, to its bar: accuracies are
+            at least this, everything else at most.
+    """
+    runs = found["runs"]
+    # A dot leads into an object of the summary.
+    values = {name: [functools.reduce(operator.getitem, name.split("."), run) for run in runs] for name in bars}
+    cleaned = [run["cleaned_test_accuracy"] for run in runs if "cleaned_test_accuracy" in run]
+    test_accuracy = format_values("test_accuracy", [run["test_accuracy"] for run in runs])
+    if "views_test_accuracy" in runs[0] and "views_test_accuracy" not in bars:
+        values |= {"views_test_accuracy": [run["views_test_accuracy"] for run in runs]}
+    others = [
+        f"{describe_field(name)} {format_values(name, values[name])}"
+        for name in values
+        if name != "test_accuracy" and not name.startswith("seconds.")  # seconds have a column of their own
+    ]
+    missed = [
+        f"{describe_field(name)} by {shortfall}"
+        for name, bar in bars.items()
+        if (shortfall := describe_shortfall(name, values[name], bar))
+    ]
+    seconds = [statistics.median(run["seconds"][name] for run in runs) for name in ("train", "total")]
+    cells = (
+        f"[{found['name']}]({found['name']}.py)" + (f" {found['variant']}" if found["variant"] else ""),
+        claim,
+        ", ".join([f"{test_accuracy} (n = {len(runs)})", *others]),
+        format_values("test_accuracy", cleaned) if cleaned else "",
+        " / ".join(map(format_seconds, seconds)),
+        f"missed: {', '.join(missed)}" if missed else "met" if bars else "",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def describe_shortfall(name: str, values: list[float], bar: float) -> str | None:
+    """How far the mean (of seconds: the median) is on the wrong side of its bar; None where it is not."""
+    if name.endswith("accuracy"):
+        distance = bar - statistics.mean(values)
+        return f"{100 * distance:.3f} points" if distance > 0 else None
+    if name.startswith("seconds."):
+        distance = statistics.median(values) - bar
+        return format_seconds(distance) if distance > 0 else None
+    distance = statistics.mean(values) - bar
+    return format_number(distance) if distance > 0 else None
+
+
+def describe_field(name: str) -> str:
+    """A field of a summary in words."""
+    if name == "views_test_accuracy":
+        return "with 16 distorted copies of each image"
+    return "time" if name.startswith("seconds.") else name.removeprefix("num_").replace("_", " ")
+
+
+def format_values(name: str, values: list[float]) -> str:
+    """Mean ± standard deviation; accuracies in percent."""
+    if name.endswith("accuracy"):
+        values, form, unit = [100 * value for value in values], "{:.3f}".format, " %"
+    else:
+        form, unit = format_number, ""
+    spread = f" ± {form(statistics.stdev(values))}" if len(set(values)) > 1 else ""
+    return f"{form(statistics.mean(values))}{spread}{unit}"
+
+
+def format_number(value: float) -> str:
+    """A count with commas, anything else with four decimals."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds, or minutes from two on."""
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def describe_name(found: Mapping[str, Any]) -> str:
+    """An experiment, with its variant."""
+    return " ".join(filter(None, (found["name"], found["variant"])))
+
+
+def describe_machine(found: Mapping[str, Any]) -> str:
+    """Where it was measured and with what."""
+    machine, versions = found["machine"], found["versions"]
+    device = "" if machine["device"] == "cpu" else f"{machine['device']}, "
+    cores = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''} of {machine['processor']}"
+    return f"{device}{cores}, Python {versions['python']}, jax {versions['jax']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
