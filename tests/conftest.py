@@ -53,6 +53,13 @@ def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_programs_of_other_files() -> Iterator[None]:
+    """Lets go of compiled programs: those of the whole suite need more mappings of memory than Linux allows."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def mnist_dir() -> Path:
     """The directory of the real MNIST."""

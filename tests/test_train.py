@@ -221,7 +221,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_p
         ({"batch_size": 1351}, "batch_size must be at most the 1350 training examples of digits, got 1351"),
         ({"num_validation": 1500}, "num_validation must be 1 to 1499, for 1500 training examples of digits, got 1500"),
         ({"data": "nowhere"}, "data must be one of mnist, .*, got 'nowhere'"),
-        ({"model": "cnn", "kernel_sizes": (5, 15)}, r"kernel_sizes must leave something of the image to pool"),
+        (
+            {"model": "cnn", "kernel_sizes": (5, 15)},
+            r"kernel_sizes and pool_sizes must leave something of the image to pool, got \(5, 15\) and \(2,\)",
+        ),
     ],
 )
 def test_bad_input_leaves_nothing_behind(tmp_path, options, message):
