@@ -11,7 +11,8 @@ Three hidden layers with batch normalisation, 4,239,370 parameters; each image i
 elastically distorted anew in each epoch, as Ciresan et al. (https://arxiv.org/abs/1003.0358) did for a thousand epochs
 with 12 million weights. On the validation split, one run each: 1024-1024 and 25 epochs 99.34 % without and 99.40 %
 with batch normalisation; 20 epochs of it with virtual adversarial training 99.20 %; 2048-1024-512 and 40 epochs
-99.60 %.
+99.60 %. On the last 10,000 training images, 1024-512 and 25 epochs, one run each: shifts of up to 1.5, 0.8 and 0.5
+pixels 99.43, 99.46 and 99.45 %; with 0.8 pixels, label smoothing of 0.1 99.38 % and dropout of 0.1 99.37 %.
 """
 
 from __future__ import annotations
