@@ -178,12 +178,12 @@ def _smooth_waves(height: int, width: int, smoothness: float) -> np.ndarray:
 def _erase(image: jax.Array, key: jax.Array, share: float) -> jax.Array:
     """Sets a rectangle to the background in a ``share`` of the images ``[height, width, B]``."""
     height, width, batch_size = image.shape
-    chance, *centres_and_sizes = jax.random.uniform(key, (5, 1, 1, batch_size))
+    chance, centre_y, size_y, centre_x, size_x = jax.random.uniform(key, (5, 1, 1, batch_size))
     erased = chance < share
     y, x = (jnp.arange(length, dtype=jnp.float32) + 0.5 for length in (height, width))
     for position, length, centre, size in (
-        (y[:, None, None], height, *centres_and_sizes[:2]),
-        (x[None, :, None], width, *centres_and_sizes[2:]),
+        (y[:, None, None], height, centre_y, size_y),
+        (x[None, :, None], width, centre_x, size_x),
     ):
         erased = erased & (jnp.abs(position - length * centre) < (3 + 11 * size) / 2)
     return jnp.where(erased, 0.0, image)
