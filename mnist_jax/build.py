@@ -18,6 +18,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.models import build_model
 from mnist_jax.optim import build_optimizer
 from mnist_jax.state import TrainState, create_train_state
+from mnist_jax.workdir import read_config
 
 
 def build_state(config: TrainConfig, num_steps: int = 1, key: jax.Array | None = None) -> TrainState:
@@ -70,10 +71,7 @@ def load_run(directory: str | os.PathLike[str]) -> tuple[TrainConfig, TrainState
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise InputError(f"{directory}: a run with a config.json wanted, found none")
-    try:
-        config = TrainConfig.from_json(path.read_text())
-    except ValueError as error:  # of the text, or of its encoding
-        raise InputError(f"{path}: {error}") from None
+    config = read_config(path)
     return config, restore_checkpoint(directory, like=build_state(config))
 
 

@@ -69,10 +69,7 @@ class Workdir:
             return cls(path)
         if not saved_config.is_file():
             raise InputError(f"resume: a run with a config.json wanted in {path}, found none")
-        try:
-            saved = TrainConfig.from_json(saved_config.read_text())
-        except ValueError as error:  # of the text, or of its encoding
-            raise InputError(f"{saved_config}: {error}") from None
+        saved = read_config(saved_config)
         for name in saved.differences(config):
             if name != "epochs" and not (name == "data" and config.data is None):
                 was, now = getattr(saved, name), getattr(config, name)
@@ -150,6 +147,18 @@ class Workdir:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``."""
         write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Reads the ``config.json`` of a run.
+
+    Raises:
+        InputError: it holds something else; the message names the file.
+    """
+    try:
+        return TrainConfig.from_json(path.read_text())
+    except ValueError as error:  # of the text, or of its encoding
+        raise InputError(f"{path}: {error}") from None
 
 
 def new_directory(parent: Path, stem: str) -> Path:

@@ -1,3 +1,6 @@
+import dataclasses
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -93,3 +96,13 @@ def test_without_amounts_there_is_no_augmentation():
 )
 def test_the_microbatch_is_what_the_config_says_or_what_is_fastest_on_cpu(config, expected):
     assert choose_microbatch_size(config) == expected
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Augmentation)])
+@pytest.mark.parametrize("value", [-1, 100])
+def test_config_and_augmentation_have_the_same_ranges(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} must be in \[\d+, [\d.]+\], got {value}$") as refused:
+        Augmentation(**{name: value})
+    allowed = str(refused.value).partition(", got")[0]
+    with pytest.raises(InputError, match=f"^augment_{re.escape(allowed)}, got {value}\\.0$"):
+        TrainConfig(**{f"augment_{name}": value})

@@ -4,7 +4,7 @@ import pytest
 from conftest import make_split
 from matplotlib.image import imread
 
-from mnist_jax.report import confusion_matrix, example_grid, learning_curves
+from mnist_jax.report import confusion_matrix, example_grid, learning_curves, sweep_results
 
 DIGITS = tuple("0123456789")
 
@@ -97,3 +97,32 @@ def test_no_text_of_the_grid_overlaps_another(tmp_path, figures):
     boxes += [axes.get_window_extent() for axes in figure.axes]
     for index, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+
+
+def test_the_figure_of_a_sweep_shows_each_trial(tmp_path, figures):
+    lines = [
+        {"number": 0, "epochs": 3, "hyperparameters": {"b1": 0.5, "size": (8,)}, "accuracy": 0.98},
+        {"number": 0, "epochs": 1, "hyperparameters": {"b1": 0.5, "size": (8,)}, "accuracy": 0.97},
+        {"number": 1, "epochs": 1, "hyperparameters": {"b1": 0.05, "size": (8, 4)}, "accuracy": 0.96},
+        {"number": 2, "epochs": 1, "hyperparameters": {"b1": 0.2, "size": (8,)}, "accuracy": 0.1},
+        {"number": 3, "epochs": 1, "hyperparameters": {"b1": 0.3, "size": (8,)}, "accuracy": 0.1, "loss": None},
+    ]
+    lines = [
+        {"validation_accuracy": line["accuracy"], "validation_loss": line.get("loss", 0.1), **line} for line in lines
+    ]
+    sweep_results(lines, {"b1": "log", "size": ((8,), (8, 4))}, tmp_path / "figures" / "sweep.png", "a title")
+    (figure,) = figures
+    assert figure.get_suptitle() == "a title"
+    numbers, choices = figure.axes
+    assert (numbers.get_xlabel(), numbers.get_xscale(), choices.get_xlabel()) == ("b1", "log", "size")
+    points = {each.get_label(): each.get_offsets().data.tolist() for each in numbers.collections}
+    assert points["3 epochs"] == [[0.5, 0.98]]
+    assert points["1 epoch"] == [[0.5, 0.97], [0.05, 0.96]]
+    ((low_x, low_y),) = points["1 epoch, lower"]
+    ((diverged_x, diverged_y),) = points["1 epoch, diverged"]
+    assert (low_x, diverged_x) == (0.2, 0.3)
+    assert low_y == diverged_y < 0.96
+    assert [label.get_text() for label in choices.get_xticklabels()] == ["8", "8,4"]
+    at = {each.get_label(): np.rint(each.get_offsets()[:, 0]).tolist() for each in choices.collections}
+    assert at["1 epoch"] == [0, 1]
+    assert (tmp_path / "figures" / "sweep.png").read_bytes().startswith(b"\x89PNG")

@@ -3,7 +3,6 @@ import json
 import signal
 from pathlib import Path
 
-import matplotlib.figure
 import numpy as np
 import pytest
 from conftest import make_split
@@ -23,7 +22,6 @@ from mnist_jax import (
     train_population,
 )
 from mnist_jax.command import parse_flags
-from mnist_jax.report import sweep_results
 from mnist_jax.sweep import main, results_table
 
 # Its test split has no images: whoever looks at it fails.
@@ -323,40 +321,3 @@ def test_without_a_workdir_it_makes_one(trained, tmp_path, monkeypatch):
     for path in (first, second):
         assert path.parent == Path("sweeps")
         assert path.name.startswith("some-mlp-")
-
-
-def test_the_figure_shows_each_trial(tmp_path, monkeypatch):
-    figures = []
-    save = matplotlib.figure.Figure.savefig
-
-    def spy(figure, *args, **options):
-        figures.append(figure)
-        save(figure, *args, **options)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", spy)
-    lines = [
-        {"number": 0, "epochs": 3, "hyperparameters": {"b1": 0.5, "size": (8,)}, "accuracy": 0.98},
-        {"number": 0, "epochs": 1, "hyperparameters": {"b1": 0.5, "size": (8,)}, "accuracy": 0.97},
-        {"number": 1, "epochs": 1, "hyperparameters": {"b1": 0.05, "size": (8, 4)}, "accuracy": 0.96},
-        {"number": 2, "epochs": 1, "hyperparameters": {"b1": 0.2, "size": (8,)}, "accuracy": 0.1},
-        {"number": 3, "epochs": 1, "hyperparameters": {"b1": 0.3, "size": (8,)}, "accuracy": 0.1, "loss": None},
-    ]
-    lines = [
-        {"validation_accuracy": line["accuracy"], "validation_loss": line.get("loss", 0.1), **line} for line in lines
-    ]
-    sweep_results(lines, {"b1": "log", "size": ((8,), (8, 4))}, tmp_path / "figures" / "sweep.png", "a title")
-    (figure,) = figures
-    assert figure.get_suptitle() == "a title"
-    numbers, choices = figure.axes
-    assert (numbers.get_xlabel(), numbers.get_xscale(), choices.get_xlabel()) == ("b1", "log", "size")
-    points = {each.get_label(): each.get_offsets().data.tolist() for each in numbers.collections}
-    assert points["3 epochs"] == [[0.5, 0.98]]
-    assert points["1 epoch"] == [[0.5, 0.97], [0.05, 0.96]]
-    ((low_x, low_y),) = points["1 epoch, lower"]
-    ((diverged_x, diverged_y),) = points["1 epoch, diverged"]
-    assert (low_x, diverged_x) == (0.2, 0.3)
-    assert low_y == diverged_y < 0.96
-    assert [label.get_text() for label in choices.get_xticklabels()] == ["8", "8,4"]
-    at = {each.get_label(): np.rint(each.get_offsets()[:, 0]).tolist() for each in choices.collections}
-    assert at["1 epoch"] == [0, 1]
-    assert (tmp_path / "figures" / "sweep.png").read_bytes().startswith(b"\x89PNG")
