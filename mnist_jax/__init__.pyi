@@ -13,9 +13,9 @@ from .data import prefetch as prefetch
 from .data import stream_batches as stream_batches
 from .errors import InputError as InputError
 from .errors import NonFiniteLossError as NonFiniteLossError
-from .evaluate import Evaluation as Evaluation
-from .evaluate import evaluate_dataset as evaluate_dataset
-from .evaluate import evaluate_views as evaluate_views
+from .evaluation import Evaluation as Evaluation
+from .evaluation import evaluate_dataset as evaluate_dataset
+from .evaluation import evaluate_views as evaluate_views
 from .models import CNN as CNN
 from .models import MLP as MLP
 from .models import build_model as build_model

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import itertools
 import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import NoReturn, TypeVar
 
 from mnist_jax.errors import InputError, NonFiniteLossError
@@ -53,6 +55,18 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises it."""
         raise InputError(message)
+
+
+def import_extra(module: str, extra: str) -> ModuleType:
+    """Imports a module that only an optional dependency of this package brings.
+
+    Raises:
+        InputError: it is not installed; the message says how to.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(f'{error.name} is not installed: pip install -e ".[{extra}]"') from None
 
 
 def _one_line(box: str) -> str:

@@ -28,7 +28,7 @@ from mnist_jax.build import build_state, check_batch_size
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import Dataset, Split, load_dataset
 from mnist_jax.errors import InputError
-from mnist_jax.evaluate import choose_batch_size, evaluate_arrays
+from mnist_jax.evaluation import choose_batch_size, evaluate_arrays
 from mnist_jax.optim import build_optimizer
 from mnist_jax.state import TrainState
 from mnist_jax.step import Metrics, train_epoch

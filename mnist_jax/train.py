@@ -32,7 +32,7 @@ from mnist_jax.progress import Progress, closing_table
 from mnist_jax.workdir import Workdir
 
 if TYPE_CHECKING:
-    from mnist_jax.evaluate import Evaluation
+    from mnist_jax.evaluation import Evaluation
     from mnist_jax.state import TrainState
 
 _log = logging.getLogger("mnist_jax")
@@ -98,7 +98,7 @@ def fit(config: TrainConfig) -> Run:
     import jax
 
     from mnist_jax.build import build_state, check_batch_size
-    from mnist_jax.evaluate import CompiledEvaluation
+    from mnist_jax.evaluation import CompiledEvaluation
     from mnist_jax.optim import build_schedule
     from mnist_jax.pieces import EpochInPieces
     from mnist_jax.step import Metrics

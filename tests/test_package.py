@@ -12,12 +12,14 @@ import mnist_jax
 PACKAGE = Path(mnist_jax.__file__).parent
 FLOORS = [
     {"errors"},
-    {"augment", "command", "config", "conv", "data", "interrupt", "progress", "state"},
-    {"adversarial", "checkpoint", "models", "optim", "search", "workdir"},
-    {"build", "step"},
-    {"evaluate", "per_example", "pieces"},
-    {"population", "report"},
+    {"augment", "calibration", "command", "config", "conv", "data", "interrupt", "preprocess", "progress", "state"},
+    {"adversarial", "checkpoint", "models", "optim", "report", "search", "workdir"},
+    {"build", "runs", "step"},
+    {"evaluation", "export", "per_example", "pieces", "predict"},
+    {"evaluate", "population"},
     {"sweep", "train"},
+    {"demo"},
+    {"cli"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 

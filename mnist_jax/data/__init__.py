@@ -24,7 +24,7 @@ from mnist_jax.data.stream import prefetch, stream_batches
 from mnist_jax.data.tfds import SOURCES, default_tfds_dir, load_named
 from mnist_jax.errors import InputError
 
-__all__ = ["Dataset", "Split", "load_dataset", "prefetch", "stream_batches"]
+__all__ = ["Dataset", "Split", "class_names_of", "load_dataset", "prefetch", "stream_batches"]
 
 _log = logging.getLogger("mnist_jax")
 
@@ -79,6 +79,16 @@ def load_dataset(
         return _load_path(Path(name), num_validation)
     except OSError as error:
         raise InputError(f"data {name[:80]}: cannot be read ({error.strerror})") from None
+
+
+def class_names_of(name: str | None) -> tuple[str, ...]:
+    """The K class names of a data set, known without loading it: what ``load_dataset(name).class_names`` will be.
+
+    Example:
+        >>> class_names_of("fashion_mnist")[-1]
+        'Ankle boot'
+    """
+    return SOURCES[name].class_names if name in SOURCES else tuple("0123456789")
 
 
 def _load_path(path: Path, num_validation: int | None) -> Dataset:

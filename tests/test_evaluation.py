@@ -15,7 +15,7 @@ from mnist_jax import (
     evaluate_dataset,
     evaluate_views,
 )
-from mnist_jax.evaluate import CompiledEvaluation, evaluate_arrays
+from mnist_jax.evaluation import CompiledEvaluation, evaluate_arrays
 
 
 @pytest.fixture(scope="module")
