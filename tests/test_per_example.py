@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,26 @@ from mnist_jax import (
 SPLIT = make_split(11)
 
 
-@pytest.fixture(scope="module", params=[MLP(hidden_sizes=(8,)), CNN(channels=(2, 3), dense_size=5)], ids=["mlp", "cnn"])
+class OwnModel(nn.Module):
+    """One dense layer used twice."""
+
+    @nn.compact
+    def __call__(self, image):
+        layer = nn.Dense(784)
+        return nn.Dense(10)(layer(nn.relu(layer(image.reshape(image.shape[0], -1)))))
+
+
+MODELS = {
+    "mlp": MLP(hidden_sizes=(8,)),
+    "linear": MLP(hidden_sizes=()),
+    "mlp with batch norm": MLP(hidden_sizes=(8, 6), batch_norm=True),
+    "cnn": CNN(channels=(2, 3), dense_size=5),
+    "cnn without dense layer": CNN(channels=(2, 3), dense_size=0, batch_norm=True),
+    "own": OwnModel(),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS.keys())
 def state(request):
     return create_train_state(request.param, optax.sgd(0.1), jax.random.key(0))
 
