@@ -13,6 +13,8 @@ from .data import prefetch as prefetch
 from .data import stream_batches as stream_batches
 from .errors import InputError as InputError
 from .errors import NonFiniteLossError as NonFiniteLossError
+from .evaluate import RunReport as RunReport
+from .evaluate import evaluate_run as evaluate_run
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate_dataset as evaluate_dataset
 from .evaluation import evaluate_views as evaluate_views
@@ -31,6 +33,8 @@ from .per_example import per_example_margins as per_example_margins
 from .population import Population as Population
 from .population import ensemble_probabilities as ensemble_probabilities
 from .population import train_population as train_population
+from .runs import FoundRun as FoundRun
+from .runs import find_runs as find_runs
 from .search import Search as Search
 from .search import Trial as Trial
 from .state import TrainState as TrainState

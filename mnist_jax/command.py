@@ -14,6 +14,7 @@ import importlib
 import io
 import itertools
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -37,6 +38,8 @@ def parse_flags(default: T, args: Sequence[str] | None, prog: str) -> T:
         InputError: a flag is unknown or its value does not fit.
         SystemExit: with status 0, after ``--help``.
     """
+    if os.environ.get("NO_COLOR"):  # https://no-color.org, which tyro does not ask for
+        os.environ["PYTHON_TYRO_ANSI_CODES"] = "False"
     import tyro
 
     complaint = io.StringIO()

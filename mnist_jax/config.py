@@ -26,7 +26,7 @@ Padding = Literal["valid", "same"]
 Schedule = Literal["constant", "cosine", "one_cycle", "warmup_constant", "warmup_cosine"]
 
 # Where a run and its data lie, and how it is shown: free to change when it is resumed.
-PRESENTATION = ("data_dir", "checkpoint_every", "keep_checkpoints", "workdir", "resume", "quiet")
+PRESENTATION = ("data_dir", "checkpoint_every", "keep_checkpoints", "workdir", "resume", "progress", "quiet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +129,10 @@ class TrainConfig:
     """directory of the run; default runs/<dataset>-<model>-<time>"""
     resume: bool = False
     """continue the run in --workdir, perhaps to more --epochs; nothing else may differ"""
+    progress: bool = False
+    """a bar for each epoch even where stderr is no terminal, in a notebook or a log"""
     quiet: bool = False
-    """no progress, only the closing table"""
+    """no progress, not even a bar; only the closing table"""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

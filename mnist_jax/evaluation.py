@@ -12,6 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jax import lax
 
 from mnist_jax.data import Split
@@ -61,6 +62,26 @@ class Evaluation:
     def predictions(self) -> np.ndarray:
         """``int[N]``, the class with the largest logit."""
         return self.logits.argmax(axis=-1)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """``float32[N, K]``, the softmax of the logits."""
+        return scipy.special.softmax(self.logits, axis=-1)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """``float32[N]``, the cross-entropy of each example in nats: what ``per_example_losses`` gives."""
+        return -self._of_label(scipy.special.log_softmax(self.logits, axis=-1))
+
+    @property
+    def margins(self) -> np.ndarray:
+        """``float32[N]``, the logit of the true class minus the largest of the others: ``per_example_margins``."""
+        others = self.logits.copy()
+        np.put_along_axis(others, self.label[:, None], -np.inf, axis=-1)
+        return self._of_label(self.logits) - others.max(axis=-1)
+
+    def _of_label(self, values: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(values, self.label[:, None], axis=-1)[:, 0]
 
 
 def evaluate_dataset(state: TrainState, split: Split, batch_size: int | None = None) -> Evaluation:

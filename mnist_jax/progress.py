@@ -16,17 +16,18 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Reports to stderr; ``quiet`` reports nothing."""
+    """Reports to stderr; ``quiet`` reports nothing, ``bar`` shows the bar even where that is no terminal."""
 
-    def __init__(self, num_epochs: int, num_examples: int, quiet: bool) -> None:
+    def __init__(self, num_epochs: int, num_examples: int, quiet: bool, bar: bool = False) -> None:
         self._num_epochs = num_epochs
         self._num_examples = num_examples
         self._quiet = quiet
+        self._shows_bar = not quiet and (bar or sys.stderr.isatty())
         self._bar: Any = None
 
     def begin_epoch(self, epoch: int) -> None:
-        """Opens the bar of an epoch, on a terminal."""
-        if not self._quiet and sys.stderr.isatty():
+        """Opens the bar of an epoch."""
+        if self._shows_bar:
             self._bar = tqdm(
                 total=self._num_examples, desc=f"epoch {epoch}/{self._num_epochs}", unit=" examples", leave=False
             )

@@ -3,15 +3,21 @@
 learning_curves(history, workdir.path / "figures" / "learning_curves.png", title="mlp on mnist")
 confusion_matrix(test.label, test.predictions, dataset.class_names, path, title="98.55 % of 10,000 test digits")
 example_grid(dataset.test.image[:30], test.label[:30], test.logits[:30], dataset.class_names, path, title="test digits")
+reliability_diagram(Calibration.measure(test.probabilities, test.label), path, title="calibration")
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from mnist_jax.calibration import Calibration
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -37,8 +43,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str
         axes.grid(alpha=0.3)
         axes.legend(title="last epoch")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def confusion_matrix(
@@ -73,8 +78,7 @@ def confusion_matrix(
         for name in axes.get_xticklabels():
             name.set(rotation=45, ha="right", rotation_mode="anchor")
     axes.set(xlabel="predicted", ylabel="true", title=title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def example_grid(
@@ -91,29 +95,65 @@ def example_grid(
         title: above the grid.
     """
     from matplotlib.figure import Figure
+    from scipy.special import softmax
 
-    num_columns = 6
+    num_columns, width, height = 6, 38, 44  # of a cell, in pixels of an image: 28x28 in a frame, with text above
     num_rows = max(1, -(-len(image) // num_columns))
-    figure = Figure(figsize=(9, 0.6 + 2 * num_rows), layout="constrained")
+    figure = Figure(figsize=(9, 0.5 + 9 * num_rows * height / (num_columns * width)), layout="constrained")
     figure.suptitle(title)
-    grid = figure.subplots(num_rows, num_columns, squeeze=False, gridspec_kw={"hspace": 0.08}).ravel()
-    for axes in grid:
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_color("lightgrey")
-    for axes in grid[len(image) :]:
-        axes.set_axis_off()
-    probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    probabilities /= probabilities.sum(axis=-1, keepdims=True)
-    for axes, pixels, true, probability in zip(grid, image, label, probabilities, strict=False):
+    axes = figure.subplots()
+    axes.set_axis_off()
+    canvas = np.zeros((num_rows * height, num_columns * width), np.uint8)
+    probabilities = softmax(logits, axis=-1)
+    # One picture is drawn in a third of the time that as many axes take.
+    for index, (pixels, true, probability) in enumerate(zip(image, label, probabilities, strict=True)):
+        top, left = index // num_columns * height + 14, index % num_columns * width + 5
+        canvas[top : top + 30, left : left + 30] = 40
+        canvas[top + 1 : top + 29, left + 1 : left + 29] = pixels[..., 0]
         predicted = probability.argmax()
-        axes.imshow(pixels[..., 0], cmap="gray_r", vmin=0, vmax=255)
-        axes.set_title(
+        axes.text(
+            left + 14.5,
+            top - 2,
             f"true {class_names[true]}\npredicted {class_names[predicted]}\n{probability[predicted]:.1%}",
             fontsize=8,
+            ha="center",
             color="black" if predicted == true else "firebrick",
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    axes.imshow(canvas, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+    _save(figure, path)
+
+
+def reliability_diagram(calibration: Calibration, path: Path, title: str) -> None:
+    """Accuracy against confidence, and how many examples have which confidence, as a PNG.
+
+    Args:
+        calibration: what was measured.
+        path: of the PNG; its directory is created if need be.
+        title: above both panels.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    figure.suptitle(title)
+    accuracy, count = figure.subplots(1, 2)
+    edges, filled = calibration.edges, calibration.count > 0
+    place = {"x": edges[:-1][filled], "width": np.diff(edges)[filled], "align": "edge", "edgecolor": "white"}
+    accuracy.bar(height=calibration.accuracy[filled], color="tab:blue", label="accuracy", **place)
+    confidence = calibration.confidence[filled]
+    accuracy.plot(confidence, confidence, "o", color="tab:orange", markersize=5, label="confidence")
+    accuracy.plot([0, 1], [0, 1], ":", color="grey", linewidth=1, label="perfect calibration")
+    accuracy.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    accuracy.legend(loc="upper left")
+    count.bar(height=calibration.count[filled], color="tab:blue", **place)
+    count.set(xlabel="confidence", ylabel="examples", xlim=(0, 1), yscale="log")
+    count.set_ylim(bottom=0.5)
+    for axes in (accuracy, count):
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    _save(figure, path)
 
 
 def sweep_results(
@@ -178,5 +218,9 @@ def sweep_results(
     for axes in panels:
         legend |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -33,6 +33,10 @@ class FoundRun:
         num_epochs: epochs finished.
         summary: the final numbers, as in ``summary.json``; empty for an unfinished run.
         modified: when its newest epoch was finished, or it was begun; in seconds since 1970.
+
+    Example:
+        >>> FoundRun(Path("runs/mine"), TrainConfig(), 3, {"test_accuracy": 0.98}, 0.0).summary["test_accuracy"]
+        0.98
     """
 
     path: Path
@@ -104,14 +108,14 @@ def runs_table(runs: Sequence[FoundRun]) -> str:
         )
         rows.append((str(run.path), run.config.data or "", run.config.model, *numbers))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if index < 3 else cell.rjust(width)
+    texts = 3  # columns on the left; those of numbers are flush right
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index < texts else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+        ).rstrip()
+        for row in rows
+    )
 
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.runs") -> int:

@@ -273,7 +273,7 @@ def _flags(config: TrainConfig) -> Iterator[str]:
     """The flags of ``mnist_jax.train`` that make this config."""
     for field in dataclasses.fields(TrainConfig):
         value, flag = getattr(config, field.name), field.name.replace("_", "-")
-        if value == field.default:
+        if value == field.default or field.name in ("progress", "quiet"):
             continue
         if isinstance(value, bool):
             yield f"--{flag}" if value else f"--no-{flag}"
@@ -281,11 +281,10 @@ def _flags(config: TrainConfig) -> Iterator[str]:
             yield from (f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,)))
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.sweep") -> int:
     """The command: parses ``args`` (default: the command line), searches, prints the table."""
 
     def command() -> None:
-        prog = "python -m mnist_jax.sweep"
         fields, others = parse_search_flags(args, prog)
         config = parse_flags(TrainConfig(), others, prog)  # which answers --help
         print(results_table(run_sweep(config, Search(**fields))))

@@ -131,6 +131,7 @@ def fit(config: TrainConfig) -> Run:
                 part.result()
         seconds |= {"compile": time.perf_counter() - begun, "train": 0.0, "evaluate": 0.0}
 
+        from matplotlib.image import imread
         from tensorboardX import SummaryWriter
 
         from mnist_jax.checkpoint import restore_checkpoint, save_checkpoint, saved_steps
@@ -148,7 +149,7 @@ def fit(config: TrainConfig) -> Run:
         with (
             contextlib.closing(workdir),
             SummaryWriter(str(workdir.path), purge_step=int(state.step) + 1) as board,
-            contextlib.closing(Progress(config.epochs, num_train, config.quiet)) as progress,
+            contextlib.closing(Progress(config.epochs, num_train, config.quiet, config.progress)) as progress,
         ):
             for epoch in range(len(history) + 1, config.epochs + 1):
                 # Train: the rest of the epoch, which is all of it unless a stopped run is resumed in its middle.
@@ -208,7 +209,9 @@ def fit(config: TrainConfig) -> Run:
             for name in ("loss", "accuracy"):
                 board.add_scalar(f"{name}/test", getattr(evaluation, name), int(state.step))
 
-        learning_curves(history, workdir.path / "figures" / "learning_curves.png", f"{config.model} on {dataset.name}")
+            curves = workdir.path / "figures" / "learning_curves.png"
+            learning_curves(history, curves, f"{config.model} on {dataset.name}")
+            board.add_image(curves.stem, imread(curves), int(state.step), dataformats="HWC")
         seconds["total"] = time.perf_counter() - started
         summary = _summary(config, dataset, state, history[-1], seconds)
         summary |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
@@ -280,11 +283,11 @@ def _summary(
     }
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.train") -> int:
     """The command: parses ``args`` (default: the command line), trains, prints the closing table."""
 
     def command() -> None:
-        run = fit(parse_flags(TrainConfig(), args, "python -m mnist_jax.train"))
+        run = fit(parse_flags(TrainConfig(), args, prog))
         print(closing_table(run.summary, run.workdir))
 
     return exit_status(command)

@@ -113,15 +113,9 @@ class Workdir:
         self._lock.close()
 
     def _check_data(self, data: Mapping[str, Any]) -> None:
-        path = self.path / "data.json"
-        if self.saved is None or not path.exists():
-            return
-        try:
-            saved = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: a JSON object wanted ({error})") from None
-        if saved != data:
-            raise InputError(f"resume: the data must be that of {path}, {saved}, got {dict(data)}")
+        saved = None if self.saved is None else read_data(self.path)
+        if saved is not None and saved != data:
+            raise InputError(f"resume: the data must be that of {self.path / 'data.json'}, {saved}, got {dict(data)}")
 
     def read_history(self, num_epochs: int) -> list[dict[str, Any]]:
         """The first ``num_epochs`` lines of ``metrics.jsonl``.
@@ -159,6 +153,19 @@ def read_config(path: Path) -> TrainConfig:
         return TrainConfig.from_json(path.read_text())
     except ValueError as error:  # of the text, or of its encoding
         raise InputError(f"{path}: {error}") from None
+
+
+def read_data(directory: Path) -> Any:
+    """What ``data.json`` of a run says it was trained on, see ``Dataset.identity``; None if it is not there.
+
+    Raises:
+        InputError: it is not JSON.
+    """
+    path = directory / "data.json"
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: a JSON object wanted ({error})") from None
 
 
 def new_directory(parent: Path, stem: str) -> Path:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Before JAX is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -122,6 +123,21 @@ def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
         )
 
     return run
+
+
+def read_events(directory: Path) -> dict[tuple[str, int], Any]:
+    """What TensorBoard finds in a directory, by tag and step."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for path in sorted(directory.glob("events.out.tfevents.*")):
+        content = path.read_bytes()
+        while content:  # records: length, its checksum, the event, its checksum
+            length = int.from_bytes(content[:8], "little")
+            event = Event.FromString(content[12 : 12 + length])
+            found |= {(value.tag, event.step): value for value in event.summary.value}
+            content = content[16 + length :]
+    return found
 
 
 def assert_trees_equal(one: object, other: object) -> None:

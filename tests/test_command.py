@@ -1,10 +1,11 @@
 import io
+import json
 import logging
 
 import pytest
 
 from mnist_jax import InputError, NonFiniteLossError, TrainConfig
-from mnist_jax.command import exit_status, parse_flags
+from mnist_jax.command import exit_status, import_extra, parse_flags
 
 
 def parse(*args):
@@ -47,6 +48,20 @@ def test_help_lists_every_field_and_exits_with_0(capsys):
     text = capsys.readouterr().out
     for name in TrainConfig.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in text
+
+
+@pytest.mark.parametrize(("no_color", "colored"), [("1", False), ("", True)])
+def test_help_on_a_terminal_is_coloured_unless_no_color_is_set(run_python, no_color, colored):
+    code = "import pty, sys; pty.spawn([sys.executable, '-m', 'mnist_jax.train', '--help'])"
+    done = run_python("-c", code, NO_COLOR=no_color, TERM="xterm")
+    assert "--batch-size" in done.stdout
+    assert ("\x1b[" in done.stdout) is colored
+
+
+def test_what_only_an_extra_brings_is_asked_for():
+    assert import_extra("json", "demo") is json
+    with pytest.raises(InputError, match=r'^no_such_module is not installed: pip install -e "\.\[demo\]"$'):
+        import_extra("no_such_module.part", "demo")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from mnist_jax import (
     eval_step,
     evaluate_dataset,
     evaluate_views,
+    per_example_losses,
+    per_example_margins,
 )
 from mnist_jax.evaluation import CompiledEvaluation, evaluate_arrays
 
@@ -94,6 +96,21 @@ def test_compiled_ahead_it_is_the_same(state):
 def softmax(x):
     x = np.exp(x - x.max(axis=-1, keepdims=True))
     return x / x.sum(axis=-1, keepdims=True)
+
+
+def test_single_examples_are_those_of_the_functions_for_them(state):
+    split = make_split(11)
+    evaluation = evaluate_dataset(state, split)
+    np.testing.assert_allclose(evaluation.probabilities, softmax(evaluation.logits), rtol=1e-5)
+    np.testing.assert_allclose(evaluation.losses, per_example_losses(state, split), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(evaluation.margins, per_example_margins(state, split), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(evaluation.losses.mean(), evaluation.loss, rtol=1e-5)
+
+
+def test_a_large_loss_of_one_example_is_finite():
+    logits = np.array([[1000.0, 0.0, -500.0]], np.float32)
+    evaluation = Evaluation(0.5, 0.0, 1, logits, np.array([2]))
+    assert (evaluation.losses.tolist(), evaluation.margins.tolist()) == ([1500.0], [-1500.0])
 
 
 def test_views_are_the_mean_of_the_probabilities_of_each(state):

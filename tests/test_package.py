@@ -13,7 +13,7 @@ PACKAGE = Path(mnist_jax.__file__).parent
 FLOORS = [
     {"errors"},
     {"augment", "calibration", "command", "config", "conv", "data", "interrupt", "preprocess", "progress", "state"},
-    {"adversarial", "checkpoint", "models", "optim", "report", "search", "workdir"},
+    {"adversarial", "checkpoint", "models", "optim", "html_report", "report", "search", "workdir"},
     {"build", "runs", "step"},
     {"evaluation", "export", "per_example", "pieces", "predict"},
     {"evaluate", "population"},

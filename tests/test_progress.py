@@ -1,5 +1,7 @@
 import sys
 
+import pytest
+
 from mnist_jax.progress import Progress, closing_table
 
 LINE = {
@@ -27,10 +29,18 @@ def test_without_a_terminal_an_epoch_is_a_line(capsys):
     )
 
 
-def test_quiet_is_quiet(capsys, monkeypatch):
+@pytest.mark.parametrize("bar", [False, True])
+def test_quiet_is_quiet(capsys, monkeypatch, bar):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    report(Progress(10, 60, quiet=True))
+    report(Progress(10, 60, quiet=True, bar=bar))
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_may_be_wanted_where_there_is_no_terminal(capsys):
+    report(Progress(10, 60, quiet=False, bar=True))
+    err = capsys.readouterr().err
+    assert "epoch 3/10:  50%" in err
+    assert "loss 0.5000, accuracy 0.7500" in err
 
 
 def test_on_a_terminal_there_is_a_bar_that_goes_away(capsys, monkeypatch):

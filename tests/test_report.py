@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 from conftest import make_split
 from matplotlib.image import imread
+from matplotlib.transforms import Bbox
 
-from mnist_jax.report import confusion_matrix, example_grid, learning_curves, sweep_results
+from mnist_jax.calibration import Calibration
+from mnist_jax.report import confusion_matrix, example_grid, learning_curves, reliability_diagram, sweep_results
 
 DIGITS = tuple("0123456789")
 
@@ -69,6 +71,20 @@ def test_each_cell_counts_its_examples(tmp_path, figures, class_names):
     assert imread(tmp_path / "figures" / "matrix.png").shape[:2] == (1050, 1050)
 
 
+def read_grid(figure):
+    """The images of a grid with the text above each, from what was drawn."""
+    (axes,) = figure.axes
+    if not axes.texts:
+        return []
+    canvas = axes.images[0].get_array()
+    found = []
+    for text in axes.texts:
+        x, y = text.get_position()
+        left, top = round(x - 13.5), round(y + 3)
+        found.append((canvas[top : top + 28, left : left + 28], text.get_text(), text.get_color()))
+    return found
+
+
 @pytest.mark.parametrize("num_examples", [0, 1, 8])
 def test_the_grid_shows_each_example(tmp_path, figures, num_examples):
     split = make_split(num_examples)
@@ -76,27 +92,48 @@ def test_the_grid_shows_each_example(tmp_path, figures, num_examples):
     example_grid(split.image, split.label, logits, DIGITS, tmp_path / "figures" / "grid.png", "a title")
     (figure,) = figures
     assert figure.get_suptitle() == "a title"
-    assert len(figure.axes) == 6 * (2 if num_examples > 6 else 1)
-    for axes, image, label, logit in zip(figure.axes, split.image, split.label, logits, strict=False):
-        np.testing.assert_array_equal(axes.images[0].get_array(), image[..., 0])
+    grid = read_grid(figure)
+    assert len(grid) == num_examples
+    for (shown, text, color), image, label, logit in zip(grid, split.image, split.label, logits, strict=True):
+        np.testing.assert_array_equal(shown, image[..., 0])
         probability = 1 / sum(np.exp(float(other - logit.max())) for other in logit)
-        assert axes.get_title() == f"true {label}\npredicted {logit.argmax()}\n{probability:.1%}"
-        assert axes.title.get_color() == ("black" if logit.argmax() == label else "firebrick")
-    assert not any(axes.axison for axes in figure.axes[num_examples:])
+        assert text == f"true {label}\npredicted {logit.argmax()}\n{probability:.1%}"
+        assert color == ("black" if logit.argmax() == label else "firebrick")
     assert (tmp_path / "figures" / "grid.png").stat().st_size > 1000
 
 
-def test_no_text_of_the_grid_overlaps_another(tmp_path, figures):
+def test_no_text_of_the_grid_overlaps_another_or_an_image(tmp_path, figures):
     split = make_split(12)
     names = ("Ankle boot",) * 10
     example_grid(split.image, split.label, np.zeros((12, 10)), names, tmp_path / "grid.png", "a title")
     (figure,) = figures
     figure.set_dpi(150)  # as it was saved
     figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in (figure._suptitle, *(axes.title for axes in figure.axes))]
-    boxes += [axes.get_window_extent() for axes in figure.axes]
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in (figure._suptitle, *axes.texts)]
+    for text in axes.texts:  # the frame of the image below it
+        x, y = text.get_position()
+        corners = axes.transData.transform([(x - 15, y + 1.5), (x + 15, y + 31.5)])
+        boxes.append(Bbox([corners.min(axis=0), corners.max(axis=0)]))
     for index, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+
+
+def test_the_reliability_diagram_shows_each_bin(tmp_path, figures):
+    calibration = Calibration.measure(np.array([[0.6, 0.4], [0.3, 0.7], [0.05, 0.95]]), np.array([0, 0, 1]), 10)
+    reliability_diagram(calibration, tmp_path / "figures" / "calibration.png", "a title")
+    (figure,) = figures
+    assert figure.get_suptitle() == "a title"
+    accuracy, count = figure.axes
+    assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("confidence", "share that is right")
+    assert (count.get_xlabel(), count.get_ylabel(), count.get_yscale()) == ("confidence", "examples", "log")
+    bars = [(round(bar.get_x(), 6), bar.get_height()) for bar in accuracy.patches]
+    assert bars == [(0.5, 1.0), (0.6, 0.0), (0.9, 1.0)]
+    assert [(round(bar.get_x(), 6), bar.get_height()) for bar in count.patches] == [(0.5, 1), (0.6, 1), (0.9, 1)]
+    assert all(bar.get_width() == pytest.approx(0.1) for axes in figure.axes for bar in axes.patches)
+    points = {line.get_label(): line.get_xydata() for line in accuracy.lines}
+    np.testing.assert_allclose(points["confidence"], [[0.6, 0.6], [0.7, 0.7], [0.95, 0.95]])
+    assert imread(tmp_path / "figures" / "calibration.png").shape[:2] == (630, 1350)
 
 
 def test_the_figure_of_a_sweep_shows_each_trial(tmp_path, figures):

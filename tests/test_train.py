@@ -1,6 +1,7 @@
 """``fit`` and the command, end to end."""
 
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -13,7 +14,8 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import assert_trees_equal, make_arrays, write_idx_files
+from conftest import assert_trees_equal, make_arrays, read_events, write_idx_files
+from matplotlib.image import imread
 
 from mnist_jax import (
     InputError,
@@ -84,21 +86,17 @@ def test_the_history_has_a_line_an_epoch(run):
 
 
 def test_tensorboard_reads_the_history(run):
-    from tensorboardX.proto.event_pb2 import Event
-
-    (path,) = run.workdir.glob("events.out.tfevents.*")
-    content, found, offset = path.read_bytes(), {}, 0
-    while offset < len(content):  # records: length, its checksum, the event, its checksum
-        length = int.from_bytes(content[offset : offset + 8], "little")
-        event = Event.FromString(content[offset + 12 : offset + 12 + length])
-        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
-        offset += length + 16
+    found = read_events(run.workdir)
+    scalars = {key: value.simple_value for key, value in found.items()}
     for line in run.history:
         for split in ("train", "validation"):
             for name in ("loss", "accuracy"):
-                np.testing.assert_allclose(found[f"{name}/{split}", line["step"]], line[f"{split}_{name}"], rtol=1e-6)
-        assert found["learning_rate", line["step"]] == np.float32(1e-3)
-    np.testing.assert_allclose(found["accuracy/test", 42], run.summary["test_accuracy"], rtol=1e-6)
+                np.testing.assert_allclose(scalars[f"{name}/{split}", line["step"]], line[f"{split}_{name}"], rtol=1e-6)
+        assert scalars["learning_rate", line["step"]] == np.float32(1e-3)
+    np.testing.assert_allclose(scalars["accuracy/test", 42], run.summary["test_accuracy"], rtol=1e-6)
+    curves = imread(run.workdir / "figures" / "learning_curves.png")
+    picture = found["learning_curves", 42].image.encoded_image_string
+    np.testing.assert_array_equal(imread(io.BytesIO(picture)), curves)
 
 
 def test_the_last_checkpoint_is_the_final_state(run):

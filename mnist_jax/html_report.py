@@ -1,0 +1,94 @@
+"""One page with an evaluation: numbers and figures inside, nothing loaded from elsewhere.
+
+    text = html_report(content, {"confusion matrix": Path("confusion_matrix.png")}, config)
+
+Reference: pictures inside the page are data URLs, https://www.rfc-editor.org/rfc/rfc2397.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from mnist_jax.config import TrainConfig
+
+_PAGE = Template("""\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+:root { color-scheme: light dark; --line: light-dark(#ddd, #444); --soft: light-dark(#666, #aaa); }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+       background: light-dark(#fff, #16181c); color: light-dark(#1b1d21, #e6e6e6); }
+h1 { font-size: 1.6rem; margin-bottom: 0; }
+h2 { font-size: 1.15rem; margin-top: 2.5rem; }
+.soft { color: var(--soft); margin-top: 0; }
+.numbers { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.5rem 0; }
+.numbers div { flex: 1 1 8rem; border: 1px solid var(--line); border-radius: .5rem; padding: .6rem 1rem; }
+.numbers b { display: block; font-size: 1.4rem; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem clamp(.3rem, 2vw, .9rem); text-align: right; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: .5rem; }
+summary { cursor: pointer; margin-top: 2.5rem; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+<p class="soft">$subtitle</p>
+<div class="numbers">$numbers</div>
+<h2>By class</h2>
+<div class="scroll">$classes</div>
+$figures
+<details><summary>Config of the run</summary><div class="scroll">$config</div></details>
+</body>
+</html>
+""")
+
+
+def html_report(content: Mapping[str, Any], figures: Mapping[str, Path], config: TrainConfig) -> str:
+    """The page as text.
+
+    Args:
+        content: of ``evaluation.json``.
+        figures: PNGs by name, in the order in which to show them.
+        config: of the run.
+    """
+    numbers = {
+        "accuracy": f"{content['accuracy']:.2%}",
+        "loss, nats": f"{content['loss']:.4f}",
+        "misclassified": f"{len(content['misclassified']):,} of {content['num_examples']:,}",
+        "expected calibration error": f"{content['expected_calibration_error']:.2%}",
+    }
+    classes = [
+        [row["name"], f"{row['num_examples']:,}", *(f"{row[name]:.2%}" for name in ("precision", "recall", "f1"))]
+        for row in content["classes"]
+    ]
+    return _PAGE.substitute(
+        title=escape(f"{content['model']} on {content['dataset']}"),
+        subtitle=escape(f"{content['num_examples']:,} {content['split']} examples, run {content['run']}"),
+        numbers="".join(f"<div><b>{value}</b>{escape(name)}</div>" for name, value in numbers.items()),
+        classes=_table(["class", "examples", "precision", "recall", "F1"], classes),
+        figures="\n".join(_figure(name, path) for name, path in figures.items()),
+        config=_table(["field", "value"], dataclasses.asdict(config).items()),
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows]
+    head = "".join(f"<th>{name}</th>" for name in header)
+    return "\n".join(["<table>", f"<tr>{head}</tr>", *lines, "</table>"])
+
+
+def _figure(name: str, path: Path) -> str:
+    picture = base64.b64encode(path.read_bytes()).decode()
+    return f'<h2>{escape(name.capitalize())}</h2>\n<img alt="{escape(name)}" src="data:image/png;base64,{picture}">'

@@ -1,0 +1,249 @@
+import base64
+import csv
+import dataclasses
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import jax
+import numpy as np
+import pytest
+from conftest import read_events
+from matplotlib.image import imread
+from sklearn.metrics import classification_report
+
+from mnist_jax import TrainConfig, evaluate_dataset, fit, load_dataset, load_run, per_example_gradient_norms
+from mnist_jax.evaluate import describe, evaluate_run, main, results_table
+from mnist_jax.evaluation import Evaluation
+
+DIGITS = tuple("0123456789")
+CONFIG = TrainConfig(data="digits", hidden_sizes=(16,), epochs=2, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    with jax.numpy_dtype_promotion("standard"):
+        return fit(dataclasses.replace(CONFIG, workdir=str(tmp_path_factory.mktemp("runs") / "run")))
+
+
+@pytest.fixture(scope="module")
+def report(run):
+    return evaluate_run(run.workdir)
+
+
+def make_evaluation(num_examples=300):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 9, num_examples)  # no 9: a class without examples
+    logits = rng.normal(size=(num_examples, 10)).astype(np.float32)
+    logits[np.arange(num_examples), label] += 1
+    return Evaluation(0.5, float((logits.argmax(axis=1) == label).mean()), num_examples, logits, label)
+
+
+def test_the_report_has_the_numbers_of_the_run(run, report):
+    content = report.content
+    assert content["accuracy"] == run.summary["test_accuracy"]
+    assert content["loss"] == pytest.approx(run.summary["test_loss"], rel=1e-6)
+    assert (content["dataset"], content["split"], content["num_examples"]) == ("digits", "test", 297)
+    assert (content["model"], content["step"]) == ("mlp", run.summary["steps"])
+    assert json.loads((run.workdir / "evaluation.json").read_text()) == content
+    seconds = content["seconds"]
+    assert seconds["start"] + seconds["evaluate"] + seconds["write"] == pytest.approx(seconds["total"], abs=0.01)
+    np.testing.assert_array_equal(report.evaluation.logits, run.test.logits)
+
+
+def test_the_files_are_in_the_run(run, report):
+    assert report.directory == run.workdir
+    figures = {path.name for path in (run.workdir / "figures").iterdir()}
+    names = {"confusion_matrix", "calibration", "predictions", "misclassified", "hardest", "learning_curves"}
+    assert figures == {f"{name}.png" for name in names}
+    assert {"evaluation.json", "examples.csv", "report.html"} <= {path.name for path in run.workdir.iterdir()}
+
+
+def test_the_scores_are_those_of_scikit_learn():
+    evaluation = make_evaluation()
+    expected = classification_report(
+        evaluation.label, evaluation.predictions, labels=range(10), output_dict=True, zero_division=0
+    )
+    content = describe(evaluation, DIGITS)
+    for index, row in enumerate(content["classes"]):
+        theirs = expected[str(index)]
+        assert row == {
+            "name": str(index),
+            "num_examples": theirs["support"],
+            "precision": theirs["precision"],
+            "recall": theirs["recall"],
+            "f1": theirs["f1-score"],
+        }
+    for name in ("precision", "recall"):
+        shown = re.search(r"mean .*", results_table(content | {"model": "mlp", "split": "test", "dataset": "some"}))
+        assert f"{expected['macro avg'][name]:.2%}" in shown.group()
+
+
+def test_examples_are_counted_by_a_loop():
+    evaluation = make_evaluation()
+    content = describe(evaluation, DIGITS)
+    matrix = np.zeros((10, 10), int)
+    wrong = []
+    for index, (label, logits) in enumerate(zip(evaluation.label, evaluation.logits, strict=True)):
+        matrix[label, logits.argmax()] += 1
+        if label != logits.argmax():
+            wrong.append(index)
+    assert content["confusion_matrix"] == matrix.tolist()
+    assert [each["index"] for each in content["misclassified"]] == wrong
+    order = sorted(range(300), key=lambda index: -evaluation.losses[index])
+    assert [each["index"] for each in content["hardest"]] == order[:30]
+    for each in (*content["hardest"], *content["misclassified"]):
+        logits = evaluation.logits[each["index"]].astype(np.float64)
+        probabilities = np.exp(logits) / np.exp(logits).sum()
+        assert each["label"] == evaluation.label[each["index"]]
+        assert each["prediction"] == probabilities.argmax()
+        assert each["confidence"] == pytest.approx(probabilities.max(), rel=1e-5)
+        assert each["loss"] == pytest.approx(-np.log(probabilities[each["label"]]), rel=1e-5)
+
+
+def test_the_calibration_adds_up_and_an_empty_bin_is_null():
+    content = describe(make_evaluation(), DIGITS)
+    bins = content["calibration"]
+    assert sum(each["num_examples"] for each in bins) == 300
+    assert bins[0] == {"from": 0, "to": pytest.approx(1 / 15), "num_examples": 0, "confidence": None, "accuracy": None}
+    filled = [each for each in bins if each["num_examples"]]
+    error = sum(each["num_examples"] / 300 * abs(each["accuracy"] - each["confidence"]) for each in filled)
+    assert content["expected_calibration_error"] == pytest.approx(error)
+    assert sum(each["num_examples"] * each["accuracy"] for each in filled) / 300 == pytest.approx(content["accuracy"])
+
+
+def test_the_table_of_the_examples_is_what_the_functions_give(run, report):
+    config, state = load_run(run.workdir)
+    test = load_dataset(config.data).test
+    with (run.workdir / "examples.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in rows] == list(range(297))
+    assert [int(row["label"]) for row in rows] == test.label.tolist()
+    evaluation = evaluate_dataset(state, test)
+    assert [int(row["prediction"]) for row in rows] == evaluation.predictions.tolist()
+    expected = {
+        "loss": evaluation.losses,
+        "margin": evaluation.margins,
+        "gradient_norm": per_example_gradient_norms(state, test),
+    }
+    for name, values in expected.items():
+        np.testing.assert_array_equal(np.array([row[name] for row in rows], np.float32), values)
+    assert list(rows[0]) == ["index", "label", "prediction", *expected]
+
+
+class Links(HTMLParser):
+    """What a page refers to."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [(tag, value) for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+
+def test_the_page_needs_nothing_else(run, report):
+    text = (run.workdir / "report.html").read_text()
+    links = Links()
+    links.feed(text)
+    prefix = "data:image/png;base64,"
+    assert all(tag == "img" and value.startswith(prefix) for tag, value in links.found)
+    pictures = {base64.b64decode(value.removeprefix(prefix)) for _, value in links.found}
+    assert pictures == {path.read_bytes() for path in (run.workdir / "figures").iterdir()}
+    assert not re.search(r"url\(|@import|<script|https?:", text)
+    for shown in (
+        f"{report.content['accuracy']:.2%}",
+        f"{report.content['loss']:.4f}",
+        *(f"{row['f1']:.2%}" for row in report.content["classes"]),
+    ):
+        assert shown in text
+
+
+def test_tensorboard_has_the_figures(run, report):
+    pictures = {tag: value.image for (tag, _), value in read_events(run.workdir).items() if value.HasField("image")}
+    paths = list((run.workdir / "figures").iterdir())
+    assert pictures.keys() == {path.stem for path in paths}
+    for path in paths:
+        shown = imread(io.BytesIO(pictures[path.stem].encoded_image_string))
+        np.testing.assert_array_equal(shown, imread(path))
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "num_examples"),
+    [({"split": "validation"}, "digits-validation", 150), ({"data": "small"}, "small-test", 10)],
+)
+def test_other_examples_go_into_a_directory_of_their_own(run, idx_dir, options, name, num_examples):
+    before = (run.workdir / "evaluation.json").read_bytes()
+    options = {**options, **({"data": str(idx_dir)} if "data" in options else {})}
+    report = evaluate_run(run.workdir, **options)
+    assert report.directory == run.workdir / name
+    assert report.content["num_examples"] == num_examples
+    assert (report.directory / "report.html").exists()
+    assert (run.workdir / "evaluation.json").read_bytes() == before
+
+
+def test_the_command_prints_the_table(run, capsys):
+    assert main([str(run.workdir)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    content = json.loads((run.workdir / "evaluation.json").read_text())
+    assert lines[0].split() == ["class", "examples", "precision", "recall", "F1"]
+    for line, row in zip(lines[1:11], content["classes"], strict=True):
+        scores = [f"{row[name]:.2%}" for name in ("precision", "recall", "f1")]
+        assert line.split() == [row["name"], str(row["num_examples"]), *scores]
+    accuracy, loss = f"{content['accuracy']:.2%}", f"{content['loss']:.4f}"
+    assert lines[13] == f"mlp on the 297 test examples of digits: accuracy {accuracy}, loss {loss}"
+    matrix = np.array(content["confusion_matrix"])
+    np.fill_diagonal(matrix, 0)
+    wrong, times = re.fullmatch(
+        r"(\d+) misclassified, most often . taken for . \((\d+) times\); .*", lines[14]
+    ).groups()
+    assert (int(wrong), int(times)) == (matrix.sum(), matrix.max())
+    assert lines[15].endswith(f"everything is in {run.workdir / 'report.html'}")
+
+
+def test_of_no_mistakes_none_is_the_most_frequent():
+    logits = np.eye(10, dtype=np.float32)
+    content = describe(Evaluation(0.5, 1.0, 10, logits, np.arange(10)), DIGITS)
+    text = results_table(content | {"model": "mlp", "split": "test", "dataset": "some"})
+    assert text.splitlines()[-1].startswith("0 misclassified; expected calibration error")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nowhere"], "nowhere: a run with a config.json wanted, found none"),
+        ([], "the following arguments are required: RUN"),
+        (["RUN", "--split", "all"], "argument --split: invalid choice: 'all' .*"),
+        (["RUN", "--data", "nowhere"], "data must be one of mnist, .* got 'nowhere'"),
+        (["RUN", "--bogus"], "unrecognized arguments: --bogus"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run, capsys, args, message):
+    assert main([str(run.workdir) if arg == "RUN" else arg for arg in args]) == 2
+    captured = capsys.readouterr()
+    assert re.fullmatch(f"error: {message}\n", captured.err)
+    assert captured.out == ""
+
+
+def test_a_run_without_a_checkpoint_is_one_line(run, tmp_path, capsys):
+    shutil.copy(run.workdir / "config.json", tmp_path / "config.json")
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: a checkpoint wanted, found none\n"
+
+
+def test_a_damaged_data_json_is_one_line(run, tmp_path, capsys):
+    shutil.copytree(run.workdir, tmp_path / "run")
+    (tmp_path / "run" / "data.json").write_text("{")
+    assert main([str(tmp_path / "run")]) == 2
+    assert "data.json: a JSON object wanted" in capsys.readouterr().err
+
+
+def test_help_does_not_wait_for_jax(run_python):
+    code = (
+        "import sys\nfrom mnist_jax.evaluate import main\ntry: main(['--help'])\nfinally: print('jax' in sys.modules)"
+    )
+    done = run_python("-c", code)
+    assert "usage: python -m mnist_jax.evaluate" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"
