@@ -249,7 +249,10 @@ def _whole(value: Any) -> int:
 def _number(value: Any) -> float:
     if isinstance(value, bool | str):
         raise TypeError
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # of a whole number, which JSON may have as long as it likes
+        return math.copysign(math.inf, value)
 
 
 def _require(condition: bool, name: str, wanted: str, value: Any) -> None:

@@ -43,6 +43,8 @@ def test_json_gives_the_config_back():
         ("ema_decay", -0.1, r"ema_decay must be in \[0, 1\), got -0.1"),
         ("learning_rate", math.nan, "learning_rate must be a finite number above 0, got nan"),
         ("learning_rate", math.inf, "learning_rate must be a finite number above 0, got inf"),
+        ("learning_rate", 10**400, "learning_rate must be a finite number above 0, got inf"),
+        ("momentum", -(10**400), r"momentum must be in \[0, 1\), got -inf"),
         ("clip_norm", 0.0, "clip_norm must be a finite number above 0, got 0.0"),
         ("pool_sizes", (2, 2, 2), r"pool_sizes must be one for all or as long as channels \(24, 32\), got \(2, 2, 2\)"),
         ("pool_sizes", (0,), r"pool_sizes must be at least 1 each, got \(0,\)"),
