@@ -252,7 +252,7 @@ def _number(value: Any) -> float:
     try:
         return float(value)
     except OverflowError:  # of a whole number, which JSON may have as long as it likes
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def _require(condition: bool, name: str, wanted: str, value: Any) -> None:

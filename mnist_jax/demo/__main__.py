@@ -1,0 +1,193 @@
+"""The command ``python -m mnist_jax.demo``: serves the draw-a-digit page for a trained run.
+
+    python -m mnist_jax.demo               the newest finished run in runs/; without one, trains one first
+    python -m mnist_jax.demo runs/mine     that run
+
+What needs JAX is imported only after the port has been taken: ``--help`` and a wrong flag are answered
+at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import io
+import ipaddress
+import json
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mnist_jax.command import OneLineParser, exit_status, import_extra
+from mnist_jax.config import TrainConfig
+from mnist_jax.data import class_names_of, load_dataset
+from mnist_jax.errors import InputError
+from mnist_jax.interrupt import Stopped, StopSignals
+from mnist_jax.runs import newest_run
+from mnist_jax.train import fit
+
+_log = logging.getLogger("mnist_jax")
+
+# Drawn digits differ from MNIST's in size, slant and shape more than those among each other.
+_DEFAULT_RUN = TrainConfig(
+    model="cnn",
+    learning_rate=3e-3,
+    schedule="one_cycle",
+    augment_shift=2,
+    augment_rotation=12,
+    augment_scale=0.15,
+    augment_shear=0.15,
+    augment_elastic=0.6,
+)
+_FEWEST_EXAMPLES = 80_000  # to train on, over all epochs
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal came."""
+
+    def __init__(self, exit_status: int) -> None:
+        super().__init__()
+        self.exit_status = exit_status
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; whoever connects before the server runs is answered then.
+
+    Raises:
+        InputError: the port is in use or out of range, or the host is none of this machine's.
+
+    Example:
+        >>> with listen("127.0.0.1", 0) as first:
+        ...     listen("127.0.0.1", first.getsockname()[1])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        mnist_jax.errors.InputError: port ... of 127.0.0.1 is in use: name another with --port, or 0 for any free one
+    """
+    if not 0 <= port < 2**16:
+        raise InputError(f"port must be in [0, 65535], got {port}")
+    if not host:
+        raise InputError("host must be a name or an address of this machine, got an empty one")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address, family=family)
+    except (OSError, UnicodeError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number == errno.EADDRINUSE:
+            message = f"port {port} of {host} is in use: name another with --port, or 0 for any free one"
+        elif number == errno.EACCES:
+            message = f"port {port} of {host} may not be used by this user: name one above 1023 with --port"
+        else:
+            message = f"host must be a name or an address of this machine, got {host[:80]!r}"
+        raise InputError(message) from None
+    # asyncio sets it only where the protocol was named; without it an answer of two packets takes 40 ms more.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def find_run(name: str | None) -> Path:
+    """The run to serve: the one named, or the newest finished one in ``runs/``, or one that is trained for it."""
+    if name is not None:
+        return Path(name)
+    newest = newest_run()
+    if newest is not None:
+        _log.warning("serving the newest run, %s", newest)
+        return newest
+    dataset = load_dataset()
+    epochs = max(3, _FEWEST_EXAMPLES // dataset.train.num_examples)
+    config = dataclasses.replace(_DEFAULT_RUN, data=dataset.name, epochs=epochs, checkpoint_every=epochs)
+    _log.warning("runs/ holds no finished run: training a cnn on %s first", dataset.name)
+    try:
+        return fit(config).workdir
+    except Stopped as stopped:
+        raise _Ended(stopped.exit_status) from None
+
+
+def describe_run(run: Path, config: TrainConfig) -> str:
+    """What the page says about a run."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        summary = json.loads((run / "summary.json").read_text())
+        return f"{config.model} on {summary['dataset']}, {100 * summary['test_accuracy']:.2f} % of test images right"
+    return f"{config.model} on {Path(config.data or 'mnist').stem}, training not finished"
+
+
+def serve(run: Path, host: str, listener: socket.socket) -> None:
+    """Serves a run until a signal comes.
+
+    Raises:
+        InputError: there is no such run.
+        KeyboardInterrupt: it came.
+    """
+    import uvicorn
+
+    from mnist_jax.build import load_run
+    from mnist_jax.demo.server import LOOPBACK_HOSTS, create_app
+    from mnist_jax.predict import Predictor
+
+    with StopSignals() as stop:  # XLA does not survive an exit while it compiles
+        train_config, state = load_run(run)
+        class_names, title = class_names_of(train_config.data), describe_run(run, train_config)
+        predictor = Predictor(state, class_names)
+        predictor(_any_picture())  # compiles
+        address, port = listener.getsockname()[:2]
+        hosts = [*LOOPBACK_HOSTS, host] if ipaddress.ip_address(address).is_loopback else ["*"]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                if stop.requested:
+                    self.should_exit = True
+                else:
+                    print(f"{url}  -  {title}; Ctrl-C ends", flush=True)
+
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                for connection in self.server_state.connections:
+                    connection.transport.abort()  # waits for nobody who has not sent all yet
+                await super().shutdown(sockets)
+
+        config = uvicorn.Config(
+            create_app(predictor, class_names, title=title, allowed_hosts=hosts),
+            loop="asyncio",  # named, as are the others: "auto" takes what happens to be installed
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+        )
+        Server(config).run([listener])
+    if stop.requested:
+        raise _Ended(128 + stop.requested)
+
+
+def _any_picture() -> bytes:
+    from PIL import Image, ImageDraw
+
+    image, file = Image.new("L", (280, 280), "white"), io.BytesIO()
+    ImageDraw.Draw(image).line((140, 40, 140, 240), "black", 20)
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.demo") -> int:
+    """The command: finds or trains a run, and serves it."""
+
+    def command() -> None:
+        parser = OneLineParser(prog=prog, description="Serve a page to draw digits on, classified as they are drawn.")
+        parser.add_argument(
+            "run", nargs="?", metavar="RUN", help="its directory; default: the newest finished in runs/"
+        )
+        parser.add_argument("--host", default="127.0.0.1", help="address to serve at; default: for this machine only")
+        parser.add_argument("--port", type=int, default=8000, help="port to serve at, 0 for any; default: 8000")
+        flags = parser.parse_args(args)
+        for module in ("starlette", "uvicorn"):
+            import_extra(module, "demo")
+        with listen(flags.host, flags.port) as listener:
+            serve(find_run(flags.run), flags.host, listener)
+
+    return exit_status(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,331 @@
+"""The application over real HTTP, and the command in a process of its own."""
+
+import contextlib
+import http.client
+import io
+import json
+import logging
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image, ImageDraw
+
+from mnist_jax import InputError, TrainConfig, build_state
+from mnist_jax.demo import __main__ as demo
+from mnist_jax.demo import server
+from mnist_jax.demo.server import LARGEST_BODY, create_app
+from mnist_jax.predict import Prediction, Predictor
+
+DIGITS = tuple("0123456789")
+SEVEN = [(80, 60), (200, 60), (130, 220)]
+
+
+@contextlib.contextmanager
+def serving(app):
+    """Serves an application at the address it yields."""
+    config = uvicorn.Config(app, loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None)
+    running = uvicorn.Server(config)
+    with demo.listen("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            running.should_exit = True
+            thread.join()
+
+
+def picture(points=(), side=280):
+    """A drawing as PNG."""
+    image, file = Image.new("L", (side, side), "white"), io.BytesIO()
+    if points:
+        ImageDraw.Draw(image).line(points, "black", 20, joint="curve")
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def fake_predictor(content):
+    """Sure of 7 whatever it is shown."""
+    if content == b"blank":
+        raise InputError("no ink found: a digit wanted")
+    probabilities = np.full(10, 0.05, np.float32)
+    probabilities[7] = 0.55
+    return Prediction(7, "7", probabilities, np.full((28, 28, 1), len(content) % 256, np.uint8))
+
+
+@pytest.fixture(scope="module")
+def address():
+    with serving(create_app(fake_predictor, DIGITS, title="<cnn> & co")) as address:
+        yield address
+
+
+def ask(address, body=b"", method="POST", path="/api/predict", **headers):
+    """Status, headers and content of an answer; an iterable body is sent in chunks."""
+    with contextlib.closing(http.client.HTTPConnection(address, timeout=60)) as connection:
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        response = connection.getresponse()
+        content = response.read()
+        return response.status, response.headers, json.loads(content) if content[:1] == b"{" else content.decode()
+
+
+def start_sending(address, header="Content-Length: 999", body=b"abc"):
+    """A connection on which a request has begun."""
+    host, port = address.split(":")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    connection.sendall(f"POST /api/predict HTTP/1.1\r\nHost: {address}\r\n{header}\r\n\r\n".encode() + body)
+    return connection
+
+
+def test_answers_are_those_of_the_predictor_also_many_at_a_time():
+    state = build_state(TrainConfig(hidden_sizes=(16,), optimizer="sgd"))
+    predictor = Predictor(state, DIGITS)
+    pictures = [picture([(80, 60 + shift), (200, 60), (130, 220 - shift)]) for shift in range(0, 60, 5)]
+    with serving(create_app(predictor, DIGITS)) as address, ThreadPoolExecutor(6) as pool:
+        answers = [*pool.map(lambda content: ask(address, content), pictures)]
+    assert len({str(answer["probabilities"]) for _, _, answer in answers}) == len(pictures)
+    for content, (status, _, answer) in zip(pictures, answers, strict=True):
+        wanted = predictor(content)
+        assert status == 200
+        assert answer.pop("milliseconds") >= 0
+        assert answer == {
+            "label": wanted.label,
+            "class_name": wanted.class_name,
+            "probabilities": wanted.probabilities.tolist(),
+            "image": wanted.image[..., 0].tolist(),
+        }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(picture(), "no ink found"), (b"", "picture"), (b"GIF89a", "picture"), (picture(SEVEN)[:300], "picture")],
+)
+def test_what_cannot_be_read_is_422_with_the_reason(content, message):
+    predictor = Predictor(build_state(TrainConfig(hidden_sizes=(4,), optimizer="sgd")), DIGITS)
+    with serving(create_app(predictor, DIGITS)) as address:
+        status, _, answer = ask(address, content)
+    assert status == 422
+    assert message in answer["error"]
+    assert "\n" not in answer["error"]
+
+
+def chunks(size):
+    return (bytes(2**16) for _ in range(0, size, 2**16))
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_50_mb_are_413_and_take_no_memory(address, chunked):
+    size = 800 * 2**16  # 52 MB
+    tracemalloc.start()
+    try:
+        status, headers, answer = ask(address, chunks(size), **({} if chunked else {"Content-Length": str(size)}))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (status, answer) == (413, {"error": "a picture of at most 10 MB wanted, got a larger one"})
+    assert headers["Connection"] == "close"
+    assert peak < 2.5 * LARGEST_BODY
+    assert ask(address, b"next")[0] == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_the_limit_itself_is_allowed(address, chunked):
+    def body(size):
+        return iter([bytes(size)]) if chunked else bytes(size)
+
+    assert ask(address, body(LARGEST_BODY))[0] == 200
+    assert ask(address, body(LARGEST_BODY + 1))[0] == 413
+
+
+@pytest.mark.parametrize("header", ["Content-Length: 5000000000", "Content-Length: 50000000\r\nExpect: 100-continue"])
+def test_what_is_announced_too_large_is_refused_before_it_is_sent(address, header):
+    with start_sending(address, header, b"") as connection:
+        answer = b"".join(iter(lambda: connection.recv(2**16), b""))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert ask(address, b"next")[0] == 200
+
+
+def test_a_body_without_end_is_cut_off(address, monkeypatch):
+    monkeypatch.setattr(server, "_LARGEST_DRAINED", 12_000_000)
+    with pytest.raises(ConnectionError):
+        ask(address, (bytes(2**16) for _ in iter(int, 1)))
+    assert ask(address, b"next")[0] == 200
+
+
+def test_who_leaves_in_the_middle_disturbs_nobody(address, caplog):
+    with start_sending(address):
+        pass
+    assert ask(address, b"next")[0] == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ({"method": "GET", "path": "/"}, 200),
+        ({"method": "GET", "path": "/nothing"}, 404),
+        ({"method": "GET"}, 405),
+        ({"method": "POST", "path": "/"}, 405),
+        ({"body": b"digit"}, 200),
+        ({"body": b"blank"}, 422),
+        ({"body": bytes(LARGEST_BODY + 1)}, 413),
+        ({"Host": "evil.example"}, 400),
+    ],
+)
+def test_each_answer_forbids_requests_elsewhere(address, request_, status):
+    found, headers, _ = ask(address, **request_)
+    assert found == status
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "connect-src 'self'; " in policy
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8000", 200),
+        ("[::1]:8000", 200),
+        ("127.0.0.1", 200),
+        ("evil.example", 400),
+        ("127.0.0.1.nip.io", 400),
+    ],
+)
+def test_only_names_of_this_machine_are_answered_to(address, host, status):
+    assert ask(address, b"digit", Host=host)[0] == status
+
+
+def test_other_hosts_can_be_allowed():
+    with serving(create_app(fake_predictor, DIGITS, allowed_hosts=["*"])) as address:
+        assert ask(address, b"digit", Host="lab.example")[0] == 200
+
+
+def test_the_page_asks_for_nothing_elsewhere_and_escapes_what_is_filled_in(address):
+    _, headers, page = ask(address, method="GET", path="/")
+    assert headers["Content-Type"] == "text/html; charset=utf-8"
+    assert set(re.findall(r"\w+://[^'\"/]*", page)) == {"http://www.w3.org"}  # the name space of the icon
+    assert not re.search(r"\bsrc=|@import|url\(|\{\{", page)
+    assert "&lt;cnn&gt; &amp; co" in page
+    assert "<h1>Draw a digit</h1>" in page
+
+
+def test_classes_that_are_no_digits_have_their_names_on_the_page():
+    with serving(create_app(fake_predictor, ("T-shirt/top", 'a "b"'))) as address:
+        page = ask(address, method="GET", path="/")[2]
+    assert "<h1>Draw a picture</h1>" in page
+    assert 'data-class-names="[&quot;T-shirt/top&quot;, &quot;a \\&quot;b\\&quot;&quot;]"' in page
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--port", "65536"], r"port must be in \[0, 65535\], got 65536"),
+        (["--port", "-1"], r"port must be in \[0, 65535\], got -1"),
+        (["--port", "http"], "argument --port: invalid int value: 'http'"),
+        (["--host", "no such host"], "host must be a name or an address of this machine, got 'no such host'"),
+        (["--host", "192.0.2.1"], "host must be a name or an address of this machine, got '192.0.2.1'"),
+        (["--host", "x" * 70], f"host must be a name or an address of this machine, got '{'x' * 70}'"),
+        (["--host", ""], "host must be a name or an address of this machine, got an empty one"),
+        (["nowhere", "--port", "0"], "nowhere: a run with a config.json wanted, found none"),
+        (["--bogus"], "unrecognized arguments: --bogus"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(capsys, args, message):
+    assert demo.main(args) == 2
+    assert re.fullmatch(f"error: {message}\n", capsys.readouterr().err)
+
+
+def test_a_port_in_use_is_said_before_anything_is_trained(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert demo.main(["--port", str(port)]) == 2
+    error = f"error: port {port} of 127.0.0.1 is in use: name another with --port, or 0 for any free one\n"
+    assert capsys.readouterr().err == error
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("module", ["starlette", "uvicorn"])
+def test_a_missing_package_is_said_before_anything_is_trained(module, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert demo.main(["--port", "0"]) == 2
+    assert capsys.readouterr().err == f'error: {module} is not installed: pip install -e ".[demo]"\n'
+    assert not [*tmp_path.iterdir()]
+
+
+def test_help_does_not_wait_for_jax(run_python):
+    code = "import sys\nfrom mnist_jax.demo.__main__ import main\n"
+    code += "try: main(['--help'])\nfinally: print([name for name in ('jax', 'starlette') if name in sys.modules])"
+    done = run_python("-c", code)
+    assert "--port" in done.stdout
+    assert done.stdout.endswith("\n[]\n")
+
+
+def test_a_signal_while_training_ends_the_command(capsys, tmp_path, monkeypatch):
+    def stop(config):
+        raise demo.Stopped(signal.SIGTERM, 11, tmp_path)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "fit", stop)
+    assert demo.main(["--port", "0"]) == 143
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped"
+
+
+def test_without_a_run_one_is_trained_and_served_and_found_again(tmp_path):
+    code = "import sys\nfrom mnist_jax.demo import __main__ as demo\n"
+    code += "demo._FEWEST_EXAMPLES = 0\nsys.exit(demo.main(['--port', '0']))"  # three epochs of the digits
+
+    def start_and_stop(number):
+        with subprocess.Popen(
+            [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                line = process.stdout.readline()
+                address = re.match("http://([^ ]*)  -  ", line)
+                assert address, process.stderr.read()
+                answer = ask(address[1], picture(SEVEN))
+                with start_sending(address[1]):  # and do not finish: nobody waits for that
+                    process.send_signal(number)
+                    rest, errors = process.communicate(timeout=60)
+                assert not rest
+                return line, answer, errors, process.returncode
+            finally:
+                process.kill()
+
+    line, answer, errors, status = start_and_stop(signal.SIGINT)
+    assert re.fullmatch(
+        r"http://127\.0\.0\.1:\d+  -  cnn on digits, \d+\.\d\d % of test images right; Ctrl-C ends\n", line
+    ), errors
+    assert answer[0] == 200
+    assert len(answer[2]["probabilities"]) == 10
+    assert "runs/ holds no finished run: training a cnn on digits first\n" in errors
+    assert errors.endswith("\nstopped\n")
+    assert "Traceback" not in errors
+    assert status == 130
+
+    (run,) = (tmp_path / "runs").iterdir()
+    line_again, answer_again, errors, status = start_and_stop(signal.SIGTERM)
+    assert errors == f"serving the newest run, runs/{run.name}\nstopped\n"
+    assert status == 143
+    assert line_again.partition(" ")[2] == line.partition(" ")[2]
+    assert answer_again[2]["probabilities"] == answer[2]["probabilities"]
+
+
+def test_an_unfinished_run_is_described_as_one(tmp_path):
+    config = TrainConfig(data="fashion_mnist")
+    assert demo.describe_run(tmp_path, config) == "mlp on fashion_mnist, training not finished"
+    (tmp_path / "summary.json").write_text('{"dataset": "kmnist", "test_accuracy": 0.98765}')
+    assert demo.describe_run(tmp_path, config) == "mlp on kmnist, 98.77 % of test images right"
