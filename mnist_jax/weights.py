@@ -233,10 +233,7 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _read_config(fields: Any) -> TrainConfig:
-    try:
-        config = TrainConfig.from_json(json.dumps(fields))
-    except OverflowError as error:
-        raise InputError(f"config: numbers of a size that fits wanted ({error})") from None
+    config = TrainConfig.from_json(json.dumps(fields))
     if max(len(config.hidden_sizes), sum(config.kernel_sizes)) > _MOST_LAYERS:
         raise InputError(f"config: at most {_MOST_LAYERS} hidden layers, and rows of all kernels, wanted, got more")
     return config

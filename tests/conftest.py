@@ -28,7 +28,7 @@ import jax
 import numpy as np
 import pytest
 
-from mnist_jax import Split
+from mnist_jax import Split, TrainConfig, TrainState, build_state
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -123,6 +123,21 @@ def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
         )
 
     return run
+
+
+def make_state(config: TrainConfig, seed: int = 0) -> TrainState:
+    """A state whose every array is drawn, whose average is not its parameters, and whose channels may be negated."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        kernel = jax.tree_util.keystr(path).endswith("['kernel']")
+        scale = 1.5 / np.sqrt(leaf.size / leaf.shape[-1]) if kernel else 0.5
+        value = rng.normal(0, scale, leaf.shape)
+        return (value**2 + 0.2 if "var" in str(path[-1]) else value).astype(np.float32)
+
+    state = jax.eval_shape(lambda: build_state(config))  # shapes will do for what is not evaluated
+    drawn = jax.tree_util.tree_map_with_path(draw, {"params": state.params, "model_state": state.model_state})
+    return state.replace(ema_params=drawn["params"], model_state=drawn["model_state"])
 
 
 def read_events(directory: Path) -> dict[tuple[str, int], Any]:
