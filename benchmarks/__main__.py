@@ -20,7 +20,18 @@ from pathlib import Path
 from mnist_jax.command import OneLineParser, exit_status
 from mnist_jax.errors import InputError
 
-SUITES = ("steps", "augmentation", "epochs", "startup", "accuracy", "scaling", "populations", "memory", "peers")
+SUITES = (
+    "steps",
+    "augmentation",
+    "epochs",
+    "startup",
+    "accuracy",
+    "scaling",
+    "populations",
+    "answers",
+    "memory",
+    "peers",
+)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,6 +18,8 @@ from .evaluate import evaluate_run as evaluate_run
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate_dataset as evaluate_dataset
 from .evaluation import evaluate_views as evaluate_views
+from .export import export_run as export_run
+from .export import load_stablehlo as load_stablehlo
 from .models import CNN as CNN
 from .models import MLP as MLP
 from .models import build_model as build_model
@@ -33,6 +35,10 @@ from .per_example import per_example_margins as per_example_margins
 from .population import Population as Population
 from .population import ensemble_probabilities as ensemble_probabilities
 from .population import train_population as train_population
+from .predict import Prediction as Prediction
+from .predict import Predictor as Predictor
+from .predict import predict_image as predict_image
+from .preprocess import prepare_image as prepare_image
 from .runs import FoundRun as FoundRun
 from .runs import find_runs as find_runs
 from .search import Search as Search
@@ -48,5 +54,6 @@ from .sweep import Sweep as Sweep
 from .sweep import run_sweep as run_sweep
 from .train import Run as Run
 from .train import fit as fit
+from .weights import load_export as load_export
 
 __version__: str

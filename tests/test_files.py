@@ -6,7 +6,7 @@ import pytest
 from conftest import IDX_NAMES, idx_bytes, make_arrays, write_idx_files
 
 from mnist_jax import InputError
-from mnist_jax.data.files import find_idx_files, read_csv, read_idx, read_idx_files
+from mnist_jax.data.files import find_idx_files, read_csv, read_csv_images, read_idx, read_idx_files
 
 
 def read_directory(directory):
@@ -113,7 +113,8 @@ def test_files_that_do_not_fit_together_are_named(tmp_path, change, message):
         read_directory(tmp_path)
 
 
-HEADER = ",".join(["label", *(f"pixel{i}" for i in range(784))])
+PIXELS = ",".join(f"pixel{i}" for i in range(784))
+HEADER = f"label,{PIXELS}"
 
 
 def write_csv(path, label, pixels, header=HEADER):
@@ -158,4 +159,33 @@ def test_a_damaged_csv_is_one_line(tmp_path, change, message):
     with pytest.raises(InputError, match=message) as caught:
         read_csv(path)
     assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("with_label", [False, True])
+def test_the_images_of_a_csv_are_read_with_or_without_labels(tmp_path, with_label):
+    image = make_arrays(5)["train_image"]
+    content = write_csv(tmp_path / "train.csv", range(5), image.reshape(5, -1)).read_text()
+    if not with_label:
+        content = "\n".join(line.partition(",")[2] for line in content.splitlines())
+    np.testing.assert_array_equal(read_csv_images(content.encode(), "some.csv"), image)
+    np.testing.assert_array_equal(read_csv_images(f"\ufeff{content}".encode(), "some.csv"), image)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"pixel0,pixel1\n1,2\n", "some.csv: columns pixel0,...,pixel783 wanted, missing pixel2 and 781 more"),
+        (PIXELS.encode() + b"\n", r"some.csv: at least 1 row of 784 cells wanted, got \(0, 1\)"),
+        (PIXELS.encode() + b"\n" + b"0," * 783 + b"x", "some.csv: whole numbers wanted in every cell.*'x'"),
+        (
+            PIXELS.encode() + b"\n" + b"0," * 783 + b"-1",
+            "some.csv: pixels must be 0 to 255, got -1 .*0, pixel783",
+        ),
+        (PIXELS.encode() + b"\n" + b"\xff", "some.csv: whole numbers wanted in every cell.*can't decode"),
+    ],
+)
+def test_a_damaged_csv_of_images_is_one_line(content, message):
+    with pytest.raises(InputError, match=message) as caught:
+        read_csv_images(content, "some.csv")
     assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
     arrays = read_idx_files(find_idx_files(Path("data/mnist")))   # raw or .gz
     arrays = read_csv(Path("train.csv"))                          # label,pixel0,...,pixel783
+    image = read_csv_images(Path("test.csv").read_bytes(), "test.csv")   # pixel0,...,pixel783, perhaps label
 
 A file is trusted no further than its header: nothing is read beyond the size that the header gives.
 
@@ -11,10 +12,13 @@ Reference: the IDX format, https://yann.lecun.com/exdb/mnist/; https://www.kaggl
 from __future__ import annotations
 
 import gzip
+import io
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -125,26 +129,13 @@ def read_csv(path: Path) -> Arrays:
         InputError: a column is missing, or a cell is no whole number in range.
     """
     try:
-        with path.open(encoding="utf-8-sig") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a file with a header alone, which is said below
-            header = [name.strip().strip('"') for name in file.readline(2**16).split(",")]
-            if header != _CSV_HEADER:
-                raise InputError(f"{path}: {_header_problem(header)}")
-            cells = np.loadtxt(file, delimiter=",", dtype=np.int32, ndmin=2, comments=None)
-    except InputError:
-        raise
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        detail = str(error).split(";")[0].rstrip(".")
-        raise InputError(f"{path}: whole numbers wanted in every cell below the header ({detail})") from None
-    if cells.shape[0] < 2 or cells.shape[1] != len(_CSV_HEADER):
-        raise InputError(f"{path}: at least 2 rows of {len(_CSV_HEADER)} cells wanted, got {cells.shape}")
-    label, pixels = cells[:, 0], cells[:, 1:]
+        with path.open(encoding="utf-8-sig") as file:
+            cells = _read_cells(file, str(path), [_CSV_HEADER], min_rows=2)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _not_numbers(str(path), error) from None
+    label = cells[:, 0]
     check_labels(label, str(path))
-    wrong = np.argwhere((pixels < 0) | (pixels > 255))
-    if len(wrong):
-        row, column = wrong[0]
-        raise InputError(f"{path}: pixels must be 0 to 255, got {pixels[row, column]} at example {row}, pixel{column}")
-    image = pixels.astype(np.uint8).reshape(-1, *IMAGE_SHAPE)
+    image = _to_image(cells[:, 1:], str(path))
     num_train = len(label) - max(1, len(label) // 7)
     return Arrays(
         train_image=image[:num_train],
@@ -154,9 +145,66 @@ def read_csv(path: Path) -> Arrays:
     )
 
 
-def _header_problem(header: list[str]) -> str:
-    wanted = "columns label,pixel0,...,pixel783 wanted"
-    missing = [name for name in _CSV_HEADER if name not in header]
+def read_csv_images(content: bytes, name: str) -> np.ndarray:
+    """Reads the images of a CSV with the columns ``pixel0,...,pixel783``, perhaps with ``label`` before them.
+
+    Args:
+        content: of the file.
+        name: of the file, for messages.
+
+    Returns:
+        ``uint8[N, 28, 28, 1]``; labels are not looked at.
+
+    Raises:
+        InputError: a column is missing, or a cell is no whole number in range.
+
+    Example:
+        >>> header = ",".join(f"pixel{i}" for i in range(784))
+        >>> row = ",".join(["0"] * 784)
+        >>> read_csv_images(f"{header}\\n{row}\\n".encode(), "test.csv").shape
+        (1, 28, 28, 1)
+    """
+    try:
+        with io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig") as file:
+            cells = _read_cells(file, name, [_CSV_HEADER[1:], _CSV_HEADER], min_rows=1)
+    except UnicodeDecodeError as error:
+        raise _not_numbers(name, error) from None
+    return _to_image(cells[:, -_NUM_PIXELS:], name)
+
+
+def _read_cells(file: TextIO, name: str, headers: Sequence[list[str]], min_rows: int) -> np.ndarray:
+    """The whole numbers ``int32[N, C]`` below one of the headers, not yet checked for their range."""
+    header = [cell.strip().strip('"') for cell in file.readline(2**16).split(",")]
+    if header not in headers:
+        raise InputError(f"{name}: {_header_problem(header, headers[0])}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file with a header alone, which is said below
+            cells = np.loadtxt(file, delimiter=",", dtype=np.int32, ndmin=2, comments=None)
+    except ValueError as error:
+        raise _not_numbers(name, error) from None
+    if cells.shape[0] < min_rows or cells.shape[1] != len(header):
+        rows = f"{min_rows} row" + "s" * (min_rows > 1)
+        raise InputError(f"{name}: at least {rows} of {len(header)} cells wanted, got {cells.shape}")
+    return cells
+
+
+def _not_numbers(name: str, error: Exception) -> InputError:
+    detail = str(error).split(";")[0].rstrip(".")
+    return InputError(f"{name}: whole numbers wanted in every cell below the header ({detail})")
+
+
+def _to_image(pixels: np.ndarray, name: str) -> np.ndarray:
+    wrong = np.argwhere((pixels < 0) | (pixels > 255))
+    if len(wrong):
+        row, column = wrong[0]
+        raise InputError(f"{name}: pixels must be 0 to 255, got {pixels[row, column]} at example {row}, pixel{column}")
+    return pixels.astype(np.uint8).reshape(-1, *IMAGE_SHAPE)
+
+
+def _header_problem(header: list[str], columns: list[str]) -> str:
+    wanted = f"columns {'label,' * (columns[0] == 'label')}pixel0,...,pixel783 wanted"
+    missing = [name for name in columns if name not in header]
     if missing == ["label"]:
         return f"{wanted}, label is missing (a file without labels is for prediction, not training)"
     if missing:

@@ -1,0 +1,302 @@
+"""From a picture of a handwritten digit to what MNIST would have made of it.
+
+    picture = read_picture(Path("seven.jpg").read_bytes(), "seven.jpg")   # grey, [H, W]
+    image = prepare_image(picture)                                        # uint8[28, 28, 1], light on dark
+
+MNIST's images are black and white scans, cropped to the ink, scaled so that the longer side of the ink is 20 pixels,
+and shifted so that its centre of mass is pixel (14, 14). A classifier knows nothing else, so other pictures are
+brought there first: ink found, light evened out, thin and thick pens made alike.
+
+Reference: http://yann.lecun.com/exdb/mnist/ (how the images were made).
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
+
+from mnist_jax.errors import InputError
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+_MAX_PIXELS = 50_000_000
+_MIN_SIDE = 8
+_MAX_SIDE = 1000  # a larger picture is scaled down when it is read
+_WORKING_SIDE = 240  # ink is looked for at this size
+_MAP_SIDE = 64  # and its background at this one
+
+_WINDOWS = (0.4, 0.2, 0.1)
+_INK_SIDE, _SIDE, _CENTRE = 20, 28, 14
+_MIN_CONTRAST = 16.0  # of 255
+_STROKE_WIDTH = 3.4
+
+
+def read_picture(content: bytes, name: str) -> np.ndarray:
+    """Reads a PNG, JPEG, WebP, BMP, GIF or TIFF picture of any mode as grey.
+
+    Transparency gets the background that the ink stands out from; a photograph is turned upright by its EXIF data.
+
+    Args:
+        content: of the file.
+        name: of the file, for messages.
+
+    Returns:
+        ``float32[H, W]`` in [0, 255]; the longer side at most 1000 pixels, to which larger pictures are scaled down.
+
+    Raises:
+        InputError: it is no such picture, damaged, or of more than 50 million pixels.
+
+    Example:
+        >>> file = io.BytesIO()
+        >>> Image.new("RGB", (6, 4), "white").save(file, "PNG")
+        >>> read_picture(file.getvalue(), "white.png").shape
+        (4, 6)
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+                if image.width * image.height > _MAX_PIXELS:
+                    raise InputError(
+                        f"{name}: at most {_MAX_PIXELS // 10**6} million pixels wanted, "
+                        f"got {image.width}x{image.height}"
+                    )
+                image.draft(None, (_MAX_SIDE, _MAX_SIDE))  # lets JPEG skip what would be scaled away
+                return _to_grey(ImageOps.exif_transpose(image))
+    except InputError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise InputError(f"{name}: at most {_MAX_PIXELS // 10**6} million pixels wanted, got more") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{name}: a PNG, JPEG, WebP, BMP, GIF or TIFF picture wanted, got something else") from None
+    except Exception as error:  # Pillow's decoders raise of every kind over damaged files
+        raise InputError(f"{name}: the picture is damaged or truncated ({' '.join(str(error).split())})") from None
+
+
+def _to_grey(image: Image.Image) -> np.ndarray:
+    if image.mode[0] in "IF":  # 16 or 32 bits a pixel
+        pixels = np.nan_to_num(np.asarray(image, np.float32))
+        image = Image.fromarray(pixels * (255 / max(255.0, float(np.abs(pixels).max()))))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode != "L":
+        image = image.convert("RGB")
+    image.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.BOX)
+    pixels = np.asarray(image, np.float32)
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.shape[2] == 4:
+        pixels = _flatten(pixels)
+    return _project(pixels)
+
+
+def _flatten(pixels: np.ndarray) -> np.ndarray:
+    """Lays ``[H, W, 4]`` on a background: that of the opaque part, or if that is ink alone, what contrasts with it."""
+    colour, alpha = pixels[..., :3], pixels[..., 3:] / 255
+    opaque = colour[alpha[..., 0] > 0.5]
+    background: np.ndarray | float = 255.0
+    if 2 * len(opaque) > alpha.size:
+        background = np.median(opaque, axis=0)
+    elif len(opaque) and opaque.mean() > 127:
+        background = 0.0
+    return colour * alpha + background * (1 - alpha)
+
+
+def _project(pixels: np.ndarray) -> np.ndarray:
+    """``[H, W, 3]`` as grey: the direction in which its colours differ most, so that red on green is seen."""
+    sample = pixels.reshape(-1, 3)[:: max(1, pixels.size // 30_000)].astype(np.float64)
+    _, directions = np.linalg.eigh(np.cov(sample, rowvar=False) + np.eye(3) * 1e-3 + 1e-3)
+    weights = directions[:, -1].astype(np.float32)
+    weights *= np.sign(weights.sum() or 1.0) / np.abs(weights).sum()
+    return pixels @ weights - 255 * min(0.0, float(weights[weights < 0].sum()))
+
+
+def prepare_image(picture: np.ndarray) -> np.ndarray:
+    """What MNIST would have made of a picture of one digit, dark on light or light on dark.
+
+    Args:
+        picture: ``[H, W]`` or ``[H, W, 1]``, grey in [0, 255].
+
+    Returns:
+        ``uint8[28, 28, 1]``, light on dark. An image of MNIST comes out as it is, or nearly.
+
+    Raises:
+        InputError: no ink is found.
+
+    Example:
+        >>> from mnist_jax import load_dataset
+        >>> digit = load_dataset("digits").test.image[0]
+        >>> paper = np.full((300, 400), 230, np.uint8)
+        >>> paper[50:218, 90:258] -= np.kron(digit[..., 0], np.ones((6, 6), np.uint8)) // 2   # dark, off-centre
+        >>> image = prepare_image(paper)
+        >>> image.shape, image.dtype, bool(abs(image.astype(float) - digit).mean() < 12)
+        ((28, 28, 1), dtype('uint8'), True)
+    """
+    grey = np.asarray(picture, np.float32)
+    if grey.ndim == 3 and grey.shape[2] == 1:
+        grey = grey[..., 0]
+    if grey.ndim != 2 or min(grey.shape) < _MIN_SIDE:
+        raise InputError(f"a picture of at least {_MIN_SIDE}x{_MIN_SIDE} grey pixels wanted, got {list(grey.shape)}")
+    if not np.isfinite(grey).all():
+        raise InputError("finite pixels wanted, got NaN or infinity")
+    if _is_prepared(grey):
+        return grey.astype(np.uint8)[..., None]
+    ink = _find_ink(_shrink(grey, _WORKING_SIDE))
+    return _centre(_scale(_even_strokes(ink)))
+
+
+def _is_prepared(grey: np.ndarray) -> bool:
+    """Whether an image is already as MNIST's are: on black, and scaled and centred as they are."""
+    if grey.shape != (_SIDE, _SIDE) or grey.max() < 200:
+        return False
+    centre = ndimage.center_of_mass(grey)
+    return max(_crop(grey, 0.5).shape) == _INK_SIDE and all(abs(middle - _CENTRE) <= 1 for middle in centre)
+
+
+def _shrink(image: np.ndarray, side: int) -> np.ndarray:
+    """Scales down so that the longer side is at most ``side`` pixels."""
+    factor = side / max(image.shape)
+    return image if factor >= 1 else _resize(image, factor)
+
+
+def _resize(image: np.ndarray, factor: float) -> np.ndarray:
+    height, width = (max(1, round(length * factor)) for length in image.shape)
+    filter_ = Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(image).resize((width, height), filter_))
+
+
+def _find_ink(grey: np.ndarray) -> np.ndarray:
+    """The ink of the digit, cropped: ``float32[h, w]`` in [0, 1], 0 where there is none."""
+    if _roughness(grey) > 1:
+        grey = ndimage.gaussian_filter(grey, 1.0)
+    small = _shrink(grey, _MAP_SIDE)
+    dark = _has_dark_ink(small)
+    found = []
+    for window in _WINDOWS:
+        contrast = _contrast(grey, _background(small, dark, window), dark)
+        noise = _roughness(contrast)
+        peak = float(contrast.max())
+        if peak < max(_MIN_CONTRAST, 14 * noise):
+            raise InputError("no ink found: a digit that stands out from its background wanted")
+        mask, inside = _select(contrast, contrast > max(0.2 * peak, 4 * noise))
+        found.append((contrast, mask))
+        if inside and _stroke_width(mask) < 0.6 * window * max(grey.shape):
+            break
+    else:
+        found = found[:1]  # the ink goes on beyond the picture
+    contrast, mask = found[-1]
+    peak = float(np.percentile(contrast[mask], 90))
+    near = ndimage.maximum_filter(mask.view(np.uint8), 3) > 0
+    ink = np.where(near, np.clip(contrast / peak, 0, 1), 0)
+    return _crop(ink, 0.04)
+
+
+def _roughness(image: np.ndarray) -> float:
+    """The noise, as its standard deviation if neighbours are independent."""
+    return 1.05 * float(np.median(np.abs(np.diff(image, axis=1))))
+
+
+def _stroke_width(mask: np.ndarray) -> float:
+    """Mean width of the strokes in pixels: twice their area by the length of their edges."""
+    inner = ndimage.minimum_filter(mask.view(np.uint8), 3)
+    return 2 * np.count_nonzero(mask) / np.count_nonzero(mask > inner)
+
+
+def _has_dark_ink(small: np.ndarray) -> bool:
+    """Whether what stands out from its surroundings is dark: strokes do so to one side, the edges of paper to both."""
+    skewness = 0.0
+    for scale in (0.03, 0.06, 0.12, 0.2):
+        detail = small - ndimage.gaussian_filter(small, scale * max(small.shape), mode="nearest")
+        skewness += float(np.mean(detail**3) / (np.mean(detail**2) + 1e-9) ** 1.5)
+    return skewness < 0
+
+
+def _background(small: np.ndarray, dark: bool, window: float) -> np.ndarray:
+    """What remains of a picture without all that is narrower than the window, a share of the longer side."""
+    size = max(3, round(window * max(small.shape)))
+    morphology = ndimage.grey_closing if dark else ndimage.grey_opening
+    return morphology(small, size=(size, size), mode="nearest")
+
+
+def _contrast(grey: np.ndarray, background: np.ndarray, dark: bool) -> np.ndarray:
+    """How much each pixel stands out from the background, in the direction of the ink: about 0 to 255."""
+    height, width = grey.shape
+    background = np.asarray(Image.fromarray(background).resize((width, height), Image.Resampling.BILINEAR))
+    # Paper reflects a share of the light that falls on it.
+    contrast = 255 * (1 - grey / np.maximum(background, 32)) if dark else grey - background
+    flat = contrast[contrast < _MIN_CONTRAST]
+    return contrast - np.median(flat) if flat.size else contrast
+
+
+def _select(ink: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The parts of the mask that make up the digit, not specks nor the edge of the paper; and whether that is clear."""
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    mass = np.bincount(labels.ravel(), ink.ravel(), count + 1)[1:]
+    boxes = np.array(
+        [[(rows.start, columns.start), (rows.stop, columns.stop)] for rows, columns in ndimage.find_objects(labels)]
+    )
+    sides = [np.bincount(side, minlength=count + 1)[1:] for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1])]
+    contact = np.sum(sides, axis=0)
+    inside = np.where(contact == 0, mass, 0)
+    if inside.max() > 0.1 * mass.max():
+        across = np.count_nonzero(sides, axis=0) > 1
+        along = contact > (boxes[:, 1] - boxes[:, 0]).max(axis=1) / 3
+        mass = np.where(across | along, 0, mass)
+        first = int(inside.argmax())
+    else:
+        first = int(mass.argmax())
+    kept = mass < 0
+    kept[first] = True
+    large = mass > 0.01 * mass[first]
+    while True:
+        start, stop = boxes[kept, 0].min(0), boxes[kept, 1].max(0)
+        gap = np.maximum(boxes[:, 0] - stop, start - boxes[:, 1]).max(axis=1)
+        near = large & (gap <= 0.3 * (stop - start).max())
+        if (near <= kept).all():
+            return np.concatenate([[False], kept])[labels], bool(contact[first] == 0)
+        kept |= near
+
+
+def _crop(ink: np.ndarray, threshold: float) -> np.ndarray:
+    rows, columns = np.flatnonzero((ink > threshold).any(1)), np.flatnonzero((ink > threshold).any(0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _even_strokes(ink: np.ndarray) -> np.ndarray:
+    """Makes strokes that are thinner or thicker than MNIST's as thin or thick as those; others stay as they are."""
+    unit = 4  # pixels here for one of the 20
+    mask = np.pad(_resize(ink, unit * _INK_SIDE / max(ink.shape)) > 0.5, 3 * unit)
+    inside = ndimage.distance_transform_edt(mask)
+    width = 4 * float(inside[mask].mean()) / unit
+    # Scaling to 20 pixels afterwards changes the width again.
+    margin = (_STROKE_WIDTH - width) / (2 - 2 * _STROKE_WIDTH / _INK_SIDE) * unit
+    distance = inside - ndimage.distance_transform_edt(~mask) + margin
+    # What is thin already keeps a line down its middle.
+    middle = (inside == ndimage.maximum_filter(inside, 3)) & mask & (distance < 0.8 * unit)
+    if middle.any():
+        line = 0.8 * unit - ndimage.distance_transform_edt(~middle)
+        distance = np.maximum(distance, np.where(mask, line, -1))
+    return _crop(np.clip(distance + 0.5, 0, 1).astype(np.float32), 0.5)
+
+
+def _scale(ink: np.ndarray) -> np.ndarray:
+    """Scales the longer side to 20 pixels, and the lightest of them to 1."""
+    scaled = ink if max(ink.shape) == _INK_SIDE else _resize(ink, _INK_SIDE / max(ink.shape))
+    return np.clip(scaled / scaled.max(), 0, 1)
+
+
+def _centre(ink: np.ndarray) -> np.ndarray:
+    """Puts the centre of mass on pixel (14, 14) of 28x28."""
+    height, width = ink.shape
+    image = np.zeros((_SIDE, _SIDE), np.float32)
+    centre = ndimage.center_of_mass(ink)
+    top, left = (
+        min(max(0, round(_CENTRE - middle)), _SIDE - length)
+        for middle, length in zip(centre, (height, width), strict=True)
+    )
+    image[top : top + height, left : left + width] = ink
+    return np.round(255 * image).astype(np.uint8)[..., None]
