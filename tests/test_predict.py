@@ -1,272 +1,281 @@
-import dataclasses
+import concurrent.futures
 import io
 import json
-import re
-import shutil
-import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import jax
-import matplotlib.figure
 import numpy as np
 import pytest
-from conftest import make_split
-from matplotlib.image import imread
+from conftest import make_arrays
 from PIL import Image
+from test_files import HEADER, write_csv
 
-from mnist_jax import InputError, Predictor, TrainConfig, evaluate_dataset, fit, load_dataset, load_run, predict_image
+from mnist_jax import InputError, TrainConfig, build_state, fit, load_dataset, load_run
 from mnist_jax.data import class_names_of
-from mnist_jax.predict import main
-from mnist_jax.preprocess import prepare_image
+from mnist_jax.evaluation import evaluate_dataset
+from mnist_jax.predict import Predictor, _program, _to_line, main, predict_image
+from mnist_jax.preprocess import prepare_image, read_picture
 
-CONFIG = TrainConfig(data="digits", hidden_sizes=(32,), epochs=6, quiet=True)
-HEADER = ",".join(f"pixel{index}" for index in range(784))
+SEVEN = Path(__file__).parent / "images" / "seven.jpg"
+NO_LABEL = HEADER.removeprefix("label,")
+
+
+@pytest.fixture(scope="module")
+def state():
+    return build_state(TrainConfig(hidden_sizes=(8,)))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    with jax.numpy_dtype_promotion("standard"):
-        return fit(dataclasses.replace(CONFIG, workdir=str(tmp_path_factory.mktemp("runs") / "run"))).workdir
+    """The directory of a run on the embedded digits."""
+    workdir = str(tmp_path_factory.mktemp("runs") / "digits")
+    fit(TrainConfig(data="digits", hidden_sizes=(64,), learning_rate=3e-3, epochs=20, workdir=workdir, quiet=True))
+    return workdir
 
 
-@pytest.fixture(scope="module")
-def state(run):
-    return load_run(run)[1]
+@pytest.fixture
+def picture(tmp_path, monkeypatch):
+    """The name of a picture in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    Path("seven.jpg").write_bytes(SEVEN.read_bytes())
+    return "seven.jpg"
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits").test
+@pytest.fixture
+def csv(tmp_path, monkeypatch):
+    """The name of a Kaggle CSV in the current directory, of 14 images."""
+    monkeypatch.chdir(tmp_path)
+    write_digits("test.csv", load_dataset("digits").test.image[:14])
+    return "test.csv"
 
 
-def to_png(image):
-    file = io.BytesIO()
-    Image.fromarray(np.asarray(image, np.uint8)).save(file, "PNG")
-    return file.getvalue()
+def write_digits(name, image):
+    lines = [NO_LABEL, *(",".join(map(str, row)) for row in image.reshape(len(image), -1))]
+    Path(name).write_text("\n".join(lines) + "\n")
 
 
-def draw(digit, size=6):
-    """An image of MNIST's kind as dark ink on a larger light sheet."""
-    sheet = np.full((300, 400), 230.0)
-    ink = np.kron(digit[..., 0], np.ones((size, size))) / 255
-    sheet[20 : 20 + len(ink), 90 : 90 + len(ink)] -= 200 * ink
-    return sheet.astype(np.uint8)
+def set_stdin(monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
 
 
-def write_csv(path, image, label=None):
-    rows = image.reshape(len(image), -1)
-    header = HEADER
-    if label is not None:
-        rows, header = np.column_stack([label, rows]), f"label,{HEADER}"
-    np.savetxt(path, rows, fmt="%d", delimiter=",", header=header, comments="")
-    return path
+@pytest.mark.parametrize("num_images", [1, 2, 99, 100, 101, 297])
+def test_each_image_is_classified_once(state, num_images):
+    test = load_dataset("digits").test
+    expected = jax.nn.softmax(evaluate_dataset(state, test).logits)[:num_images]
+    found = Predictor(state).classify(test.image[:num_images])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_many_images_are_classified_as_they_are_evaluated(state, digits):
-    predictor = Predictor(state)
-    expected = evaluate_dataset(state, digits).probabilities
-    for count in (297, 101, 100, 2):
-        np.testing.assert_allclose(predictor.classify(digits.image[:count]), expected[:count], rtol=1e-4, atol=1e-6)
-    one_by_one = np.concatenate([predictor.classify(image[None]) for image in digits.image[:5]])
-    np.testing.assert_allclose(one_by_one, expected[:5], rtol=1e-4, atol=1e-6)
+def test_two_programs_are_compiled_whatever_the_number_of_images(state):
+    image = load_dataset("digits").test.image
+    _program().clear_cache()
+    for num_images in (1, 1, 2, 50, 100, 101, 297):
+        Predictor(state).classify(image[:num_images])
+    assert _program()._cache_size() == 2
 
 
-def test_a_picture_may_be_an_array_bytes_or_a_file(state, digits, tmp_path):
-    sheet = draw(digits.image[3])
-    (tmp_path / "digit.png").write_bytes(to_png(sheet))
-    image = prepare_image(sheet)
+def test_the_average_of_the_parameters_is_what_predicts(state):
+    averaged = state.replace(params=jax.tree.map(lambda x: 0 * x, state.params), ema_params=state.params)
+    image = load_dataset("digits").test.image[:3]
+    np.testing.assert_array_equal(Predictor(averaged).classify(image), Predictor(state).classify(image))
+
+
+def test_a_picture_may_be_an_array_or_bytes_or_a_path(state):
+    image = prepare_image(read_picture(SEVEN.read_bytes(), "seven.jpg"))
     expected = Predictor(state).classify(image[None])[0]
-    for picture in (sheet, to_png(sheet), tmp_path / "digit.png", str(tmp_path / "digit.png")):
-        prediction = predict_image(state, picture, class_names="abcdefghij")
-        np.testing.assert_array_equal(prediction.image, image)
+    for picture in (SEVEN, str(SEVEN), SEVEN.read_bytes(), read_picture(SEVEN.read_bytes(), "seven.jpg")):
+        prediction = predict_image(state, picture, class_names=tuple("abcdefghij"))
         np.testing.assert_array_equal(prediction.probabilities, expected)
-        assert prediction.label == expected.argmax() == digits.label[3]
+        np.testing.assert_array_equal(prediction.image, image)
+        assert prediction.label == expected.argmax()
         assert prediction.class_name == "abcdefghij"[prediction.label]
 
 
-def test_several_threads_may_ask_at_once(state, digits):
-    predictor = Predictor(state)
-    sheets = [draw(image) for image in digits.image[:8]]
-    expected = [predictor(sheet).probabilities for sheet in sheets]
-    found = [None] * 8
-
-    def ask(index):
-        found[index] = predictor(sheets[index]).probabilities
-
-    threads = [threading.Thread(target=ask, args=(index,)) for index in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    np.testing.assert_array_equal(found, expected)
+def test_threads_may_share_a_predictor(state):
+    predictor, image = Predictor(state), load_dataset("digits").test.image[:40]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(predictor, image))
+    one_by_one = [predictor(each).probabilities for each in image]
+    np.testing.assert_array_equal([each.probabilities for each in found], one_by_one)
 
 
-def test_what_cannot_be_read_is_said(state, tmp_path):
-    with pytest.raises(InputError, match="no ink found"):
-        predict_image(state, np.full((50, 50), 255, np.uint8))
-    with pytest.raises(InputError, match=r"^the picture: .* wanted, got something else$"):
-        predict_image(state, b"no picture")
-    with pytest.raises(InputError, match=r"absent.png: cannot be read \(No such file or directory\)$"):
-        predict_image(state, tmp_path / "absent.png")
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        ("missing.png", r"^missing.png: cannot be read \(No such file or directory\)$"),
+        (b"hello", "^the picture: a PNG, .* or TIFF picture wanted, got something else$"),
+        (np.zeros((28, 28)), "^no ink found"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(state, picture, message):
+    with pytest.raises(InputError, match=message):
+        predict_image(state, picture)
 
 
-def parse_line(line):
-    """File, class and percentages by class of a line of the command."""
-    name, label, percent, rest = re.fullmatch(r"(.+?)  +(\S+) +(\d+\.\d) %(?:   \((.*)\))?", line).groups()
-    others = [part.split() for part in rest.split(", ")] if rest else []
-    return name, label, {label: percent, **{other: value for other, value, _ in others}}
-
-
-def test_the_command_prints_a_line_for_each_file(run, state, digits, tmp_path, capsys):
-    names = ["a.png", "a longer name.png"]
-    for name, image in zip(names, digits.image, strict=False):
-        (tmp_path / name).write_bytes(to_png(draw(image)))
-    assert main([str(run), *(str(tmp_path / name) for name in names)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    for line, name, image in zip(lines, names, digits.image, strict=False):
-        prediction = predict_image(state, draw(image))
-        file, label, percentages = parse_line(line)
-        assert (file, label) == (str(tmp_path / name), prediction.class_name)
-        order = np.argsort(-prediction.probabilities, kind="stable")[:3]
-        wanted = {str(k): f"{100 * prediction.probabilities[k]:.1f}" for k in order}
-        shown = {k: value for k, value in wanted.items() if k == label or prediction.probabilities[int(k)] >= 0.0005}
-        assert percentages == shown
-
-
-def test_json_is_an_object_a_line(run, state, digits, tmp_path, capsys):
-    (tmp_path / "one.png").write_bytes(to_png(draw(digits.image[0])))
-    csv = write_csv(tmp_path / "test.csv", digits.image[:3])
-    assert main([str(run), str(tmp_path / "one.png"), str(csv), "--json"]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    prediction = predict_image(state, draw(digits.image[0]))
-    assert lines[0] == {
-        "file": str(tmp_path / "one.png"),
-        "label": prediction.label,
-        "class_name": str(prediction.label),
-        "probabilities": prediction.probabilities.tolist(),
-    }
-    expected = Predictor(state).classify(digits.image[:3])
-    assert [line["row"] for line in lines[1:]] == [0, 1, 2]
-    assert [line["probabilities"] for line in lines[1:]] == expected.tolist()
-    assert {line["file"] for line in lines[1:]} == {str(csv)}
-
-
-@pytest.mark.parametrize("with_label", [False, True])
-def test_the_rows_of_a_csv_are_predicted_as_they_are(run, state, digits, tmp_path, capsys, with_label):
-    label = np.zeros(5, int) if with_label else None
-    csv = write_csv(tmp_path / "some.csv", digits.image[:5], label)
-    assert main([str(run), str(csv)]) == 0
-    lines = [parse_line(line) for line in capsys.readouterr().out.splitlines()]
-    expected = evaluate_dataset(state, digits).predictions[:5]
-    assert [line[:2] for line in lines] == [(f"{csv}[{row}]", str(k)) for row, k in enumerate(expected)]
-
-
-def test_a_submission_is_what_kaggle_wants(run, state, digits, tmp_path, capsys):
-    csv = write_csv(tmp_path / "test.csv", digits.image)
-    output = tmp_path / "submission.csv"
-    assert main([str(run), str(csv), "--submission", str(output)]) == 0
-    assert capsys.readouterr() == ("", f"297 predictions are in {output}\n")
-    expected = evaluate_dataset(state, digits).predictions
-    assert output.read_text() == "ImageId,Label\n" + "".join(f"{n},{k}\n" for n, k in enumerate(expected, start=1))
-    assert main([str(run), str(csv), "--submission", str(output)]) == 2
-    assert capsys.readouterr().err == f"error: --submission must name a new file, got the existing {output}\n"
-
-
-@pytest.mark.parametrize("kind", ["picture", "csv"])
-def test_stdin_is_a_picture_or_a_csv(run, state, digits, tmp_path, kind):
-    content, expected = to_png(draw(digits.image[0])), [predict_image(state, draw(digits.image[0])).label]
-    if kind == "csv":
-        content = write_csv(tmp_path / "test.csv", digits.image[:2]).read_bytes()
-        expected = evaluate_dataset(state, digits).predictions[:2].tolist()
-    command = [sys.executable, "-m", "mnist_jax.predict", str(run), "-", "--json"]
-    done = subprocess.run(command, input=content, capture_output=True, cwd=tmp_path, check=True)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["label"] for line in lines] == expected
-    assert [(line["file"], line.get("row")) for line in lines] == (
-        [("stdin", None)] if kind == "picture" else [("stdin", 0), ("stdin", 1)]
+def test_a_line_for_each_picture(run, picture, capsys):
+    Image.new("L", (40, 40), 255).save("a.png")
+    Path("longer-name.jpg").write_bytes(SEVEN.read_bytes())
+    assert main([run, picture, "a.png", "missing.png", "longer-name.jpg"]) == 2
+    out, err = capsys.readouterr()
+    prediction = predict_image(load_run(run)[1], picture)
+    line = _to_line(prediction, tuple("0123456789"))
+    assert out == f"seven.jpg        {line}\nlonger-name.jpg  {line}\n"
+    assert err == (
+        "error: a.png: no ink found: a digit that stands out from its background wanted\n"
+        "error: missing.png: cannot be read (No such file or directory)\n"
     )
 
 
-def test_show_writes_beside_the_picture_and_over_nothing(run, digits, tmp_path, capsys, monkeypatch):
-    shown = []
-    save = matplotlib.figure.Figure.savefig
-
-    def spy(figure, *args, **options):
-        shown.append([axes.images[0].get_array() for axes in figure.axes])
-        save(figure, *args, **options)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", spy)
-    sheet = draw(digits.image[0])
-    (tmp_path / "one.png").write_bytes(to_png(sheet))
-    (tmp_path / "one-seen.png").write_text("precious")
-    for number in (2, 3):
-        assert main([str(run), str(tmp_path / "one.png"), "--show"]) == 0
-        path = tmp_path / f"one-seen-{number}.png"
-        assert capsys.readouterr().err == f"{tmp_path / 'one.png'}: see {path}\n"
-        assert imread(path).shape[1] == 840
-    assert (tmp_path / "one-seen.png").read_text() == "precious"
-    for picture, seen in shown:
-        np.testing.assert_allclose(picture, sheet)
-        np.testing.assert_array_equal(seen, prepare_image(sheet)[..., 0])
+def test_the_line_names_the_likely_classes(state):
+    prediction = Predictor(state).name(np.zeros(0), np.array([0.1, 0.85, 0.0496, 0.0004], np.float32))
+    assert _to_line(prediction, ("zero", "one", "two", "three")) == "one     85.0 %   (zero 10.0 %, two 5.0 %)"
+    prediction = Predictor(state).name(np.zeros(0), np.array([0.0001, 0.9999], np.float32))
+    assert _to_line(prediction, ("no", "yes")) == "yes  100.0 %"
 
 
-def test_one_bad_file_does_not_stop_the_others(run, digits, tmp_path, capsys):
-    (tmp_path / "good.png").write_bytes(to_png(draw(digits.image[0])))
-    (tmp_path / "blank.png").write_bytes(to_png(np.full((40, 40), 255)))
-    (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "short.csv").write_text("pixel0,pixel1\n1,2\n")
-    names = ["absent.png", "blank.png", "text.png", "short.csv", "good.png"]
-    assert main([str(run), *(str(tmp_path / name) for name in names)]) == 2
-    captured = capsys.readouterr()
-    assert [parse_line(line)[0] for line in captured.out.splitlines()] == [str(tmp_path / "good.png")]
-    absent, blank, text, short = captured.err.splitlines()
-    assert absent == f"error: {tmp_path / 'absent.png'}: cannot be read (No such file or directory)"
-    assert blank.startswith(f"error: {tmp_path / 'blank.png'}: no ink found")
-    assert text.startswith(f"error: {tmp_path / 'text.png'}: a PNG, JPEG, WebP, BMP, GIF or TIFF picture wanted")
-    assert short.startswith(f"error: {tmp_path / 'short.csv'}: columns pixel0,...,pixel783 wanted")
+def test_json_lines(run, picture, csv, capsys):
+    assert main([run, picture, csv, "--json"]) == 0
+    first, *others = map(json.loads, capsys.readouterr().out.splitlines())
+    predictor = Predictor(load_run(run)[1])
+    prediction = predictor(picture)
+    assert list(first) == ["file", "label", "class_name", "probabilities"]
+    assert (first["file"], first["label"], first["class_name"]) == (picture, prediction.label, prediction.class_name)
+    np.testing.assert_allclose(first["probabilities"], prediction.probabilities, rtol=1e-6)
+    assert [(each["file"], each["row"]) for each in others] == [(csv, row) for row in range(14)]
+    expected = predictor.classify(load_dataset("digits").test.image[:14])
+    np.testing.assert_allclose([each["probabilities"] for each in others], expected, rtol=1e-6)
+
+
+def test_rows_of_a_csv_are_read_as_they_are(run, csv, capsys):
+    assert main([run, csv]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    labels = Predictor(load_run(run)[1]).classify(load_dataset("digits").test.image[:14]).argmax(axis=1)
+    assert [line.split()[:2] for line in lines] == [[f"test.csv[{i}]", str(label)] for i, label in enumerate(labels)]
+    assert len({line.index(" %") for line in lines}) == 1
+    assert (labels == load_dataset("digits").test.label[:14]).mean() > 0.7  # the run has learnt something
+
+
+def test_a_csv_with_labels_or_a_damaged_one(run, picture, capsys):
+    arrays = make_arrays(4)
+    write_csv(Path("train.csv"), arrays["train_label"], arrays["train_image"].reshape(4, -1))
+    write_csv(Path("bad.csv"), [0], [[300] * 784])
+    Path("other.csv").write_text("a,b\n1,2\n")
+    assert main([run, "train.csv", "bad.csv", "other.csv"]) == 2
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 4
+    assert err == (
+        "error: bad.csv: pixels must be 0 to 255, got 300 at example 0, pixel0\n"
+        "error: other.csv: columns pixel0,...,pixel783 wanted, missing pixel0 and 783 more\n"
+    )
+
+
+def test_stdin_is_told_apart_by_its_content(run, csv, monkeypatch, capsys):
+    set_stdin(monkeypatch, SEVEN.read_bytes())
+    assert main([run, "-", "--json"]) == 0
+    (found,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (found["file"], "row" in found) == ("stdin", False)
+    set_stdin(monkeypatch, Path(csv).read_bytes())
+    assert main([run, "-", "--json"]) == 0
+    assert [json.loads(line)["row"] for line in capsys.readouterr().out.splitlines()] == [*range(14)]
+    set_stdin(monkeypatch, b"neither")
+    assert main([run, "-"]) == 2
+    assert capsys.readouterr().err.startswith("error: stdin: a PNG, JPEG")
+
+
+def test_show_writes_a_picture_and_overwrites_none(run, picture, monkeypatch, capsys):
+    for name in ("seven-seen.png", "seven-seen-2.png"):
+        assert main([run, picture, "--show"]) == 0
+        assert capsys.readouterr().err == f"seven.jpg: see {name}\n"
+    first, second = (np.asarray(Image.open(name)) for name in ("seven-seen.png", "seven-seen-2.png"))
+    np.testing.assert_array_equal(first, second)
+    assert first.std() > 50
+    set_stdin(monkeypatch, SEVEN.read_bytes())
+    assert main([run, "-", "--show"]) == 0
+    assert Path("stdin-seen.png").exists()
+
+
+def test_show_takes_no_csv(run, picture, csv, capsys):
+    assert main([run, csv, picture, "--show"]) == 2
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [
+        "error: test.csv: --show takes pictures, got a CSV file",
+        "seven.jpg: see seven-seen.png",
+    ]
+    assert len(out.splitlines()) == 1
+
+
+def test_a_picture_that_cannot_be_shown_there_is_one_line(run, picture, monkeypatch, capsys):
+    def open_to_read(path, mode="r", *args, original=Path.open, **kwargs):
+        if "x" in mode:
+            raise PermissionError(13, "Permission denied")
+        return original(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_to_read)
+    assert main([run, picture, "--show"]) == 2
+    assert capsys.readouterr().err == "error: seven-seen.png: cannot be written (Permission denied)\n"
+
+
+def test_a_submission_for_kaggle(run, csv, capsys):
+    assert main([run, csv, "--submission", "out.csv"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "14 predictions are in out.csv\n")
+    labels = Predictor(load_run(run)[1]).classify(load_dataset("digits").test.image[:14]).argmax(axis=1)
+    lines = ["ImageId,Label", *(f"{number},{label}" for number, label in enumerate(labels, start=1))]
+    assert Path("out.csv").read_text() == "\n".join(lines) + "\n"
+    assert main([run, csv, "--submission", "out.csv"]) == 2
+    assert capsys.readouterr().err == "error: --submission must name a new file, got the existing out.csv\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "submission", "message"),
+    [
+        (["test.csv", "test.csv"], "out.csv", "--submission takes one CSV file, got 2 files"),
+        ([str(SEVEN)], "out.csv", f"{SEVEN}: --submission takes a CSV file, got something else"),
+        (["test.csv"], "no/out.csv", "--submission no/out.csv: cannot be written (No such file or directory)"),
+    ],
+)
+def test_a_submission_that_cannot_be_made_is_one_line(run, csv, files, submission, message, capsys):
+    assert main([run, *files, "--submission", submission]) == 2
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+    assert not Path(submission).exists()
+
+
+def test_class_names_are_those_of_the_data(run, picture, capsys):
+    config = Path(run) / "config.json"
+    text = config.read_text()
+    try:
+        config.write_text(text.replace('"digits"', '"fashion_mnist"'))
+        assert main([run, picture, "--json"]) == 0
+    finally:
+        config.write_text(text)
+    found = json.loads(capsys.readouterr().out)
+    assert found["class_name"] == class_names_of("fashion_mnist")[found["label"]]
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere", "one.png"], "nowhere: a run with a config.json wanted, found none"),
-        (["RUN"], "the following arguments are required: FILE"),
-        (["RUN", "some.csv", "--show"], "some.csv: --show takes pictures, got a CSV file"),
-        (["RUN", "one.png", "--submission", "new.csv"], "one.png: --submission takes a CSV file, got something else"),
-        (["RUN", "a.csv", "b.csv", "--submission", "new.csv"], "--submission takes one CSV file, got 2 files"),
-        (["RUN", "some.csv", "--submission", "no/new.csv"], "--submission no/new.csv: cannot be written .No such .*"),
+        ([], "the following arguments are required: RUN, FILE"),
+        (["nowhere"], "the following arguments are required: FILE"),
+        (["nowhere", "seven.jpg"], "nowhere: a run with a config.json wanted, found none"),
+        (["nowhere", "seven.jpg", "--bogus"], "unrecognized arguments: --bogus"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(run, digits, tmp_path, monkeypatch, capsys, args, message):
-    monkeypatch.chdir(tmp_path)
-    Path("one.png").write_bytes(to_png(draw(digits.image[0])))
-    write_csv("some.csv", digits.image[:2])
-    assert main([str(run) if arg == "RUN" else arg for arg in args]) == 2
-    captured = capsys.readouterr()
-    assert re.fullmatch(f"error: {message}\n", captured.err)
-    assert captured.out == ""
-    assert not Path("new.csv").exists()
+def test_a_wrong_command_is_one_line(args, message, capsys):
+    assert main(args) == 2
+    assert capsys.readouterr() == ("", f"error: {message}\n")
 
 
-def test_classes_have_the_names_of_the_data(run, digits, tmp_path, capsys):
-    shutil.copytree(run, tmp_path / "run")
-    config = json.loads((run / "config.json").read_text())
-    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "data": "fashion_mnist"}))
-    csv = write_csv(tmp_path / "test.csv", make_split(1).image)
-    assert main([str(tmp_path / "run"), str(csv), "--json"]) == 0
-    line = json.loads(capsys.readouterr().out)
-    assert line["class_name"] == class_names_of("fashion_mnist")[line["label"]]
+def test_help_does_not_import_jax(run_python):
+    code = "import sys, mnist_jax.predict as p\ntry: p.main(['--help'])\nexcept SystemExit as e: print(e.code)\n"
+    done = run_python("-c", code + "print([name for name in ('jax', 'matplotlib') if name in sys.modules])")
+    assert done.stdout.startswith("usage: python -m mnist_jax.predict")
+    assert done.stdout.splitlines()[-2:] == ["0", "[]"]
 
 
-def test_the_photograph_of_the_readme_is_read(run):
-    picture = Path(__file__).parent / "images" / "seven.jpg"
-    assert predict_image(load_run(run)[1], picture).label == 7
-
-
-def test_help_does_not_wait_for_jax(run_python):
-    code = "import sys\nfrom mnist_jax.predict import main\ntry: main(['--help'])\nfinally: print('jax' in sys.modules)"
-    done = run_python("-c", code)
-    assert "usage: python -m mnist_jax.predict" in done.stdout
-    assert done.stdout.splitlines()[-1] == "False"
+def test_the_sample_picture_is_a_small_photograph_of_a_seven():
+    assert SEVEN.stat().st_size < 30_000
+    with Image.open(SEVEN) as image:
+        assert (image.mode, image.size) == ("RGB", (480, 360))
