@@ -19,7 +19,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +76,7 @@ def evaluate_run(
 
     Returns:
         All numbers. ``content["seconds"]`` holds wall seconds: ``start`` (imports, data, checkpoint), ``evaluate``,
-        ``write`` and ``total``.
+        ``write`` (figures and files, with the rest of the gradient norms) and ``total``.
 
     Raises:
         InputError: there is no such run, its checkpoint or the data cannot be read, or nothing can be written.
@@ -92,47 +92,52 @@ def evaluate_run(
     """
     started = time.perf_counter()
     with ThreadPoolExecutor() as pool:  # what is imported while JAX starts and the checkpoint is read
-        for module in ("sklearn.metrics", "matplotlib.figure", "tensorboardX"):
+        for module in ("sklearn.metrics", "matplotlib.backends.backend_agg", "tensorboardX"):
             pool.submit(importlib.import_module, module)
         from mnist_jax.build import load_run
         from mnist_jax.evaluation import evaluate_dataset
         from mnist_jax.per_example import per_example_gradient_norms
+        from mnist_jax.report import show_in_tensorboard
 
         config, state = load_run(run)
         dataset = load_dataset(
             data or config.data, data_dir=data_dir or config.data_dir, num_validation=config.num_validation
         )
+    from tensorboardX import SummaryWriter
 
     begun = time.perf_counter()
     seconds = {"start": begun - started}
     examples: Split = getattr(dataset, split)
-    evaluation = evaluate_dataset(state, examples)
-    gradient_norms = np.asarray(per_example_gradient_norms(state, examples))
-    content = {
-        "run": os.fspath(run),
-        "model": config.model,
-        "step": int(state.step),
-        "dataset": dataset.name,
-        "split": split,
-        **describe(evaluation, dataset.class_names),
-    }
-    seconds["evaluate"] = time.perf_counter() - begun
-
-    begun = time.perf_counter()
     directory = Path(run)
     if split != "test" or dataset.identity() != read_data(directory):
         directory /= f"{dataset.name.replace('/', '-')}-{split}"
-    with lock_directory(directory):
-        write_whole(directory / "examples.csv", _examples_csv(evaluation, gradient_norms))
+    with lock_directory(directory), ThreadPoolExecutor() as pool:
+        gradient_norms = pool.submit(per_example_gradient_norms, state, examples)  # goes on while figures are drawn
+        evaluation = evaluate_dataset(state, examples)
+        content = {
+            "run": os.fspath(run),
+            "model": config.model,
+            "step": int(state.step),
+            "dataset": dataset.name,
+            "split": split,
+            **describe(evaluation, dataset.class_names),
+        }
+        seconds["evaluate"] = time.perf_counter() - begun
+
+        begun = time.perf_counter()
         figures = _draw_figures(directory / "figures", evaluation, examples.image, content, dataset.class_names)
-        _write_events(directory, figures.values(), int(state.step))
+        with SummaryWriter(str(directory)) as board:
+            for path in figures.values():
+                show_in_tensorboard(board, path, int(state.step))
         curves = Path(run, "figures", "learning_curves.png")
         if curves.exists():
             figures["learning curves"] = curves
         write_whole(directory / "report.html", html_report(content, figures, config))
+        write_whole(directory / "examples.csv", _examples_csv(evaluation, np.asarray(gradient_norms.result())))
         seconds |= {"write": time.perf_counter() - begun, "total": time.perf_counter() - started}
-        write_whole(directory / "evaluation.json", json.dumps(content | {"seconds": seconds}, indent=2) + "\n")
-    return RunReport(content | {"seconds": seconds}, evaluation, directory)
+        content["seconds"] = seconds
+        write_whole(directory / "evaluation.json", json.dumps(content, indent=2) + "\n")
+    return RunReport(content, evaluation, directory)
 
 
 def describe(evaluation: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:
@@ -240,16 +245,6 @@ def _draw_figures(
         shown = list(indices)
         example_grid(image[shown], label[shown], logits[shown], class_names, figures[name], title)
     return figures
-
-
-def _write_events(directory: Path, figures: Iterable[Path], step: int) -> None:
-    """Shows the figures in TensorBoard."""
-    from matplotlib.image import imread
-    from tensorboardX import SummaryWriter
-
-    with SummaryWriter(str(directory)) as board:
-        for path in figures:
-            board.add_image(path.stem, imread(path), step, dataformats="HWC")
 
 
 def results_table(content: Mapping[str, Any]) -> str:

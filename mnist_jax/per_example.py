@@ -182,7 +182,7 @@ def per_example_margins(state: TrainState, split: Split, batch_size: int = 1000)
     return _map_examples(one_example_margin, state, split, batch_size)
 
 
-def per_example_gradient_norms(state: TrainState, split: Split, batch_size: int = 100) -> jax.Array:
+def per_example_gradient_norms(state: TrainState, split: Split, batch_size: int = 50) -> jax.Array:
     """The Euclidean norm of each example's gradient by all parameters.
 
     Args:

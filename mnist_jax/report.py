@@ -18,6 +18,7 @@ from mnist_jax.calibration import Calibration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from tensorboardX import SummaryWriter
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -71,7 +72,8 @@ def confusion_matrix(
     axes.imshow(shares, cmap="Blues", norm=norm)
     for (true, predicted), count in np.ndenumerate(counts):
         color = "white" if norm(shares[true, predicted]) > 0.6 else "black" if count else "lightgrey"
-        axes.text(predicted, true, f"{count}", ha="center", va="center", color=color)
+        text = axes.text(predicted, true, f"{count}", ha="center", va="center", color=color)
+        text.set_in_layout(False)  # which takes time for each text, and these lie inside
     axes.set_xticks(range(num_classes), class_names)
     axes.set_yticks(range(num_classes), class_names)
     if max(map(len, class_names)) > 2:
@@ -111,7 +113,7 @@ def example_grid(
         canvas[top : top + 30, left : left + 30] = 40
         canvas[top + 1 : top + 29, left + 1 : left + 29] = pixels[..., 0]
         predicted = probability.argmax()
-        axes.text(
+        text = axes.text(
             left + 14.5,
             top - 2,
             f"true {class_names[true]}\npredicted {class_names[predicted]}\n{probability[predicted]:.1%}",
@@ -119,6 +121,7 @@ def example_grid(
             ha="center",
             color="black" if predicted == true else "firebrick",
         )
+        text.set_in_layout(False)
     axes.imshow(canvas, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
     _save(figure, path)
 
@@ -132,7 +135,7 @@ def reliability_diagram(calibration: Calibration, path: Path, title: str) -> Non
         title: above both panels.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import NullFormatter, PercentFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     figure.suptitle(title)
@@ -145,10 +148,11 @@ def reliability_diagram(calibration: Calibration, path: Path, title: str) -> Non
     accuracy.plot([0, 1], [0, 1], ":", color="grey", linewidth=1, label="perfect calibration")
     accuracy.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    accuracy.legend(loc="upper left")
+    figure.legend(loc="outside lower center", ncols=3)
     count.bar(height=calibration.count[filled], color="tab:blue", **place)
     count.set(xlabel="confidence", ylabel="examples", xlim=(0, 1), yscale="log")
     count.set_ylim(bottom=0.5)
+    count.yaxis.set(major_formatter=StrMethodFormatter("{x:,.0f}"), minor_formatter=NullFormatter())
     for axes in (accuracy, count):
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(alpha=0.3)
@@ -219,6 +223,16 @@ def sweep_results(
         legend |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, fontsize=8)
     _save(figure, path)
+
+
+def show_in_tensorboard(board: SummaryWriter, path: Path, step: int) -> None:
+    """Adds a PNG to the events of a run under the stem of its name, as it is: ``add_image`` would encode it anew."""
+    from matplotlib.image import imread
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    height, width, channels = imread(path).shape
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=path.read_bytes())
+    board.file_writer.add_summary(Summary(value=[Summary.Value(tag=path.stem, image=image)]), step)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -131,11 +131,10 @@ def fit(config: TrainConfig) -> Run:
                 part.result()
         seconds |= {"compile": time.perf_counter() - begun, "train": 0.0, "evaluate": 0.0}
 
-        from matplotlib.image import imread
         from tensorboardX import SummaryWriter
 
         from mnist_jax.checkpoint import restore_checkpoint, save_checkpoint, saved_steps
-        from mnist_jax.report import learning_curves
+        from mnist_jax.report import learning_curves, show_in_tensorboard
 
         history: list[dict[str, Any]] = []
         if workdir.saved is not None and not saved_steps(workdir.checkpoints):
@@ -211,7 +210,7 @@ def fit(config: TrainConfig) -> Run:
 
             curves = workdir.path / "figures" / "learning_curves.png"
             learning_curves(history, curves, f"{config.model} on {dataset.name}")
-            board.add_image(curves.stem, imread(curves), int(state.step), dataformats="HWC")
+            show_in_tensorboard(board, curves, int(state.step))
         seconds["total"] = time.perf_counter() - started
         summary = _summary(config, dataset, state, history[-1], seconds)
         summary |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
