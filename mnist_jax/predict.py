@@ -28,7 +28,8 @@ from mnist_jax.command import OneLineParser, exit_status
 from mnist_jax.data import class_names_of
 from mnist_jax.data.files import read_csv_images
 from mnist_jax.errors import InputError
-from mnist_jax.preprocess import prepare_image, read_picture
+from mnist_jax.picture import read_picture
+from mnist_jax.preprocess import prepare_image
 
 if TYPE_CHECKING:
     from mnist_jax.state import TrainState

@@ -12,7 +12,19 @@ import mnist_jax
 PACKAGE = Path(mnist_jax.__file__).parent
 FLOORS = [
     {"errors"},
-    {"augment", "calibration", "command", "config", "conv", "data", "interrupt", "preprocess", "progress", "state"},
+    {
+        "augment",
+        "calibration",
+        "command",
+        "config",
+        "conv",
+        "data",
+        "interrupt",
+        "picture",
+        "preprocess",
+        "progress",
+        "state",
+    },
     {"adversarial", "checkpoint", "models", "optim", "html_report", "report", "search", "workdir"},
     {"build", "runs", "step"},
     {"evaluation", "onnx_graph", "per_example", "pieces", "predict", "weights"},
