@@ -88,7 +88,8 @@ def exit_status(command: Callable[[], object]) -> int:
     """Runs a command and returns its exit status; what the user must know goes to stderr in one line.
 
     Returns:
-        0 if all went well, 1 after a non-finite loss, 2 after bad input, 130 after Ctrl-C, 143 after SIGTERM.
+        0 if all went well, 1 after a non-finite loss, 2 after bad input, 130 after Ctrl-C, 143 after SIGTERM, 141
+        where nobody reads the output any more.
     """
     # Notices go to stderr as they are, whatever the libraries that are imported later do to logging.
     log, handler = logging.getLogger("mnist_jax"), logging.StreamHandler()
@@ -96,6 +97,10 @@ def exit_status(command: Callable[[], object]) -> int:
     log.propagate = False
     try:
         command()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, ``head`` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the process
+        return 141  # 128 + SIGPIPE, which not every platform has
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

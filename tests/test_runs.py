@@ -2,6 +2,8 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -88,6 +90,13 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys):
     first, second = capsys.readouterr().err.splitlines()
     assert first == f"error: {tmp_path / 'nowhere'}: a directory of runs wanted (No such file or directory)"
     assert second == "error: unrecognized arguments: more"
+
+
+def test_a_reader_that_goes_away_is_no_error(runs):
+    command = [sys.executable, "-m", "mnist_jax.runs", str(runs)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (141, "")
 
 
 def test_listing_does_not_import_jax(run_python, runs):
