@@ -29,6 +29,7 @@ SUITES = (
     "scaling",
     "populations",
     "answers",
+    "pictures",
     "memory",
     "peers",
 )

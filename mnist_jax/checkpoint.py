@@ -67,7 +67,10 @@ def save_checkpoint(
         ranked = {_RANKED_BY: -1.0, **(metrics or {})}
         manager.save(step, args=ocp.args.StandardSave(state), metrics=ranked, force=True)
         path = Path(directory) / str(step)
-        (path / _CHECKSUMS).write_text(json.dumps(_checksums(path)))
+        checksums = json.dumps(_checksums(path))
+        part = path / f"{_CHECKSUMS}.part"
+        part.write_text(checksums)
+        part.replace(path / _CHECKSUMS)  # whole or not at all: somebody may be reading
 
 
 def restore_checkpoint(directory: str | os.PathLike[str], like: TrainState, *, step: int | None = None) -> TrainState:
@@ -109,8 +112,13 @@ def restore_checkpoint(directory: str | os.PathLike[str], like: TrainState, *, s
                 raise
             except Exception as error:  # Orbax has no error of its own for damage
                 damage = " ".join(str(error).split())[:200]
+                if (path / _CHECKSUMS).exists():  # and they are right: something else is the matter
+                    raise InputError(f"{path}: cannot be restored: {damage}") from None
         # Out of the way, and not lost: Orbax stops at a damaged checkpoint, even at one that nobody asked for.
-        path.rename(f"{path}.damaged")
+        try:
+            path.rename(f"{path}.damaged")
+        except OSError as error:
+            raise InputError(f"{path}: {damage}, and it cannot be set aside ({error.strerror})") from None
         _log.warning("%s.damaged: checkpoint set aside: %s", path, damage)
     raise InputError(f"{directory}: a checkpoint that is whole wanted, those of steps {steps} are damaged")
 

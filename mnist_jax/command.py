@@ -88,8 +88,8 @@ def exit_status(command: Callable[[], object]) -> int:
     """Runs a command and returns its exit status; what the user must know goes to stderr in one line.
 
     Returns:
-        0 if all went well, 1 after a non-finite loss, 2 after bad input, 130 after Ctrl-C, 143 after SIGTERM, 141
-        where nobody reads the output any more.
+        0 if all went well, 1 after a non-finite loss or where the output cannot be written, 2 after bad input, 130
+        after Ctrl-C, 143 after SIGTERM, 141 where nobody reads the output any more.
     """
     # Notices go to stderr as they are, whatever the libraries that are imported later do to logging.
     log, handler = logging.getLogger("mnist_jax"), logging.StreamHandler()
@@ -97,10 +97,8 @@ def exit_status(command: Callable[[], object]) -> int:
     log.propagate = False
     try:
         command()
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads, ``head`` for example, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the process
-        return 141  # 128 + SIGPIPE, which not every platform has
+        if sys.stdout is not None:  # as it is after ``>&-``
+            sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -110,6 +108,12 @@ def exit_status(command: Callable[[], object]) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"stopped: {interrupt}" if str(interrupt) else "stopped", file=sys.stderr)
         return getattr(interrupt, "exit_status", 130)
+    except OSError as error:  # of the output: what else may be missing or full is an InputError
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the end of the process would try once more
+        if isinstance(error, BrokenPipeError):  # whoever reads, ``head`` for example, has seen enough
+            return 141  # 128 + SIGPIPE, which not every platform has
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     finally:
         log.removeHandler(handler)
         log.propagate = True

@@ -212,8 +212,12 @@ class TrainConfig:
 
     def differences(self, other: TrainConfig) -> list[str]:
         """Names of the fields that describe the training and differ, ``epochs`` among them."""
-        names = [field.name for field in dataclasses.fields(self) if field.name not in PRESENTATION]
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
+        others = other.training_fields()
+        return [name for name, value in self.training_fields().items() if value != others[name]]
+
+    def training_fields(self) -> dict[str, Any]:
+        """What describes the training and not where, or how it is shown; by name."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in PRESENTATION}
 
 
 _TYPES = typing.get_type_hints(TrainConfig)

@@ -19,7 +19,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ import numpy as np
 from mnist_jax.calibration import Calibration
 from mnist_jax.command import OneLineParser, exit_status
 from mnist_jax.data import Split, load_dataset
+from mnist_jax.errors import InputError
 from mnist_jax.html_report import html_report
 from mnist_jax.workdir import lock_directory, read_data, write_whole
 
@@ -97,13 +98,10 @@ def evaluate_run(
         from mnist_jax.build import load_run
         from mnist_jax.evaluation import evaluate_dataset
         from mnist_jax.per_example import per_example_gradient_norms
-        from mnist_jax.report import show_in_tensorboard
 
         config, state = load_run(run)
-        dataset = load_dataset(
-            data or config.data, data_dir=data_dir or config.data_dir, num_validation=config.num_validation
-        )
-    from tensorboardX import SummaryWriter
+        num_validation = config.num_validation if data is None else None
+        dataset = load_dataset(data or config.data, data_dir=data_dir or config.data_dir, num_validation=num_validation)
 
     begun = time.perf_counter()
     seconds = {"start": begun - started}
@@ -125,14 +123,16 @@ def evaluate_run(
         seconds["evaluate"] = time.perf_counter() - begun
 
         begun = time.perf_counter()
-        figures = _draw_figures(directory / "figures", evaluation, examples.image, content, dataset.class_names)
-        with SummaryWriter(str(directory)) as board:
-            for path in figures.values():
-                show_in_tensorboard(board, path, int(state.step))
-        curves = Path(run, "figures", "learning_curves.png")
-        if curves.exists():
-            figures["learning curves"] = curves
-        write_whole(directory / "report.html", html_report(content, figures, config))
+        try:
+            figures = _draw_figures(directory / "figures", evaluation, examples.image, content, dataset.class_names)
+            _write_events(directory, figures.values(), int(state.step))
+            curves = Path(run, "figures", "learning_curves.png")
+            if curves.exists():
+                figures["learning curves"] = curves
+            page = html_report(content, figures, config)
+        except OSError as error:
+            raise InputError(f"{directory}: figures cannot be written ({error.strerror})") from None
+        write_whole(directory / "report.html", page)
         write_whole(directory / "examples.csv", _examples_csv(evaluation, np.asarray(gradient_norms.result())))
         seconds |= {"write": time.perf_counter() - begun, "total": time.perf_counter() - started}
         content["seconds"] = seconds
@@ -245,6 +245,19 @@ def _draw_figures(
         shown = list(indices)
         example_grid(image[shown], label[shown], logits[shown], class_names, figures[name], title)
     return figures
+
+
+def _write_events(directory: Path, figures: Iterable[Path], step: int) -> None:
+    """Shows the figures in TensorBoard, in the place of those of the last evaluation."""
+    from tensorboardX import SummaryWriter
+
+    from mnist_jax.report import show_in_tensorboard
+
+    for last in directory.glob("events.out.tfevents.*.evaluate"):
+        last.unlink()
+    with SummaryWriter(str(directory), filename_suffix=".evaluate") as board:
+        for path in figures:
+            show_in_tensorboard(board, path, step)
 
 
 def results_table(content: Mapping[str, Any]) -> str:

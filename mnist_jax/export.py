@@ -147,10 +147,12 @@ def load_stablehlo(path: str | os.PathLike[str]) -> Callable[[Any], jax.Array]:
         raise InputError(f"{path}: a model exported as stablehlo wanted, got something else or a damaged file")
     try:
         function = jax.jit(jax.export.deserialize(bytearray(content[:length])).call)
-        function.lower(jax.ShapeDtypeStruct((1, 28, 28, 1), jax.numpy.uint8))
+        result = function.lower(jax.ShapeDtypeStruct((2, 28, 28, 1), jax.numpy.uint8)).out_info
     except Exception as error:  # JAX has no error of its own for a file of another version
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: cannot be used with JAX {jax.__version__} here: {reason}") from None
+    if getattr(result, "shape", None) != (2, 10):
+        raise InputError(f"{path}: a function to logits [B, 10] wanted, got another")
     return function
 
 

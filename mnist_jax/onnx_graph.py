@@ -9,7 +9,6 @@ height, width]``; before the dense layer it is turned into the model's, so that 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mnist_jax.command import import_extra
-from mnist_jax.config import PRESENTATION, TrainConfig
+from mnist_jax.config import TrainConfig
 from mnist_jax.data import class_names_of
 from mnist_jax.errors import InputError
 from mnist_jax.state import TrainState
@@ -68,8 +67,9 @@ def to_onnx(config: TrainConfig, state: TrainState) -> bytes:
             graph.add_batch_norm()
         graph.add("Relu")
     graph.add_layer("Dense")
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in PRESENTATION}
-    return graph.to_bytes({"config": json.dumps(fields), "class_names": json.dumps(class_names_of(config.data))})
+    return graph.to_bytes(
+        {"config": json.dumps(config.training_fields()), "class_names": json.dumps(class_names_of(config.data))}
+    )
 
 
 def _add_convolutions(graph: _Graph, config: TrainConfig) -> None:

@@ -8,6 +8,7 @@ A file is trusted no further than its header: what says that it is too large is 
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 
 import numpy as np
@@ -17,6 +18,7 @@ from mnist_jax.errors import InputError
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _MAX_PIXELS = 50_000_000
+_ONE_AT_A_TIME = threading.Lock()  # what Python does about warnings is the same for all threads
 _MAX_SIDE = 1000  # a larger picture is scaled down when it is read
 
 
@@ -42,9 +44,8 @@ def read_picture(content: bytes, name: str) -> np.ndarray:
         (4, 6)
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with _ONE_AT_A_TIME, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata, or of a size that is refused below
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 if image.width * image.height > _MAX_PIXELS:
                     raise InputError(
@@ -55,7 +56,7 @@ def read_picture(content: bytes, name: str) -> np.ndarray:
                 return _to_grey(ImageOps.exif_transpose(image))
     except InputError:
         raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
         raise InputError(f"{name}: at most {_MAX_PIXELS // 10**6} million pixels wanted, got more") from None
     except UnidentifiedImageError:
         raise InputError(f"{name}: a PNG, JPEG, WebP, BMP, GIF or TIFF picture wanted, got something else") from None

@@ -156,7 +156,7 @@ def _program() -> Callable[[TrainState, np.ndarray], Any]:
 
 def _read_file(path: str | os.PathLike[str]) -> bytes:
     try:
-        return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{os.fspath(path)}: cannot be read ({error.strerror})") from None
 
@@ -171,7 +171,7 @@ def _predict_files(options: argparse.Namespace) -> Iterator[InputError]:
     names = ["stdin" if file == "-" else file for file in options.file]
     for file, name in zip(options.file, names, strict=True):
         try:
-            content = _read_file(file)
+            content = sys.stdin.buffer.read() if file == "-" else _read_file(file)
             if name.endswith(".csv") or _CSV_START.match(content):
                 if options.show:
                     raise InputError(f"{name}: --show takes pictures, got a CSV file")

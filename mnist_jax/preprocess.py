@@ -65,7 +65,9 @@ def _is_prepared(grey: np.ndarray) -> bool:
     if grey.shape != (_SIDE, _SIDE) or grey.max() < 200:
         return False
     centre = ndimage.center_of_mass(grey)
-    return max(_crop(grey, 0.5).shape) == _INK_SIDE and all(abs(middle - _CENTRE) <= 1 for middle in centre)
+    return max(_crop(grey, 0.5).shape) in (_INK_SIDE - 1, _INK_SIDE) and all(
+        abs(middle - _CENTRE) <= 1 for middle in centre
+    )
 
 
 def _shrink(image: np.ndarray, side: int) -> np.ndarray:

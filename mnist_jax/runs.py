@@ -67,7 +67,7 @@ def find_runs(directory: str | os.PathLike[str] = "runs") -> list[FoundRun]:
         True
     """
     try:
-        paths = [path for path in Path(directory).iterdir() if (path / "config.json").is_file()]
+        paths = list(Path(directory).iterdir())
     except OSError as error:
         raise InputError(f"{directory}: a directory of runs wanted ({error.strerror})") from None
     runs = [run for run in map(_read_run, paths) if run is not None]
@@ -88,25 +88,17 @@ def _read_run(path: Path) -> FoundRun | None:
         newest = history if history.exists() else path / "config.json"
         num_epochs = len(history.read_text().splitlines()) if history.exists() else 0
         found = json.loads(summary.read_text()) if summary.exists() else {}
-        return FoundRun(path, config, num_epochs, {**found}, newest.stat().st_mtime)
-    except (InputError, OSError, TypeError, ValueError):
+        run = FoundRun(path, config, num_epochs, {**found}, newest.stat().st_mtime)
+        _to_row(run)  # or else something is missing
+        return run
+    except (InputError, LookupError, OSError, TypeError, ValueError):
         return None
 
 
 def runs_table(runs: Sequence[FoundRun]) -> str:
     """A line for each run, as text."""
-    rows = [("run", "data", "model", "parameters", "epochs", "validation", "test", "training")]
-    for run in runs:
-        summary = run.summary
-        epochs = str(run.num_epochs) if summary else f"{run.num_epochs}/{run.config.epochs}"
-        numbers = (
-            f"{summary['num_parameters']:,}" if summary else "",
-            epochs,
-            f"{summary['validation_accuracy']:.2%}" if summary else "",
-            f"{summary['test_accuracy']:.2%}" if summary else "unfinished",
-            f"{summary['seconds']['train']:.1f} s" if summary else "",
-        )
-        rows.append((str(run.path), run.config.data or "", run.config.model, *numbers))
+    rows: list[tuple[str, ...]] = [("run", "data", "model", "parameters", "epochs", "validation", "test", "training")]
+    rows += map(_to_row, runs)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     texts = 3  # columns on the left; those of numbers are flush right
     return "\n".join(
@@ -115,6 +107,21 @@ def runs_table(runs: Sequence[FoundRun]) -> str:
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
+    )
+
+
+def _to_row(run: FoundRun) -> tuple[str, ...]:
+    name = (str(run.path), run.config.data or "", run.config.model)
+    summary = run.summary
+    if not summary:
+        return (*name, "", f"{run.num_epochs}/{run.config.epochs}", "", "unfinished", "")
+    return (
+        *name,
+        f"{summary['num_parameters']:,}",
+        str(run.num_epochs),
+        f"{summary['validation_accuracy']:.2%}",
+        f"{summary['test_accuracy']:.2%}",
+        f"{summary['seconds']['train']:.1f} s",
     )
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_jax.command import exit_status, parse_flags
-from mnist_jax.config import PRESENTATION, TrainConfig
+from mnist_jax.config import TrainConfig
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.interrupt import StopSignals
@@ -214,8 +214,9 @@ def _open_directory(
         path = new_directory(Path("sweeps"), f"{dataset.name.replace('/', '-')}-{config.model}")
     else:
         path = Path(config.workdir)
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in PRESENTATION}
-    text = json.dumps({"config": fields, "search": dataclasses.asdict(search), "data": dataset.identity()}, indent=2)
+    text = json.dumps(
+        {"config": config.training_fields(), "search": dataclasses.asdict(search), "data": dataset.identity()}, indent=2
+    )
     for part, wanted in json.loads(text).items():
         for name, value in wanted.items():
             was = value if saved is None else saved[part].get(name)

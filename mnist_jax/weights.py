@@ -15,12 +15,11 @@ the config; they are what to keep for years. A JSON reader needs nothing but Num
 
 A CNN goes as :class:`mnist_jax.CNN` says; its kernels are ``[rows, columns, channels, features]``.
 
-Reading trusts nothing: what does not fit the config is an ``InputError``, and nothing is allocated for it.
+Reading trusts nothing: what does not fit the config is an ``InputError``, and no array is made for it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import reprlib
@@ -34,7 +33,7 @@ import numpy as np
 
 from mnist_jax.build import build_state
 from mnist_jax.command import import_extra
-from mnist_jax.config import PRESENTATION, TrainConfig
+from mnist_jax.config import TrainConfig
 from mnist_jax.data import class_names_of
 from mnist_jax.errors import InputError
 from mnist_jax.state import PyTree, TrainState
@@ -69,7 +68,7 @@ def to_json(config: TrainConfig, state: TrainState) -> bytes:
     content = {
         "format": _FORMAT,
         "version": _VERSION,
-        "config": _fields(config),
+        "config": config.training_fields(),
         "class_names": class_names_of(config.data),
         "params": arrays["params"],
         "model_state": arrays["model_state"],
@@ -103,7 +102,7 @@ def to_safetensors(config: TrainConfig, state: TrainState) -> bytes:
     metadata = {
         "format": _FORMAT,
         "version": str(_VERSION),
-        "config": json.dumps(_fields(config)),
+        "config": json.dumps(config.training_fields()),
         "class_names": json.dumps(class_names_of(config.data)),
     }
     content: bytes = import_extra("safetensors.numpy", "export").save(arrays, metadata)
@@ -176,10 +175,6 @@ def _evaluated(state: TrainState) -> PyTree:
 def _named_leaves(state: TrainState) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(_evaluated(state))
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def _fields(config: TrainConfig) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in PRESENTATION}
 
 
 def _shortest(array: np.ndarray) -> list[Any]:

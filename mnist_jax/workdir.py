@@ -105,6 +105,7 @@ class Workdir:
         if self.saved is None and (self.path / "config.json").exists():
             self.close()
             raise _in_use(self.path)  # another process made it since find() looked
+        (self.path / "summary.json").unlink(missing_ok=True)  # of the run that goes on: no longer its final numbers
         write_whole(self.path / "data.json", json.dumps(data, indent=2) + "\n")
         write_whole(self.path / "config.json", config.to_json())
 
@@ -219,14 +220,14 @@ def write_whole(path: Path, text: str) -> None:
     """
     part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError as error:
         raise _not_writable(path.parent, error) from None
 
 
 def _in_use(path: Path) -> InputError:
-    return InputError(f"workdir {path} is in use by another process: name another directory")
+    return InputError(f"workdir {path} is in use by another process: wait for it, or name another directory")
 
 
 def _not_writable(path: Path, error: OSError) -> InputError:

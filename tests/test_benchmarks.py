@@ -164,7 +164,7 @@ def test_a_picture_is_drawn(tmp_path):
         (
             ["nonsense"],
             "suite must be one of steps, augmentation, epochs, startup, accuracy, scaling, populations, answers, "
-            "memory, peers, got nonsense",
+            "pictures, memory, peers, got nonsense",
         ),
         (["--output", "there.json"], "there.json exists: choose another --output"),
         (["--data", "nowhere"], "nowhere"),

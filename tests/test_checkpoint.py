@@ -1,10 +1,12 @@
 import logging
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from conftest import assert_trees_equal, make_split
 
@@ -113,6 +115,32 @@ def test_without_checksums_orbax_decides(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "mnist_jax"):
         assert restore_checkpoint(tmp_path, state).step == 1
     assert "2.damaged: checkpoint set aside: " in caplog.text
+
+
+def test_what_is_whole_is_never_set_aside(tmp_path, monkeypatch):
+    state = make_state()
+    save_checkpoint(tmp_path, state)
+
+    def fail(*args, **options):
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", fail)
+    with pytest.raises(InputError, match=r"^.*/0: cannot be restored: out of memory$"):
+        restore_checkpoint(tmp_path, state)
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
+def test_a_damaged_checkpoint_that_cannot_be_set_aside_is_one_line(tmp_path, monkeypatch):
+    state = make_state()
+    save_checkpoint(tmp_path, state)
+    damage(tmp_path / "0")
+
+    def refuse(self, target):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(InputError, match=r"/0: .* is damaged, and it cannot be set aside \(Permission denied\)$"):
+        restore_checkpoint(tmp_path, state)
 
 
 def test_what_is_not_there_is_named_and_nothing_created(tmp_path):

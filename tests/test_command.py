@@ -97,3 +97,21 @@ def test_success_is_0_and_a_bug_keeps_its_traceback():
     assert exit_status(lambda: None) == 0
     with pytest.raises(ZeroDivisionError):
         exit_status(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "message"),
+    [
+        ("> /dev/full", 1, "error: [Errno 28] No space left on device\n"),
+        (">&-", 0, ""),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_line(run_python, tmp_path, redirection, status, message):
+    code = "import sys\nfrom mnist_jax.command import exit_status\nsys.exit(exit_status(lambda: print('words')))"
+    shell = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {code!r}], stdout=OUT))"
+    shell = shell.replace(
+        "stdout=OUT",
+        "preexec_fn=lambda: __import__('os').close(1)" if "-" in redirection else "stdout=open('/dev/full', 'w')",
+    )
+    done = run_python("-c", shell)
+    assert (done.returncode, done.stderr) == (status, message)

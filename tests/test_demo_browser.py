@@ -122,7 +122,7 @@ def bar_widths(page):
 
 
 def is_ink(page):
-    code = "() => document.getElementById('canvas').getContext('2d').getImageData(0, 0, 9999, 9999).data.some(Boolean)"
+    code = "() => document.getElementById('canvas').getContext('2d').getImageData(0, 0, 2000, 2000).data.some(Boolean)"
     page.evaluate("() => new Promise(requestAnimationFrame)")  # it is painted with the next frame
     return page.evaluate(code)
 

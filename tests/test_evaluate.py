@@ -170,6 +170,12 @@ def test_tensorboard_has_the_figures(run, report):
         np.testing.assert_array_equal(shown, imread(path))
 
 
+def test_another_evaluation_takes_the_place_of_the_last(run, report):
+    names = {path.name for path in run.workdir.iterdir()}
+    evaluate_run(run.workdir)
+    assert len({path.name for path in run.workdir.iterdir()}) == len(names)
+
+
 @pytest.mark.parametrize(
     ("options", "name", "num_examples"),
     [({"split": "validation"}, "digits-validation", 150), ({"data": "small"}, "small-test", 10)],
@@ -238,6 +244,20 @@ def test_a_damaged_data_json_is_one_line(run, tmp_path, capsys):
     (tmp_path / "run" / "data.json").write_text("{")
     assert main([str(tmp_path / "run")]) == 2
     assert "data.json: a JSON object wanted" in capsys.readouterr().err
+
+
+def test_figures_that_cannot_be_written_are_one_line(run, tmp_path, capsys):
+    shutil.copytree(run.workdir, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
+    (tmp_path / "run" / "figures").write_text("in the way")
+    assert main([str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'run'}: figures cannot be written (File exists)\n"
+
+
+def test_other_data_have_a_validation_split_of_their_own_size(run, tmp_path, idx_dir):
+    shutil.copytree(run.workdir, tmp_path / "run")
+    config = dataclasses.replace(run.config, num_validation=1000)
+    (tmp_path / "run" / "config.json").write_text(config.to_json())
+    assert evaluate_run(tmp_path / "run", data=str(idx_dir), split="validation").content["num_examples"] == 6
 
 
 def test_help_does_not_wait_for_jax(run_python):

@@ -263,6 +263,15 @@ def seal(content):
     return content + b"mnist_jax" + hashlib.sha256(content).digest()
 
 
+def test_a_function_of_other_shapes_is_refused(tmp_path):
+    path = tmp_path / "model.stablehlo"
+    image = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("B"), 28, 28, 1), np.uint8)
+    for function in (lambda image: image + image, lambda image: (image, image)):
+        path.write_bytes(seal(bytes(jax.export.export(jax.jit(function))(image).serialize())))
+        with pytest.raises(InputError, match=rf"^{path}: a function to logits \[B, 10\] wanted, got another$"):
+            load_stablehlo(path)
+
+
 def test_what_this_jax_cannot_use_is_one_line(tmp_path):
     def double(image):
         return image + image

@@ -7,6 +7,7 @@ from conftest import MNIST_DIR
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from benchmarks.pictures import RENDERINGS, render
 from mnist_jax import InputError, Split, TrainConfig, evaluate_dataset, fit, load_dataset
 from mnist_jax.picture import read_picture
 from mnist_jax.preprocess import prepare_image
@@ -49,7 +50,7 @@ def test_the_image_is_as_mnist_makes_them():
 
 
 def test_an_image_of_mnist_stays_as_it_is(mnist_dir):
-    image = load_dataset("mnist", data_dir=mnist_dir).validation.image[:1000]
+    image = load_dataset("mnist", data_dir=mnist_dir).test.image
     np.testing.assert_array_equal(np.stack([prepare_image(each) for each in image]), image)
 
 
@@ -138,41 +139,6 @@ def test_what_is_no_picture_is_one_line(picture, message):
         prepare_image(picture)
 
 
-def render(digit, rng, *, scale=5, canvas=240, width=1.0, dark=True, light=0.0, noise=0.0):
-    """A digit of MNIST as a picture: enlarged, its strokes ``width`` times as wide, somewhere on a canvas."""
-    side = 28 * scale
-    large = grey(Image.fromarray(digit[..., 0]).resize((side, side), Image.Resampling.BICUBIC)) / 255
-    if width != 1:
-        mask = np.pad(large > 0.5, 4 * scale)
-        inside = ndimage.distance_transform_edt(mask)
-        margin = (width - 1) * 2 * inside[mask].mean()
-        large = np.clip(inside - ndimage.distance_transform_edt(~mask) + margin + 0.5, 0, 1)
-    rows, columns = np.nonzero(large > 0.03)
-    large = large[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    picture = np.zeros((canvas, canvas))
-    top, left = (rng.integers(2, canvas - length - 1) for length in large.shape)
-    picture[top : top + large.shape[0], left : left + large.shape[1]] = large
-    ink, paper = rng.uniform(0, 70), rng.uniform(185, 255)
-    picture = paper + (ink - paper) * picture if dark else ink + (paper - ink) * picture
-    direction = rng.uniform(0, 2 * np.pi)
-    y, x = np.indices(picture.shape) / canvas - 0.5
-    picture *= 1 - light * (0.5 + np.cos(direction) * x + np.sin(direction) * y)
-    return np.clip(picture + rng.normal(0, noise, picture.shape), 0, 255).astype(np.uint8)
-
-
-RENDERINGS = {
-    "dark": {},
-    "light": {"dark": False},
-    "small": {"scale": 3, "canvas": 300},
-    "large": {"scale": 12, "canvas": 400},
-    "thick": {"width": 1.5},
-    "thin": {"width": 0.6},
-    "thin light": {"width": 0.6, "dark": False},
-    "uneven light": {"light": 0.5, "noise": 8},
-    "chalk": {"dark": False, "light": 0.5, "noise": 8},
-}
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A small network after a few epochs, and the test split."""
@@ -183,12 +149,12 @@ def trained(tmp_path_factory):
     return run.state, load_dataset("mnist", data_dir=MNIST_DIR).test
 
 
-@pytest.mark.parametrize("options", RENDERINGS.values(), ids=RENDERINGS)
-def test_a_trained_network_reads_pictures(trained, options):
+@pytest.mark.parametrize("name", sorted(RENDERINGS.keys() - {"very thick"}))  # which closes the holes of 8 and 9
+def test_a_trained_network_reads_pictures(trained, name):
     state, test = trained
     rng = np.random.default_rng(0)
     chosen = rng.permutation(test.num_examples)[:300]
-    image = np.stack([prepare_image(render(test.image[i], rng, **options)) for i in chosen])
+    image = np.stack([prepare_image(render(test.image[i], rng, **RENDERINGS[name])) for i in chosen])
     assert evaluate_dataset(state, Split(image, test.label[chosen])).accuracy >= 0.97
 
 

@@ -40,6 +40,7 @@ def runs(tmp_path):
     (tmp_path / "runs" / "empty").mkdir()
     damaged = write_run(tmp_path / "runs" / "damaged", 5000)
     (damaged / "config.json").write_text("{")
+    write_run(tmp_path / "runs" / "incomplete", 5000, summary={"test_accuracy": 0.5})
     damaged = write_run(tmp_path / "runs" / "damaged too", 5000)
     (damaged / "summary.json").write_text("[3]")
     return tmp_path / "runs"

@@ -282,7 +282,7 @@ def test_what_is_written_must_be_ours(sweep):
         run_sweep(continued, SEARCH)
     with (
         FileLock(sweep.workdir / ".lock"),
-        pytest.raises(InputError, match="is in use by another process: name another directory$"),
+        pytest.raises(InputError, match="is in use by another process: wait for it, or name another directory$"),
     ):
         run_sweep(continued, SEARCH)
 

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 
@@ -56,7 +57,9 @@ def test_a_locked_directory_is_free_again_whatever_happens(tmp_path):
     path = tmp_path / "new" / "run"
     with pytest.raises(RuntimeError), lock_directory(path):
         with (
-            pytest.raises(InputError, match="^workdir .*run is in use by another process: name another directory$"),
+            pytest.raises(
+                InputError, match="^workdir .*run is in use by another process: wait for it, or name another directory$"
+            ),
             lock_directory(path),
         ):
             raise AssertionError
@@ -77,7 +80,7 @@ def test_a_file_is_written_whole(tmp_path):
 def test_two_at_once_do_not_share_a_directory(config):
     first, second = Workdir.find(config), Workdir.find(config)
     first.create(config, DATA)
-    message = "workdir .*run is in use by another process: name another directory"
+    message = "workdir .*run is in use by another process: wait for it, or name another directory"
     with pytest.raises(InputError, match=message):
         second.create(config, DATA)
     resumed = Workdir.find(dataclasses.replace(config, resume=True))
@@ -109,6 +112,14 @@ def test_a_run_is_never_overwritten(config, tmp_path, name):
 def test_resuming_may_change_the_epochs_and_how_it_is_shown(saved):
     more = dataclasses.replace(saved, epochs=99, quiet=True, data=None)
     assert Workdir.find(more).saved == dataclasses.replace(saved, resume=False)
+
+
+def test_a_run_that_goes_on_has_no_final_numbers(saved):
+    workdir = Workdir.find(saved)
+    workdir.write_summary({"test_accuracy": 0.5})
+    with contextlib.closing(workdir):
+        workdir.create(saved, DATA)
+        assert not (workdir.path / "summary.json").exists()
 
 
 def test_resuming_anything_else_names_the_field(saved, tmp_path):
