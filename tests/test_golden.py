@@ -1,0 +1,62 @@
+"""The redesign changed no number: final parameters equal those of the commit before it, bit for bit.
+
+Both versions train in processes of their own, on this machine, since the last bits differ between processors.
+"""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BEFORE = "cd8895a"  # the last commit of the first version
+
+TRAIN = """
+import sys, jax, numpy as np
+from mnist_jax import TrainConfig, fit, train_population
+small = dict(data="digits", epochs=2, quiet=True)
+configs = {
+    "mlp": TrainConfig(**small),
+    "cnn": TrainConfig(model="cnn", **small),
+    "augmented": TrainConfig(batch_norm=True, augment_shift=1, augment_rotation=8, augment_elastic=0.7, **small),
+}
+found = {name: fit(config).state.params for name, config in configs.items()}
+rates = {"learning_rate": [1e-3, 3e-3, 1e-2]}
+found["population"] = train_population(TrainConfig(hidden_sizes=(64,), **small), [0, 1, 2], rates).states.params
+leaves = jax.tree_util.tree_leaves_with_path(found)
+np.savez(sys.argv[1], **{jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves})
+"""
+
+
+def train(source, directory):
+    directory.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN, "found.npz"],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(directory / "found.npz") as found:
+        return dict(found)
+
+
+def test_the_same_parameters_as_before_the_redesign_bit_for_bit(tmp_path):
+    archive = subprocess.run(["git", "archive", BEFORE, "mnist_jax"], cwd=ROOT, capture_output=True, check=False)
+    if archive.returncode:
+        pytest.skip(f"needs the history of the repository, back to {BEFORE}")
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(tmp_path / "before", filter="data")
+    with ThreadPoolExecutor() as pool:
+        before, now = pool.map(train, (tmp_path / "before", ROOT), (tmp_path / "old", tmp_path / "new"))
+    assert before.keys() == now.keys()
+    for name, leaf in before.items():
+        np.testing.assert_array_equal(now[name], leaf, err_msg=name, strict=True)
