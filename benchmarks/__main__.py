@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mnist_jax.command import OneLineParser, exit_status
+from mnist_jax.cli.flags import OneLineParser, exit_status
 from mnist_jax.errors import InputError
 
 SUITES = (

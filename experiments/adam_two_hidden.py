@@ -17,7 +17,7 @@ import numpy as np
 from experiment import load_data, main
 
 from mnist_jax import Run, TrainConfig
-from mnist_jax.report import confusion_matrix, example_grid
+from mnist_jax.report.figures import confusion_matrix, example_grid
 
 CLAIM = "accuracy, confusion matrix, predictions and misclassified samples are shown"
 BARS: dict[str, float] = {}

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mnist_jax import Dataset, InputError, Run, TrainConfig, fit, load_dataset
-from mnist_jax.command import OneLineParser, exit_status, parse_flags
+from mnist_jax.cli.flags import OneLineParser, exit_status, parse_flags
 
 if TYPE_CHECKING:
     from mnist_jax import Evaluation  # loads JAX, for which --help does not wait

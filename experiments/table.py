@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_jax import InputError
-from mnist_jax.command import exit_status
+from mnist_jax.cli.flags import exit_status
 
 DIRECTORY = Path(__file__).parent
 BEGIN, END = "<!-- table -->\n", "<!-- /table -->\n"

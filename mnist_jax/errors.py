@@ -4,6 +4,11 @@
 ``NonFiniteLossError``  training went wrong: one line, exit status 1
 """
 
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
 
 class InputError(ValueError):
     """A flag, file or directory that cannot be used.
@@ -38,3 +43,15 @@ class NonFiniteLossError(FloatingPointError):
         )
         self.epoch = epoch
         self.step = step
+
+
+def import_extra(module: str, extra: str) -> ModuleType:
+    """Imports a module that only an optional dependency of this package brings.
+
+    Raises:
+        InputError: it is not installed; the message says how to.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(f'{error.name} is not installed: pip install -e ".[{extra}]"') from None

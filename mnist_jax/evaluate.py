@@ -26,15 +26,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnist_jax.calibration import Calibration
-from mnist_jax.command import OneLineParser, exit_status
+from mnist_jax.cli.flags import OneLineParser, exit_status
+from mnist_jax.core.calibration import Calibration
 from mnist_jax.data import Split, load_dataset
 from mnist_jax.errors import InputError
-from mnist_jax.html_report import html_report
-from mnist_jax.workdir import lock_directory, read_data, write_whole
+from mnist_jax.report.page import html_report
+from mnist_jax.training.directory import lock_directory, read_data, write_whole
 
 if TYPE_CHECKING:
-    from mnist_jax.evaluation import Evaluation
+    from mnist_jax.core.evaluation import Evaluation
 
 SPLITS = ("test", "validation", "train")
 _NUM_SHOWN = 30  # images in a figure
@@ -95,9 +95,9 @@ def evaluate_run(
     with ThreadPoolExecutor() as pool:  # what is imported while JAX starts and the checkpoint is read
         for module in ("sklearn.metrics", "matplotlib.backends.backend_agg", "tensorboardX"):
             pool.submit(importlib.import_module, module)
-        from mnist_jax.build import load_run
-        from mnist_jax.evaluation import evaluate_dataset
-        from mnist_jax.per_example import per_example_gradient_norms
+        from mnist_jax.core.evaluation import evaluate_dataset
+        from mnist_jax.core.per_example import per_example_gradient_norms
+        from mnist_jax.training.build import load_run
 
         config, state = load_run(run)
         num_validation = config.num_validation if data is None else None
@@ -217,7 +217,7 @@ def _draw_figures(
     directory: Path, evaluation: Evaluation, image: np.ndarray, content: Mapping[str, Any], class_names: Sequence[str]
 ) -> dict[str, Path]:
     """Draws the figures of an evaluation, and returns them by name."""
-    from mnist_jax.report import confusion_matrix, example_grid, reliability_diagram
+    from mnist_jax.report.figures import confusion_matrix, example_grid, reliability_diagram
 
     label, predictions, logits = evaluation.label, evaluation.predictions, evaluation.logits
     examples = f"{evaluation.num_examples:,} {content['split']} examples of {content['dataset']}"
@@ -251,7 +251,7 @@ def _write_events(directory: Path, figures: Iterable[Path], step: int) -> None:
     """Shows the figures in TensorBoard, in the place of those of the last evaluation."""
     from tensorboardX import SummaryWriter
 
-    from mnist_jax.report import show_in_tensorboard
+    from mnist_jax.report.figures import show_in_tensorboard
 
     for last in directory.glob("events.out.tfevents.*.evaluate"):
         last.unlink()

@@ -24,15 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnist_jax.command import OneLineParser, exit_status
+from mnist_jax.cli.flags import OneLineParser, exit_status
 from mnist_jax.data import class_names_of
 from mnist_jax.data.files import read_csv_images
 from mnist_jax.errors import InputError
-from mnist_jax.picture import read_picture
-from mnist_jax.preprocess import prepare_image
+from mnist_jax.pictures.decode import read_picture
+from mnist_jax.pictures.normalize import prepare_image
 
 if TYPE_CHECKING:
-    from mnist_jax.state import TrainState
+    from mnist_jax.core.state import TrainState
 
 _DIGITS = tuple("0123456789")
 _BATCH_SIZE = 100  # the program for many images; there is another for one
@@ -88,7 +88,7 @@ class Predictor:
         """Reads one picture.
 
         Args:
-            picture: an image file, its content, or an array as :func:`mnist_jax.preprocess.prepare_image` takes it.
+            picture: an image file, its content, or an array as :func:`mnist_jax.pictures.normalize.prepare_image` takes it.
 
         Raises:
             InputError: it cannot be read, or no ink is found.
@@ -145,7 +145,7 @@ def predict_image(
 def _program() -> Callable[[TrainState, np.ndarray], Any]:
     import jax
 
-    from mnist_jax.state import apply_model
+    from mnist_jax.core.state import apply_model
 
     @jax.jit
     def probabilities(state: TrainState, image: jax.Array) -> jax.Array:
@@ -163,7 +163,7 @@ def _read_file(path: str | os.PathLike[str]) -> bytes:
 
 def _predict_files(options: argparse.Namespace) -> Iterator[InputError]:
     """Predicts each file, prints the predictions, and yields what went wrong with a file."""
-    from mnist_jax.build import load_run
+    from mnist_jax.training.build import load_run
 
     config, state = load_run(options.run)
     class_names = class_names_of(config.data)

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_jax.command import OneLineParser, exit_status
+from mnist_jax.cli.flags import OneLineParser, exit_status
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
-from mnist_jax.workdir import read_config
+from mnist_jax.training.directory import read_config
 
 
 @dataclasses.dataclass(frozen=True)

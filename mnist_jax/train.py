@@ -23,17 +23,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_jax.command import exit_status, parse_flags
+from mnist_jax.cli.flags import exit_status, parse_flags
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import InputError, NonFiniteLossError
-from mnist_jax.interrupt import Stopped, StopSignals
-from mnist_jax.progress import Progress, closing_table
-from mnist_jax.workdir import Workdir
+from mnist_jax.training.directory import Workdir
+from mnist_jax.training.progress import Progress, closing_table
+from mnist_jax.training.signals import Stopped, StopSignals
 
 if TYPE_CHECKING:
-    from mnist_jax.evaluation import Evaluation
-    from mnist_jax.state import TrainState
+    from mnist_jax.core.evaluation import Evaluation
+    from mnist_jax.core.state import TrainState
 
 _log = logging.getLogger("mnist_jax")
 
@@ -97,11 +97,11 @@ def fit(config: TrainConfig) -> Run:
     loading = _start_loading(config)
     import jax
 
-    from mnist_jax.build import build_state, check_batch_size
-    from mnist_jax.evaluation import CompiledEvaluation
-    from mnist_jax.optim import build_schedule
-    from mnist_jax.pieces import EpochInPieces
-    from mnist_jax.step import Metrics
+    from mnist_jax.core.evaluation import CompiledEvaluation
+    from mnist_jax.core.steps import Metrics
+    from mnist_jax.training.build import build_state, check_batch_size
+    from mnist_jax.training.epochs import EpochInPieces
+    from mnist_jax.training.optimizer import build_schedule
 
     seconds = {"import": time.perf_counter() - started}
     dataset, seconds["data"] = loading.result()
@@ -133,8 +133,8 @@ def fit(config: TrainConfig) -> Run:
 
         from tensorboardX import SummaryWriter
 
-        from mnist_jax.checkpoint import restore_checkpoint, save_checkpoint, saved_steps
-        from mnist_jax.report import learning_curves, show_in_tensorboard
+        from mnist_jax.report.figures import learning_curves, show_in_tensorboard
+        from mnist_jax.training.checkpoint import restore_checkpoint, save_checkpoint, saved_steps
 
         history: list[dict[str, Any]] = []
         if workdir.saved is not None and not saved_steps(workdir.checkpoints):
@@ -256,7 +256,7 @@ def _summary(
     import jax
 
     import mnist_jax
-    from mnist_jax.models import count_parameters
+    from mnist_jax.core.state import count_parameters
 
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     devices = jax.devices()

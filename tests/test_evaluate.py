@@ -15,8 +15,8 @@ from matplotlib.image import imread
 from sklearn.metrics import classification_report
 
 from mnist_jax import TrainConfig, evaluate_dataset, fit, load_dataset, load_run, per_example_gradient_norms
+from mnist_jax.core.evaluation import Evaluation
 from mnist_jax.evaluate import describe, evaluate_run, main, results_table
-from mnist_jax.evaluation import Evaluation
 
 DIGITS = tuple("0123456789")
 CONFIG = TrainConfig(data="digits", hidden_sizes=(16,), epochs=2, quiet=True)

@@ -12,11 +12,11 @@ from PIL import Image
 from test_files import HEADER, write_csv
 
 from mnist_jax import InputError, TrainConfig, build_state, fit, load_dataset, load_run
+from mnist_jax.core.evaluation import evaluate_dataset
 from mnist_jax.data import class_names_of
-from mnist_jax.evaluation import evaluate_dataset
-from mnist_jax.picture import read_picture
+from mnist_jax.pictures.decode import read_picture
+from mnist_jax.pictures.normalize import prepare_image
 from mnist_jax.predict import Predictor, _program, _to_line, main, predict_image
-from mnist_jax.preprocess import prepare_image
 
 SEVEN = Path(__file__).parent / "images" / "seven.jpg"
 NO_LABEL = HEADER.removeprefix("label,")

@@ -16,7 +16,7 @@ from conftest import MNIST_DIR, assert_trees_equal
 from filelock import FileLock
 
 from mnist_jax import TrainConfig, fit
-from mnist_jax.command import parse_flags
+from mnist_jax.cli.flags import parse_flags
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

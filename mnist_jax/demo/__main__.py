@@ -21,13 +21,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mnist_jax.command import OneLineParser, exit_status, import_extra
+from mnist_jax.cli.flags import OneLineParser, exit_status
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import class_names_of, load_dataset
-from mnist_jax.errors import InputError
-from mnist_jax.interrupt import Stopped, StopSignals
+from mnist_jax.errors import InputError, import_extra
 from mnist_jax.runs import newest_run
 from mnist_jax.train import fit
+from mnist_jax.training.signals import Stopped, StopSignals
 
 _log = logging.getLogger("mnist_jax")
 
@@ -121,9 +121,9 @@ def serve(run: Path, host: str, listener: socket.socket) -> None:
     """
     import uvicorn
 
-    from mnist_jax.build import load_run
     from mnist_jax.demo.server import LOOPBACK_HOSTS, create_app
     from mnist_jax.predict import Predictor
+    from mnist_jax.training.build import load_run
 
     with StopSignals() as stop:  # XLA does not survive an exit while it compiles
         train_config, state = load_run(run)

@@ -1,0 +1,212 @@
+"""Evaluates a state on a split: every example counts exactly once.
+
+evaluation = evaluate_dataset(state, dataset.test)
+evaluation.accuracy, evaluation.loss, evaluation.predictions
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+from jax import lax
+
+from mnist_jax.core.state import Augment, TrainState, apply_model, scale_image
+from mnist_jax.core.steps import Metrics, example_losses, measure
+from mnist_jax.data import Split
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a state makes of a split.
+
+    Attributes:
+        loss: mean cross-entropy in nats.
+        accuracy: fraction of correct predictions, in [0, 1].
+        num_examples: N.
+        logits: ``float32[N, K]``.
+        label: ``int[N]``, the true classes.
+
+    Example:
+        >>> logits = np.array([[0.0, 2.0], [1.0, 0.0]], np.float32)
+        >>> Evaluation(loss=0.22, accuracy=1.0, num_examples=2, logits=logits, label=np.array([1, 0])).predictions
+        array([1, 0])
+    """
+
+    loss: float
+    accuracy: float
+    num_examples: int
+    logits: np.ndarray
+    label: np.ndarray
+
+    @classmethod
+    def from_probabilities(cls, probabilities: np.ndarray, label: np.ndarray) -> Evaluation:
+        """That of ``float[N, K]`` probabilities, for example of an ensemble; its logits are their logarithms.
+
+        Example:
+            >>> evaluation = Evaluation.from_probabilities(np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([0, 1]))
+            >>> round(evaluation.loss, 3), evaluation.accuracy
+            (1.498, 0.5)
+        """
+        logits = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)).astype(np.float32)
+        label = np.asarray(label)
+        losses = -np.take_along_axis(logits, label[:, None], axis=1)
+        accuracy = (logits.argmax(axis=1) == label).mean()
+        return cls(float(losses.mean()), float(accuracy), len(label), logits, label)
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """``int[N]``, the class with the largest logit."""
+        return self.logits.argmax(axis=-1)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """``float32[N, K]``, the softmax of the logits."""
+        return scipy.special.softmax(self.logits, axis=-1)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """``float32[N]``, the cross-entropy of each example in nats: what ``per_example_losses`` gives."""
+        return -self._of_label(scipy.special.log_softmax(self.logits, axis=-1))
+
+    @property
+    def margins(self) -> np.ndarray:
+        """``float32[N]``, the logit of the true class minus the largest of the others: ``per_example_margins``."""
+        others = self.logits.copy()
+        np.put_along_axis(others, self.label[:, None], -np.inf, axis=-1)
+        return self._of_label(self.logits) - others.max(axis=-1)
+
+    def _of_label(self, values: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(values, self.label[:, None], axis=-1)[:, 0]
+
+
+def evaluate_dataset(state: TrainState, split: Split, batch_size: int | None = None) -> Evaluation:
+    """Evaluates without dropout, and with the running average of the parameters if there is one.
+
+    Args:
+        state: the state to evaluate.
+        split: N examples, on the host or the device.
+        batch_size: examples at a time; the last batch is filled up, and what filled it masked. None takes 1000, or
+            100 on CPU, where the activations then stay in the cache.
+
+    Raises:
+        ValueError: the split is empty, or ``batch_size`` is below 1.
+
+    Example:
+        >>> import optax
+        >>> from mnist_jax import MLP, create_train_state, load_dataset
+        >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.adam(1e-3), jax.random.key(0))
+        >>> evaluate_dataset(state, load_dataset("digits").test).num_examples
+        297
+    """
+    metrics, logits = evaluate_arrays(state, split, choose_batch_size(split, batch_size))
+    return _evaluation(metrics, logits, split)
+
+
+def evaluate_views(
+    state: TrainState, split: Split, num_views: int, key: jax.Array, augment: Augment | None = None
+) -> Evaluation:
+    """Evaluates each image together with distorted copies of it: the mean of their probabilities counts.
+
+    Also known as test-time augmentation.
+
+    Args:
+        state: the state to evaluate.
+        split: N examples.
+        num_views: copies of each image, besides the image itself.
+        key: randomness of the copies.
+        augment: what distorts them; None takes that of the training, ``state.augment``.
+
+    Raises:
+        ValueError: the state has no augmentation and none is given.
+
+    Example:
+        >>> from mnist_jax import TrainConfig, build_state, load_dataset
+        >>> state = build_state(TrainConfig(hidden_sizes=(8,), augment_shift=1))
+        >>> evaluate_views(state, load_dataset("digits").test, 4, jax.random.key(0)).num_examples
+        297
+    """
+    augment = augment or state.augment
+    if augment is None:
+        raise ValueError("augment must be given for a state that was trained without augmentation")
+    distort = jax.jit(lambda image, key: augment(scale_image(image), key))
+    total = jax.nn.softmax(evaluate_dataset(state, split).logits)
+    for view in range(num_views):
+        image = distort(split.image, jax.random.fold_in(key, view))
+        total += jax.nn.softmax(evaluate_dataset(state, Split(image, split.label)).logits)
+    return Evaluation.from_probabilities(np.asarray(total) / (1 + num_views), split.label)
+
+
+class CompiledEvaluation:
+    """:func:`evaluate_dataset` of one split, compiled ahead: a function from a state to its evaluation.
+
+    Traced here, from a state or from its shapes; compiled by :meth:`compile`, perhaps in another thread, or at the
+    first use.
+    """
+
+    def __init__(self, state: TrainState, split: Split, batch_size: int | None = None) -> None:
+        self._split = split
+        self._lowered = evaluate_arrays.lower(state, split, choose_batch_size(split, batch_size))
+
+    @functools.cached_property
+    def _compiled(self) -> jax.stages.Compiled:
+        return self._lowered.compile()
+
+    def compile(self) -> None:
+        """Compiles, unless that has been done."""
+        _ = self._compiled
+
+    def __call__(self, state: TrainState) -> Evaluation:
+        """Evaluates a state."""
+        metrics, logits = self._compiled(state, self._split)
+        return _evaluation(metrics, logits, self._split)
+
+
+def choose_batch_size(split: Split, batch_size: int | None = None) -> int:
+    """How many examples of a split to evaluate at a time: see :func:`evaluate_dataset`."""
+    if not split.num_examples:
+        raise ValueError("the split to evaluate must have at least one example, got none")
+    if batch_size is None:
+        batch_size = 100 if jax.default_backend() == "cpu" else 1000
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    return min(batch_size, split.num_examples)
+
+
+def _evaluation(metrics: Metrics, logits: jax.Array, split: Split) -> Evaluation:
+    metrics = jax.device_get(metrics)
+    return Evaluation(
+        loss=float(metrics.loss_sum) / int(metrics.count),
+        accuracy=int(metrics.correct) / int(metrics.count),
+        num_examples=int(metrics.count),
+        logits=np.asarray(logits),
+        label=np.asarray(split.label),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="batch_size")
+def evaluate_arrays(state: TrainState, split: Split, batch_size: int) -> tuple[Metrics, jax.Array]:
+    """:func:`evaluate_dataset` on the device: metrics, and logits ``float32[N, K]``."""
+    num_examples = split.num_examples
+    num_batches = -(-num_examples // batch_size)
+    padding = num_batches * batch_size - num_examples
+
+    def batched(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)).reshape(num_batches, batch_size, *x.shape[1:])
+
+    def body(total: Metrics, batch: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Metrics, jax.Array]:
+        image, label, mask = batch
+        logits, _ = apply_model(state, state.eval_params, image)
+        return total + measure(logits, label, example_losses(logits, label), mask), logits
+
+    batches = (
+        batched(jnp.asarray(split.image)),
+        batched(jnp.asarray(split.label)),
+        batched(jnp.ones(num_examples, bool)),
+    )
+    metrics, logits = lax.scan(body, Metrics.zeros(), batches)
+    return metrics, logits.reshape(-1, logits.shape[-1])[:num_examples]

@@ -1,0 +1,277 @@
+"""The parameters of a run in a file that other programs read, and back: JSON and safetensors.
+
+    path.write_bytes(to_json(config, state))   # or to_safetensors
+    config, state = load_export("runs/mine/model.json")
+
+Both hold the parameters that are evaluated, ``state.eval_params``, the model's other arrays, ``state.model_state``, and
+the config; they are what to keep for years. A JSON reader needs nothing but NumPy. An MLP without ``batch_norm``:
+
+    model = json.loads(Path("model.json").read_text())
+    x = image.reshape(-1, 784) / 255                      # uint8[N, 28, 28, 1]
+    for index in range(len(model["params"])):
+        layer = model["params"][f"Dense_{index}"]
+        x = (np.maximum(x, 0) if index else x) @ np.float32(layer["kernel"]) + np.float32(layer["bias"])
+    logits = x                                            # of model["class_names"]
+
+A CNN goes as :class:`mnist_jax.CNN` says; its kernels are ``[rows, columns, channels, features]``.
+
+Reading trusts nothing: what does not fit the config is an ``InputError``, and no array is made for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.core.state import PyTree, TrainState
+from mnist_jax.data import class_names_of
+from mnist_jax.errors import InputError, import_extra
+from mnist_jax.training.build import build_state
+
+_FORMAT, _VERSION = "mnist_jax", 1
+_LARGEST_FILE = 10**9  # bytes
+_MOST_LAYERS = 1000  # or rows of kernels: tracing takes time for each
+
+
+def to_json(config: TrainConfig, state: TrainState) -> bytes:
+    """The parameters as one JSON object: ``format, version, config, class_names, params, model_state``.
+
+    Args:
+        config: of the run.
+        state: to be evaluated.
+
+    Returns:
+        The file. Each number is the shortest decimal that is read as the same float32, by way of a double as well.
+
+    Raises:
+        InputError: a parameter is not finite.
+
+    Example:
+        >>> config = TrainConfig(hidden_sizes=(8,))
+        >>> state = build_state(config)
+        >>> layer = json.loads(to_json(config, state))["params"]["Dense_1"]
+        >>> np.array_equal(np.float32(layer["kernel"]), state.eval_params["Dense_1"]["kernel"])
+        True
+    """
+    _check_finite(_named_leaves(state))
+    arrays = jax.tree.map(lambda leaf: _shortest(np.asarray(leaf)), _evaluated(state))
+    content = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "config": config.training_fields(),
+        "class_names": class_names_of(config.data),
+        "params": arrays["params"],
+        "model_state": arrays["model_state"],
+    }
+    return json.dumps(content, separators=(",", ":")).encode() + b"\n"
+
+
+def to_safetensors(config: TrainConfig, state: TrainState) -> bytes:
+    """The parameters as safetensors: ``params.Dense_0.kernel`` and so on, the rest as metadata.
+
+    Args:
+        config: of the run.
+        state: to be evaluated.
+
+    Returns:
+        The file. Its metadata are the strings ``format``, ``version``, and as JSON ``config`` and ``class_names``.
+
+    Raises:
+        InputError: a parameter is not finite, or safetensors is not installed.
+
+    Reference: https://github.com/huggingface/safetensors
+
+    Example:
+        >>> import safetensors.numpy
+        >>> config = TrainConfig(hidden_sizes=())
+        >>> sorted(safetensors.numpy.load(to_safetensors(config, build_state(config))))
+        ['params.Dense_0.bias', 'params.Dense_0.kernel']
+    """
+    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _named_leaves(state).items()}
+    _check_finite(arrays)
+    metadata = {
+        "format": _FORMAT,
+        "version": str(_VERSION),
+        "config": json.dumps(config.training_fields()),
+        "class_names": json.dumps(class_names_of(config.data)),
+    }
+    content: bytes = import_extra("safetensors.numpy", "export").save(arrays, metadata)
+    return content
+
+
+def load_export(path: str | os.PathLike[str]) -> tuple[TrainConfig, TrainState]:
+    """Reads what :func:`to_json` or :func:`to_safetensors` wrote, whatever the name of the file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The config of the run, and a state to be evaluated, as from :func:`mnist_jax.load_run`: its step is 0.
+
+    Raises:
+        InputError: the file cannot be read, is damaged, or does not hold the arrays that its config describes.
+
+    Example:
+        >>> import tempfile
+        >>> config = TrainConfig(hidden_sizes=(8,))
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = Path(directory) / "model.json"
+        ...     _ = path.write_bytes(to_json(config, build_state(config)))
+        ...     load_export(path)[0] == config
+        True
+    """
+    path = Path(path)
+    content = read_bounded(path)
+    try:
+        if content.startswith(b"{"):
+            header, found = _parse_json(content)
+        elif content[8:9] == b"{":  # after the length of a header
+            del content
+            header, found = _open_safetensors(path)
+        else:
+            raise InputError("a model exported as json or safetensors wanted, got something else")
+        for name, wanted in (("format", _FORMAT), ("version", _VERSION)):
+            if header.get(name) not in (wanted, str(wanted)):
+                raise InputError(f"{name} must be {wanted}, got {reprlib.repr(header.get(name))}")
+        config = _read_config(header.get("config"))
+        return config, _fill(config, found)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except RecursionError:
+        raise InputError(f"{path}: JSON that can be read wanted, got one nested too deeply") from None
+
+
+def read_bounded(path: Path) -> bytes:
+    """The content of a regular file of at most 1 GB.
+
+    Raises:
+        InputError: it is none, or cannot be read.
+    """
+    try:
+        if not path.is_file():
+            raise InputError(f"{path}: an exported model wanted, found no such file")
+        size = path.stat().st_size
+        if size > _LARGEST_FILE:
+            raise InputError(f"{path}: at most {_LARGEST_FILE:,} bytes wanted, got {size:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _evaluated(state: TrainState) -> PyTree:
+    return {"params": state.eval_params, "model_state": state.model_state}
+
+
+def _named_leaves(state: TrainState) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(_evaluated(state))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _shortest(array: np.ndarray) -> list[Any]:
+    """Nested lists of the doubles that print as short as the float32s do."""
+    if array.ndim > 1:
+        return [_shortest(row) for row in array]
+    shortest = array.astype(str).astype(np.float64)
+    # Rounded twice, to double and to float32, a short decimal may come out wrong: 7.038531e-26 does.
+    return np.where(shortest.astype(np.float32) == array, shortest, array).tolist()
+
+
+def _check_finite(arrays: dict[str, Any]) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise InputError(f"{name}: finite float32 numbers wanted, got others")
+
+
+def _parse_json(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        header = json.loads(content)
+        parts = {name: header.pop(name, {}) for name in ("params", "model_state")}
+        return header, {name: leaf for part, tree in parts.items() for name, leaf in _flatten(tree, part)}
+    except ValueError as error:
+        raise InputError(f"a JSON object wanted ({error})") from None
+
+
+def _flatten(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(tree, dict):
+        yield name, tree
+        return
+    for key, branch in tree.items():
+        yield from _flatten(branch, f"{name}.{key}")
+
+
+def _open_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    safetensors = import_extra("safetensors", "export")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                dtype = file.get_slice(name).get_dtype()
+                if dtype != "F32":
+                    raise InputError(f"{reprlib.repr(name)} must be F32, got {dtype}")
+            header = dict(file.metadata() or {})
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"a whole safetensors file wanted ({' '.join(str(error).split())})") from None
+    try:
+        return {**header, "config": json.loads(header.get("config", "null"))}, arrays
+    except ValueError as error:
+        raise InputError(f"config must be JSON ({error})") from None
+
+
+def _read_config(fields: Any) -> TrainConfig:
+    config = TrainConfig.from_json(json.dumps(fields))
+    if max(len(config.hidden_sizes), sum(config.kernel_sizes)) > _MOST_LAYERS:
+        raise InputError(f"config: at most {_MOST_LAYERS} hidden layers, and rows of all kernels, wanted, got more")
+    return config
+
+
+def _fill(config: TrainConfig, found: dict[str, Any]) -> TrainState:
+    """The state that a config describes, with the arrays found."""
+    wanted = _named_leaves(jax.eval_shape(lambda: build_state(config)))
+    for name in sorted([*wanted, *found], key=lambda name: not name.startswith("params.")):
+        if name not in found:
+            raise InputError(f"{name} wanted as float32{list(wanted[name].shape)}, got none")
+        if name not in wanted:
+            raise InputError(f"{reprlib.repr(name)} found, which the model of its config has not")
+    arrays = {name: _to_array(found[name], leaf.shape, name) for name, leaf in wanted.items()}
+    _check_finite(arrays)
+    state = build_state(config)
+    tree = jax.tree.unflatten(jax.tree.structure(_evaluated(state)), map(jnp.asarray, arrays.values()))
+    params, model_state = tree["params"], tree["model_state"]
+    return state.replace(
+        params=params, ema_params=None if state.ema_params is None else params, model_state=model_state
+    )
+
+
+def _to_array(found: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    if not isinstance(found, np.ndarray):
+        _check_numbers(found, shape, name)
+        try:
+            with np.errstate(over="ignore"):  # to infinity, which is found out later
+                return np.array(found, np.float64).astype(np.float32)
+        except OverflowError:
+            raise InputError(f"{name}: finite float32 numbers wanted, got others") from None
+    if found.shape != shape:
+        raise InputError(f"{name} wanted as float32{list(shape)}, got float32{list(found.shape)}")
+    return found
+
+
+def _check_numbers(found: Any, shape: tuple[int, ...], name: str) -> None:
+    """Raises ``InputError`` unless ``found`` is nested lists of numbers, of that shape."""
+    if not isinstance(found, list) or len(found) != shape[0]:
+        got = f"{len(found)}" if isinstance(found, list) else reprlib.repr(found)
+        raise InputError(f"{name}: a list of {shape[0]} wanted, got {got}")
+    if len(shape) > 1:
+        for index, each in enumerate(found):
+            _check_numbers(each, shape[1:], f"{name}[{index}]")
+    elif not {*map(type, found)} <= {int, float}:
+        stray = next(each for each in found if type(each) not in (int, float))
+        raise InputError(f"{name}: numbers wanted, got {reprlib.repr(stray)}")

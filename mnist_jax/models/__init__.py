@@ -1,0 +1,1 @@
+"""Networks: the two of this package, the convolution they run on, and adapters for everybody else's."""

@@ -1,0 +1,59 @@
+"""The multilayer perceptron.
+
+model = MLP(hidden_sizes=(512, 256), dropout_rate=0.2)
+logits = model.apply({"params": params}, image)   # float32[B, K] from float32[B, height, width, channels]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class MLP(nn.Module):
+    """Fully connected: ReLU and dropout after each hidden layer.
+
+    Attributes:
+        hidden_sizes: units per hidden layer.
+        batch_norm: normalise each unit over the batch before the ReLU.
+        dropout_rate: share of hidden units dropped in training.
+        num_classes: K.
+        dtype: what the layers compute in, with float32 parameters and logits; None: what images and parameters have.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = MLP(hidden_sizes=(16,))
+        >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+        >>> model.apply(variables, jnp.zeros((5, 28, 28, 1))).shape
+        (5, 10)
+    """
+
+    hidden_sizes: Sequence[int] = (512, 256)
+    batch_norm: bool = False
+    dropout_rate: float = 0.2
+    num_classes: int = 10
+    dtype: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))  # a list has no hash
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
+        """Maps ``float32[B, 28, 28, 1]`` to logits ``float32[B, K]``."""
+        x = image.reshape(image.shape[0], -1)
+        for size in self.hidden_sizes:
+            x = nn.Dense(size, use_bias=not self.batch_norm, dtype=self.dtype)(x)
+            x = nn.relu(batch_norm(x, train) if self.batch_norm else x)
+            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        logits = nn.Dense(self.num_classes, dtype=self.dtype)(x)
+        return logits if self.dtype is None else logits.astype(jnp.float32)
+
+
+def batch_norm(x: jax.Array, train: bool, axis: int = -1) -> jax.Array:
+    """As a layer of the module that calls it; its offset takes the place of the bias before it."""
+    return nn.BatchNorm(use_running_average=not train, axis=axis, dtype=x.dtype)(x)

@@ -1,0 +1,240 @@
+"""Figures of a run.
+
+learning_curves(history, workdir.path / "figures" / "learning_curves.png", title="mlp on mnist")
+confusion_matrix(test.label, test.predictions, dataset.class_names, path, title="98.55 % of 10,000 test digits")
+example_grid(dataset.test.image[:30], test.label[:30], test.logits[:30], dataset.class_names, path, title="test digits")
+reliability_diagram(Calibration.measure(test.probabilities, test.label), path, title="calibration")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mnist_jax.core.calibration import Calibration
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from tensorboardX import SummaryWriter
+
+
+def learning_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Loss and accuracy on the training and validation split over the epochs, as a PNG.
+
+    Args:
+        history: the lines of ``metrics.jsonl``.
+        path: of the PNG; its directory is created if need be.
+        title: above both panels.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    epochs = [line["epoch"] for line in history]
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure.suptitle(title)
+    for axes, name, label in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("loss (nats)", "accuracy"), strict=True):
+        for split, style in (("train", "o--"), ("validation", "o-")):
+            values = [line[f"{split}_{name}"] for line in history]
+            axes.plot(epochs, values, style, markersize=4, label=f"{split} {values[-1]:.4f}")
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+        axes.legend(title="last epoch")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    _save(figure, path)
+
+
+def confusion_matrix(
+    label: np.ndarray, predictions: np.ndarray, class_names: Sequence[str], path: Path, title: str
+) -> None:
+    """How many examples of each class were taken for which class, as a PNG; shaded by the share of the true class.
+
+    Args:
+        label: ``int[N]``, true classes.
+        predictions: ``int[N]``.
+        class_names: K names.
+        path: of the PNG; its directory is created if need be.
+        title: above the matrix.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    num_classes = len(class_names)
+    counts = np.zeros((num_classes, num_classes), int)
+    np.add.at(counts, (label, predictions), 1)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    norm = PowerNorm(0.4, 0, 1)  # brings out the few that are wrong
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", norm=norm)
+    for (true, predicted), count in np.ndenumerate(counts):
+        color = "white" if norm(shares[true, predicted]) > 0.6 else "black" if count else "lightgrey"
+        text = axes.text(predicted, true, f"{count}", ha="center", va="center", color=color)
+        text.set_in_layout(False)  # which takes time for each text, and these lie inside
+    axes.set_xticks(range(num_classes), class_names)
+    axes.set_yticks(range(num_classes), class_names)
+    if max(map(len, class_names)) > 2:
+        for name in axes.get_xticklabels():
+            name.set(rotation=45, ha="right", rotation_mode="anchor")
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    _save(figure, path)
+
+
+def example_grid(
+    image: np.ndarray, label: np.ndarray, logits: np.ndarray, class_names: Sequence[str], path: Path, title: str
+) -> None:
+    """Images with their true class, the predicted one and its probability, as a PNG; what is wrong is red.
+
+    Args:
+        image: ``uint8[N, 28, 28, 1]``, the examples to show; N may be 0.
+        label: ``int[N]``, true classes.
+        logits: ``float32[N, K]``.
+        class_names: K names.
+        path: of the PNG; its directory is created if need be.
+        title: above the grid.
+    """
+    from matplotlib.figure import Figure
+    from scipy.special import softmax
+
+    num_columns, width, height = 6, 38, 44  # of a cell, in pixels of an image: 28x28 in a frame, with text above
+    num_rows = max(1, -(-len(image) // num_columns))
+    figure = Figure(figsize=(9, 0.5 + 9 * num_rows * height / (num_columns * width)), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots()
+    axes.set_axis_off()
+    canvas = np.zeros((num_rows * height, num_columns * width), np.uint8)
+    probabilities = softmax(logits, axis=-1)
+    # One picture is drawn in a third of the time that as many axes take.
+    for index, (pixels, true, probability) in enumerate(zip(image, label, probabilities, strict=True)):
+        top, left = index // num_columns * height + 14, index % num_columns * width + 5
+        canvas[top : top + 30, left : left + 30] = 40
+        canvas[top + 1 : top + 29, left + 1 : left + 29] = pixels[..., 0]
+        predicted = probability.argmax()
+        text = axes.text(
+            left + 14.5,
+            top - 2,
+            f"true {class_names[true]}\npredicted {class_names[predicted]}\n{probability[predicted]:.1%}",
+            fontsize=8,
+            ha="center",
+            color="black" if predicted == true else "firebrick",
+        )
+        text.set_in_layout(False)
+    axes.imshow(canvas, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+    _save(figure, path)
+
+
+def reliability_diagram(calibration: Calibration, path: Path, title: str) -> None:
+    """Accuracy against confidence, and how many examples have which confidence, as a PNG.
+
+    Args:
+        calibration: what was measured.
+        path: of the PNG; its directory is created if need be.
+        title: above both panels.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, PercentFormatter, StrMethodFormatter
+
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    figure.suptitle(title)
+    accuracy, count = figure.subplots(1, 2)
+    edges, filled = calibration.edges, calibration.count > 0
+    place = {"x": edges[:-1][filled], "width": np.diff(edges)[filled], "align": "edge", "edgecolor": "white"}
+    accuracy.bar(height=calibration.accuracy[filled], color="tab:blue", label="accuracy", **place)
+    confidence = calibration.confidence[filled]
+    accuracy.plot(confidence, confidence, "o", color="tab:orange", markersize=5, label="confidence")
+    accuracy.plot([0, 1], [0, 1], ":", color="grey", linewidth=1, label="perfect calibration")
+    accuracy.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(loc="outside lower center", ncols=3)
+    count.bar(height=calibration.count[filled], color="tab:blue", **place)
+    count.set(xlabel="confidence", ylabel="examples", xlim=(0, 1), yscale="log")
+    count.set_ylim(bottom=0.5)
+    count.yaxis.set(major_formatter=StrMethodFormatter("{x:,.0f}"), minor_formatter=NullFormatter())
+    for axes in (accuracy, count):
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    _save(figure, path)
+
+
+def sweep_results(
+    trials: Sequence[Mapping[str, Any]], scales: Mapping[str, str | Sequence[Any]], path: Path, title: str
+) -> None:
+    """Validation accuracy against each varied hyperparameter, a panel each, as a PNG.
+
+    The best trial has a ring. What is far below the others is shown at the lower edge, and what diverged too.
+
+    Args:
+        trials: the lines of ``trials.jsonl``, best first.
+        scales: from each hyperparameter to ``log``, ``linear`` or its choices.
+        path: of the PNG; its directory is created if need be.
+        title: above the panels.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    num_rows = 1 if len(scales) <= 3 else 2
+    num_columns = -(-len(scales) // num_rows)
+    figure = Figure(figsize=(1 + 3.6 * num_columns, 1.2 + 3 * num_rows), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(num_rows, num_columns, squeeze=False, sharey=True).ravel()
+    for axes in panels[len(scales) :]:
+        axes.set_axis_off()
+
+    accuracy = np.array([trial["validation_accuracy"] for trial in trials])
+    diverged = np.array([trial["validation_loss"] is None for trial in trials])
+    sound = accuracy[~diverged] if not diverged.all() else accuracy
+    # A few bad trials shall not press the good ones into one line.
+    floor = max(sound.min(), sound.max() - 3 * (sound.max() - np.median(sound)))
+    marker = np.where(diverged, "x", np.where(accuracy < floor, "v", "o"))
+    y = np.where(marker == "o", accuracy, floor - 0.05 * (sound.max() - floor) - 0.002)
+    meaning = {"o": "", "v": ", lower", "x": ", diverged"}
+    epochs = np.array([trial["epochs"] for trial in trials])
+    colours = colormaps["viridis_r"](np.linspace(0.2, 1, len(set(epochs))))
+    for axes, (name, scale) in zip(panels, scales.items(), strict=False):
+        values = [trial["hyperparameters"][name] for trial in trials]
+        if isinstance(scale, str):
+            x = np.array(values, float)
+            axes.set_xscale(scale)
+        else:  # those of one choice beside each other, spread by the golden ratio
+            x = np.array([list(scale).index(value) for value in values], float)
+            x += [0.4 * (0.618 * trial["number"] % 1 - 0.5) for trial in trials]
+            texts = [",".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in scale]
+            axes.set_xticks(range(len(texts)), texts, rotation=30 if sum(map(len, texts)) > 24 else 0)
+            axes.set_xlim(-0.5, len(texts) - 0.5)
+        for number, colour in zip(sorted(set(epochs)), colours, strict=True):
+            for kind, suffix in meaning.items():
+                chosen = (epochs == number) & (marker == kind)
+                if chosen.any():
+                    label = f"{number} epoch{'s' if number > 1 else ''}{suffix}"
+                    axes.scatter(x[chosen], y[chosen], s=36, color=colour, marker=kind, label=label)
+        axes.plot(x[0], y[0], "o", markersize=12, markerfacecolor="none", color="tab:red", label="best")
+        axes.set_xlabel(name)
+        axes.grid(alpha=0.3)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for axes in panels[::num_columns]:
+        axes.set_ylabel("validation accuracy")
+    legend: dict[str, Any] = {}
+    for axes in panels:
+        legend |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, fontsize=8)
+    _save(figure, path)
+
+
+def show_in_tensorboard(board: SummaryWriter, path: Path, step: int) -> None:
+    """Adds a PNG to the events of a run under the stem of its name, as it is: ``add_image`` would encode it anew."""
+    from matplotlib.image import imread
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    height, width, channels = imread(path).shape
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=path.read_bytes())
+    board.file_writer.add_summary(Summary(value=[Summary.Value(tag=path.stem, image=image)]), step)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,5 @@
+import sys
+
+from mnist_jax.sweep.run import main
+
+sys.exit(main())

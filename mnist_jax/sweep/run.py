@@ -1,0 +1,297 @@
+"""Searches hyperparameters on the validation split, several models in one program. ``python -m mnist_jax.sweep``.
+
+    search = Search(vary=("learning_rate=1e-4:1e-2", "hidden_sizes=128/512,256"), method="halving")
+    sweep = run_sweep(TrainConfig(epochs=9), search)
+    fit(sweep.best_config)
+
+``random`` trains every trial for all epochs. ``halving`` goes in rungs: it trains all for few epochs, keeps the best,
+and trains those anew for more, so that in each rung a schedule of the learning rate is run to its end. The test split
+is never looked at.
+
+sweep.json     config, search and data     trials.jsonl     a line for each trial of each rung
+figures/sweep.png
+
+What needs JAX is imported inside :func:`run_sweep`: ``--help`` and a wrong flag are answered at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mnist_jax.cli.flags import exit_status, parse_flags
+from mnist_jax.config import TrainConfig
+from mnist_jax.data import Dataset, load_dataset
+from mnist_jax.errors import InputError
+from mnist_jax.sweep.space import PER_TRIAL, Hyperparameters, Search, Trial, parse_search_flags
+from mnist_jax.training.directory import lock_directory, new_directory, write_whole
+from mnist_jax.training.signals import StopSignals
+
+_LONGEST_TABLE = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A finished search.
+
+    Attributes:
+        config: what the trials have in common, with the data set that was found.
+        trials: every trial of every rung, best first; later rungs come before earlier ones.
+        workdir: the directory of the sweep.
+
+    Example:
+        >>> trial = Trial(0, 0, 3, 0, {"learning_rate": 0.01}, 0.08, 0.975, 1.5)
+        >>> Sweep(TrainConfig(), [trial], Path("sweeps/mine")).best_config.learning_rate
+        0.01
+    """
+
+    config: TrainConfig
+    trials: list[Trial]
+    workdir: Path
+
+    @property
+    def best_config(self) -> TrainConfig:
+        """The run that the best trial was, for :func:`mnist_jax.fit`."""
+        best = self.trials[0]
+        fields = {**best.hyperparameters, "epochs": best.epochs, "seed": best.seed, "workdir": None, "resume": False}
+        return dataclasses.replace(self.config, **fields)
+
+
+def run_sweep(config: TrainConfig, search: Search) -> Sweep:
+    """Searches, and writes everything down; trial i is trained with the seed ``config.seed + i``.
+
+    Args:
+        config: what the trials have in common; ``epochs`` is that of the last rung. ``workdir`` is the directory of the
+            sweep, by default ``sweeps/<dataset>-<model>-<time>``, and ``resume`` goes on with the sweep in it.
+        search: what to search, and how.
+
+    Returns:
+        All trials. A continued sweep has those of an uninterrupted one.
+
+    Raises:
+        InputError: the search, the data or the directory cannot be used.
+        KeyboardInterrupt: Ctrl-C or SIGTERM came; finished populations are kept.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     config = TrainConfig(data="digits", hidden_sizes=(8,), epochs=1, workdir=directory + "/new", quiet=True)
+        ...     sweep = run_sweep(config, Search(vary=("learning_rate=1e-4:1e-2",), trials=3))
+        >>> len(sweep.trials)
+        3
+    """
+    drawn = search.draw(config)
+    saved = _read_saved(config)
+    if saved is not None and config.data is None:
+        config = dataclasses.replace(config, data=saved["config"].get("data"))
+
+    import jax
+
+    from mnist_jax.report.figures import sweep_results
+    from mnist_jax.training.build import build_state, check_batch_size
+    from mnist_jax.training.optimizer import HYPERPARAMETERS
+
+    unused = PER_TRIAL.intersection(drawn[0]).difference(HYPERPARAMETERS[config.optimizer])
+    if unused and "optimizer" not in drawn[0]:
+        raise InputError(f"vary must name hyperparameters that {config.optimizer} has, got {min(unused)}")
+    dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
+    config = dataclasses.replace(config, data=config.data or dataset.name)
+    for program, _ in search.populations(config, drawn, range(search.trials)):  # before the first one is trained
+        check_batch_size(program, dataset)
+        jax.eval_shape(lambda program=program: build_state(program))  # whether the kernels fit
+    with _open_directory(config, search, dataset, saved) as path, StopSignals() as stop:
+
+        def check_stop(epoch: int) -> None:
+            if stop.requested:
+                raise _Stopped(stop.requested, path)
+
+        trials = _read_trials(path, drawn)
+        survivors: Sequence[int] = range(search.trials)
+        rungs = search.rungs(config.epochs)
+        for rung, (num_trials, epochs) in enumerate(rungs):
+            numbers = sorted(survivors[:num_trials])
+            finished = {trial.number for trial in trials if trial.rung == rung}
+            for program, members in search.populations(config, drawn, numbers):
+                if finished.issuperset(members):
+                    continue
+                program = dataclasses.replace(program, epochs=epochs)
+                trials += _train_trials(program, members, rung, drawn, dataset, check_stop)
+                write_whole(path / "trials.jsonl", _to_lines(trials))
+                if not config.quiet:
+                    _report_progress([trial for trial in trials if trial.rung == rung], num_trials, len(rungs))
+            survivors = [trial.number for trial in sorted(trials, key=Trial.rank) if trial.rung == rung]
+
+        sweep = Sweep(config, sorted(trials, key=Trial.rank), path)
+        scales = {
+            each.name: each.values if each.scale == "choice" else each.scale for each in search.dimensions(config)
+        }
+        title = f"{search.method} search, {config.model} on {dataset.name}"
+        lines = [dataclasses.asdict(trial) for trial in sweep.trials]
+        sweep_results(lines, scales, path / "figures" / "sweep.png", title)
+        return sweep
+
+
+def _train_trials(
+    program: TrainConfig,
+    numbers: Sequence[int],
+    rung: int,
+    drawn: Sequence[Hyperparameters],
+    dataset: Dataset,
+    before_epoch: Callable[[int], None],
+) -> list[Trial]:
+    from mnist_jax.training.optimizer import HYPERPARAMETERS
+    from mnist_jax.training.population import train_population
+
+    begun = time.perf_counter()
+    names = [name for name in HYPERPARAMETERS[program.optimizer] if name in drawn[numbers[0]]]
+    seeds = [(program.seed + number) % 2**32 for number in numbers]
+    hyperparameters = {name: [drawn[number][name] for number in numbers] for name in names}
+    population = train_population(program, seeds, hyperparameters, dataset, before_epoch)
+    seconds = (time.perf_counter() - begun) / len(numbers)
+    losses = [loss if math.isfinite(loss) else None for loss in population.validation_loss[-1].tolist()]
+    accuracies = population.validation_accuracy[-1].tolist()
+    return [
+        Trial(number, rung, program.epochs, seed, drawn[number], loss, accuracy, seconds)
+        for number, seed, loss, accuracy in zip(numbers, seeds, losses, accuracies, strict=True)
+    ]
+
+
+def _report_progress(finished: Sequence[Trial], num_trials: int, num_rungs: int) -> None:
+    last, best = finished[-1], min(finished, key=Trial.rank)
+    print(
+        f"rung {last.rung + 1}/{num_rungs}  epochs {last.epochs}  trials {len(finished)}/{num_trials}"
+        f"  best validation accuracy {best.validation_accuracy:.4f}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+class _Stopped(KeyboardInterrupt):
+    def __init__(self, number: signal.Signals, path: Path) -> None:
+        super().__init__(f"finished trials are in {path}; the same command with --workdir {path} --resume goes on")
+        self.exit_status = 128 + number
+
+
+def _read_saved(config: TrainConfig) -> dict[str, Any] | None:
+    """The ``sweep.json`` of the sweep to go on with; None for a new one."""
+    if config.workdir is None:
+        return None
+    path = Path(config.workdir)
+    try:
+        if config.resume:
+            saved = json.loads((path / "sweep.json").read_text())
+            return {part: {**saved[part]} for part in ("config", "search", "data")}
+        if path.exists():
+            raise InputError(
+                f"workdir {path} exists: name another directory, or go on with the sweep in it with --resume"
+            )
+        return None
+    except FileNotFoundError:
+        raise InputError(f"resume: a sweep with a sweep.json wanted in {path}, found none") from None
+    except OSError as error:
+        raise InputError(f"workdir {config.workdir[:80]}: cannot be used ({error.strerror})") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path / 'sweep.json'}: a JSON object wanted ({error})") from None
+    except (TypeError, LookupError):
+        raise InputError(f"{path / 'sweep.json'}: config, search and data wanted, got something else") from None
+
+
+@contextlib.contextmanager
+def _open_directory(
+    config: TrainConfig, search: Search, dataset: Dataset, saved: Mapping[str, Any] | None
+) -> Iterator[Path]:
+    """The directory of the sweep, locked, with its ``sweep.json``."""
+    if config.workdir is None:
+        path = new_directory(Path("sweeps"), f"{dataset.name.replace('/', '-')}-{config.model}")
+    else:
+        path = Path(config.workdir)
+    text = json.dumps(
+        {"config": config.training_fields(), "search": dataclasses.asdict(search), "data": dataset.identity()}, indent=2
+    )
+    for part, wanted in json.loads(text).items():
+        for name, value in wanted.items():
+            was = value if saved is None else saved[part].get(name)
+            if was != value:
+                raise InputError(f"resume: {part} {name} must be {was!r} as in {path / 'sweep.json'}, got {value!r}")
+    with lock_directory(path):
+        write_whole(path / "sweep.json", text + "\n")
+        yield path
+
+
+def _to_lines(trials: Iterable[Trial]) -> str:
+    return "".join(json.dumps(dataclasses.asdict(trial)) + "\n" for trial in trials)
+
+
+def _read_trials(path: Path, drawn: Sequence[Hyperparameters]) -> list[Trial]:
+    file = path / "trials.jsonl"
+    if not file.exists():
+        return []
+    try:
+        text = file.read_text()
+        # What was drawn comes out again as it was; JSON would make lists of its tuples.
+        lines = map(json.loads, text.splitlines())
+        trials = [Trial(**{**line, "hyperparameters": drawn[line["number"]]}) for line in lines]
+    except (ValueError, TypeError, LookupError) as error:
+        raise InputError(f"{file}: a trial on each line wanted, got something else ({error})") from None
+    if _to_lines(trials) != text:  # another version, of NumPy say, may draw others
+        raise InputError(f"{file}: trials with what is drawn here wanted, got others: begin a new sweep")
+    return trials
+
+
+def results_table(sweep: Sweep) -> str:
+    """The trials as text, each where it got to, best first; and the command that trains the best."""
+    last = sorted({trial.number: trial for trial in reversed(sweep.trials)}.values(), key=Trial.rank)
+    names = list(sweep.trials[0].hyperparameters)
+    rows = [["trial", "epochs", *names, "validation loss", "accuracy"]]
+    for trial in last[:_LONGEST_TABLE]:
+        loss = "diverged" if trial.validation_loss is None else f"{trial.validation_loss:.4f}"
+        drawn = (trial.hyperparameters[name] for name in names)
+        values = [",".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in drawn]
+        rows.append([str(trial.number), str(trial.epochs), *values, loss, f"{trial.validation_accuracy:.2%}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    if len(last) > _LONGEST_TABLE:
+        lines.append(f"and {len(last) - _LONGEST_TABLE} more in {sweep.workdir / 'trials.jsonl'}")
+    seconds = sum(trial.seconds for trial in sweep.trials)
+    lines += [
+        "",
+        f"the best: python -m mnist_jax.train {shlex.join(_flags(sweep.best_config))}",
+        f"{seconds:.1f} s training; everything is in {sweep.workdir}",
+    ]
+    return "\n".join(lines)
+
+
+def _flags(config: TrainConfig) -> Iterator[str]:
+    """The flags of ``mnist_jax.train`` that make this config."""
+    for field in dataclasses.fields(TrainConfig):
+        value, flag = getattr(config, field.name), field.name.replace("_", "-")
+        if value == field.default or field.name in ("progress", "quiet"):
+            continue
+        if isinstance(value, bool):
+            yield f"--{flag}" if value else f"--no-{flag}"
+        else:
+            yield from (f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,)))
+
+
+def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.sweep") -> int:
+    """The command: parses ``args`` (default: the command line), searches, prints the table."""
+
+    def command() -> None:
+        fields, others = parse_search_flags(args, prog)
+        config = parse_flags(TrainConfig(), others, prog)  # which answers --help
+        print(results_table(run_sweep(config, Search(**fields))))
+
+    return exit_status(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

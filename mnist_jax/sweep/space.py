@@ -1,0 +1,246 @@
+"""What to search: ``--vary`` as dimensions, the settings drawn from them, and which are trained together, for how long.
+
+    search = Search(vary=("learning_rate=1e-4:1e-2", "hidden_sizes=128/512,256"), trials=27, method="halving")
+    drawn = search.draw(config)                     # 27 times {"learning_rate": ..., "hidden_sizes": ...}
+    search.rungs(epochs=9)                          # [(27, 1), (9, 3), (3, 9)]
+    search.populations(config, drawn, range(27))    # a config and the numbers of its trials, for each program
+
+Nothing here trains or needs JAX: that is ``sweep.py``.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from mnist_jax.cli.flags import OneLineParser
+from mnist_jax.config import PRESENTATION, TrainConfig
+from mnist_jax.errors import InputError
+
+# Drawn for each trial, as train_population has them vary in one program; others are drawn for each population.
+PER_TRIAL = {"learning_rate", "weight_decay", "momentum", "b1", "b2"}
+# What makes trials comparable.
+_IN_COMMON = {"data", "num_validation", "epochs", "seed"}
+_TYPES = typing.get_type_hints(TrainConfig)
+_EXAMPLE = "like learning_rate=1e-4:1e-2 or hidden_sizes=128/512,256"
+
+Hyperparameters = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What to search, and how.
+
+    Attributes:
+        vary: ``NAME=LOW:HIGH``, drawn evenly, on a logarithmic axis where HIGH is at least 10 times a positive LOW;
+            or ``NAME=A/B/C``, of which each is drawn once before one is drawn again. NAME is a field of
+            ``TrainConfig``.
+        trials: how many settings to try.
+        method: ``random`` or ``halving``.
+        eta: halving keeps one of so many trials, and trains it so many times as long.
+        population: trials in one program. They share what changes the program, such as the sizes of the model or the
+            batch size; learning_rate, weight_decay, momentum, b1 and b2 are drawn for each trial.
+
+    Raises:
+        InputError: a field has a value outside its range; the message names field, value and range.
+
+    Example:
+        >>> Search(vary=("learning_rate=1e-4:1e-2",), trials=27, method="halving").rungs(epochs=10)
+        [(27, 1), (9, 3), (3, 10)]
+    """
+
+    vary: tuple[str, ...]
+    trials: int = 16
+    method: Literal["random", "halving"] = "random"
+    eta: int = 3
+    population: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.vary:
+            raise InputError(f"vary must say what to search, {_EXAMPLE}, got nothing")
+        for name, least in (("trials", 1), ("eta", 2), ("population", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.method not in ("random", "halving"):
+            raise InputError(f"method must be one of random, halving, got {self.method}")
+
+    def rungs(self, epochs: int) -> list[tuple[int, int]]:
+        """Number of trials and of epochs of each rung; the last has ``epochs``.
+
+        Reference: halving is the inner loop of Hyperband, https://arxiv.org/abs/1603.06560.
+        """
+        num_rungs = 1
+        while self.method == "halving" and self.eta**num_rungs <= min(self.trials, epochs):
+            num_rungs += 1
+        factors = [self.eta**rung for rung in range(num_rungs)]
+        return [(self.trials // less, epochs // more) for less, more in zip(factors, factors[::-1], strict=True)]
+
+    def dimensions(self, config: TrainConfig) -> list[Dimension]:
+        """``vary`` as fields of a config like ``config``.
+
+        Raises:
+            InputError: a name or value in ``vary`` is not as it should be; the message says what would be.
+        """
+        dimensions = [_parse_dimension(text, config) for text in self.vary]
+        names = [dimension.name for dimension in dimensions]
+        if len(set(names)) < len(names):
+            raise InputError(f"vary must name each hyperparameter once, got {', '.join(names)}")
+        return dimensions
+
+    def draw(self, config: TrainConfig) -> list[Hyperparameters]:
+        """The hyperparameters of each trial; those of trial i depend on i and ``config.seed`` alone.
+
+        Raises:
+            InputError: as in :meth:`dimensions`.
+
+        Example:
+            >>> search = Search(vary=("batch_size=64/128",), trials=4, population=2)
+            >>> sorted(trial["batch_size"] for trial in search.draw(TrainConfig()))
+            [64, 64, 128, 128]
+        """
+        dimensions = self.dimensions(config)
+        drawn: list[Hyperparameters] = []
+        for number in range(self.trials):
+            values = {}
+            for place, each in enumerate(dimensions):
+                index = number if each.name in PER_TRIAL else number // self.population
+                values[each.name] = each.draw((config.seed, place), index)
+            drawn.append(values)
+        return drawn
+
+    def populations(
+        self, config: TrainConfig, drawn: Sequence[Hyperparameters], numbers: Iterable[int]
+    ) -> Iterator[tuple[TrainConfig, list[int]]]:
+        """What is trained as one program: the config of its trials, and their numbers."""
+        programs: dict[TrainConfig, list[int]] = {}
+        for number in numbers:
+            shared = {name: value for name, value in drawn[number].items() if name not in PER_TRIAL}
+            programs.setdefault(dataclasses.replace(config, **shared), []).append(number)
+        for program, members in programs.items():
+            for start in range(0, len(members), self.population):
+                yield program, members[start : start + self.population]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One setting, trained in one rung: a line of ``trials.jsonl``.
+
+    Attributes:
+        number: from 0; a setting keeps it from rung to rung.
+        rung: from 0.
+        epochs: of this rung.
+        seed: of the training.
+        hyperparameters: what was drawn.
+        validation_loss: after the last epoch; None if it diverged.
+        validation_accuracy: after the last epoch, in [0, 1].
+        seconds: its share of the time that its population took.
+
+    Example:
+        >>> Trial(0, 0, 3, 0, {"learning_rate": 0.01}, 0.08, 0.975, 1.5).validation_accuracy
+        0.975
+    """
+
+    number: int
+    rung: int
+    epochs: int
+    seed: int
+    hyperparameters: Hyperparameters
+    validation_loss: float | None
+    validation_accuracy: float
+    seconds: float
+
+    def rank(self) -> tuple[Any, ...]:
+        """Sorts the best to the front, later rungs before earlier ones, and what diverged to the end of its rung."""
+        loss = math.inf if self.validation_loss is None else self.validation_loss
+        return (-self.rung, math.isinf(loss), -self.validation_accuracy, loss, self.number)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dimension:
+    """A varied field.
+
+    Attributes:
+        name: of the field.
+        scale: how numbers are drawn, or ``choice``.
+        values: the lowest and the highest number, or all choices.
+    """
+
+    name: str
+    scale: Literal["log", "linear", "choice"]
+    values: tuple[Any, ...]
+
+    def draw(self, seeds: tuple[int, ...], index: int) -> Any:
+        """Value ``index`` of the endless sequence that ``seeds`` stand for."""
+        if self.scale == "choice":
+            # Each turn has an order of its own, so that two dimensions do not go through theirs side by side.
+            turn, place = divmod(index, len(self.values))
+            return self.values[np.random.default_rng([*seeds, turn]).permutation(len(self.values))[place]]
+        low, high = self.values
+        whole = isinstance(low, int)
+        end = high + whole  # whole numbers are rounded down: the highest shall have its share
+        share = np.random.default_rng([*seeds, index]).random()
+        value = low * (end / low) ** share if self.scale == "log" else low + (end - low) * share
+        return min(int(value), high) if whole else min(max(float(f"{value:.4g}"), low), high)
+
+
+def _parse_dimension(text: str, config: TrainConfig) -> Dimension:
+    name, _, content = text.partition("=")
+    name = name.replace("-", "_")
+    if not content:
+        raise InputError(f"vary must be {_EXAMPLE}, got {text}")
+    if name not in _TYPES.keys() - {*PRESENTATION, *_IN_COMMON}:
+        raise InputError(f"vary must name a hyperparameter of mnist_jax.train, got {name}")
+    low, colon, high = content.partition(":")
+    if not colon:
+        return Dimension(name, "choice", _parse_values(name, content.split("/"), config))
+    if _TYPES[name] not in (int, float, int | None, float | None):
+        raise InputError(f"vary must have choices for {name}, as in {name}=A/B, got the range {content}")
+    first, last = _parse_values(name, (low, high), config)
+    if first is None or last is None or first >= last:
+        raise InputError(f"vary must have a range from low to high for {name}, got {content}")
+    return Dimension(name, "log" if first > 0 and last / first >= 10 else "linear", (first, last))
+
+
+def _parse_values(name: str, texts: Sequence[str], config: TrainConfig) -> tuple[Any, ...]:
+    """The values as ``TrainConfig`` has them, which also checks them."""
+    values = []
+    for text in texts:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):  # a word
+            value = text
+        if isinstance(getattr(config, name), tuple) and not isinstance(value, tuple):
+            value = (value,)
+        values.append(getattr(dataclasses.replace(config, **{name: value}), name))
+    return tuple(values)
+
+
+def parse_search_flags(args: Sequence[str] | None, prog: str) -> tuple[dict[str, Any], list[str]]:
+    """The flags of a search as fields of ``Search``, and the other flags; writes its part of the help if asked."""
+    parser = OneLineParser(
+        prog=prog, usage=f"{prog} --vary NAME=VALUES ... [flags]", add_help=False, allow_abbrev=False
+    )
+    own = parser.add_argument_group(
+        "the search", description="validation accuracy decides; besides, it has the flags below"
+    )
+    vary = (
+        "LOW:HIGH (even on a logarithmic axis from a factor of 10) or A/B/C, for flags of mnist_jax.train: "
+        "learning_rate=1e-4:1e-2 hidden_sizes=128/512,256"
+    )
+    eta = "halving keeps one of so many, for so many times the epochs (%(default)s)"
+    population = f"trials in one program (%(default)s); they share all but {', '.join(sorted(PER_TRIAL))}"
+    own.add_argument("--vary", nargs="+", default=(), metavar="NAME=VALUES", help=vary)
+    own.add_argument("--trials", type=int, default=Search.trials, help="settings to try (%(default)s)")
+    own.add_argument("--method", choices=("random", "halving"), default=Search.method, help="(%(default)s)")
+    own.add_argument("--eta", type=int, default=Search.eta, help=eta)
+    own.add_argument("--population", type=int, default=Search.population, help=population)
+    flags, others = parser.parse_known_args(args)
+    if {"-h", "--help"} & set(others):
+        print(parser.format_help())
+    return {**vars(flags), "vary": tuple(flags.vary)}, others

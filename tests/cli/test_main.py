@@ -1,0 +1,65 @@
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mnist_jax
+from mnist_jax.cli.main import COMMANDS, main
+
+SCRIPT = Path(sys.executable).with_name("mnist-jax")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_is_the_module_of_its_name(monkeypatch, name):
+    calls = []
+    module = importlib.import_module(COMMANDS[name][0])
+    monkeypatch.setattr(module, "main", lambda args, prog: calls.append((args, prog)) or 7)
+    assert main([name, "one", "--two"]) == 7
+    assert calls == [(["one", "--two"], f"mnist-jax {name}")]
+    assert COMMANDS[name][0].removesuffix(".__main__") == f"mnist_jax.{name}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_script_helps_without_jax(run_python, name):
+    code = (
+        "import sys\nfrom mnist_jax.cli.main import main\n"
+        f"try: main([{name!r}, '--help'])\nfinally: print([m for m in ('jax', 'flax', 'orbax') if m in sys.modules])"
+    )
+    done = run_python("-c", code)
+    assert done.stdout.startswith(f"usage: mnist-jax {name} ")
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.returncode == 0
+
+
+def test_the_console_script_is_installed():
+    done = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: mnist-jax COMMAND ...")
+    for name, (_, help_) in COMMANDS.items():
+        assert re.search(rf"^ +{name} +{help_}$", done.stdout, flags=re.MULTILINE)
+    wrong = subprocess.run([SCRIPT, "train", "--epochs", "0"], capture_output=True, text=True, check=False)
+    assert (wrong.stderr, wrong.returncode) == ("error: epochs must be at least 1, got 0\n", 2)
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"{mnist_jax.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["walk"], "argument COMMAND: invalid choice: 'walk' .choose from .*train.*runs.*"),
+        (["--quiet"], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(capsys, args, message):
+    assert main(args) == 2
+    captured = capsys.readouterr()
+    assert re.fullmatch(f"error: {message}\n", captured.err)
+    assert captured.out == ""

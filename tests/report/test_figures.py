@@ -1,0 +1,165 @@
+import matplotlib.figure
+import numpy as np
+import pytest
+from conftest import make_split
+from matplotlib.image import imread
+from matplotlib.transforms import Bbox
+
+from mnist_jax.core.calibration import Calibration
+from mnist_jax.report.figures import confusion_matrix, example_grid, learning_curves, reliability_diagram, sweep_results
+
+DIGITS = tuple("0123456789")
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that were saved."""
+    saved = []
+    save = matplotlib.figure.Figure.savefig
+
+    def spy(figure, *args, **options):
+        saved.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", spy)
+    return saved
+
+
+def make_history(num_epochs):
+    return [
+        {
+            "epoch": epoch,
+            "train_loss": 1 / epoch,
+            "validation_loss": 2 / epoch,
+            "train_accuracy": 1 - 0.1 / epoch,
+            "validation_accuracy": 1 - 0.2 / epoch,
+        }
+        for epoch in range(1, num_epochs + 1)
+    ]
+
+
+@pytest.mark.parametrize("num_epochs", [1, 4])
+def test_the_curves_are_the_history(tmp_path, figures, num_epochs):
+    history = make_history(num_epochs)
+    learning_curves(history, tmp_path / "figures" / "curves.png", "a title")
+    (figure,) = figures
+    assert figure.get_suptitle() == "a title"
+    for axes, name in zip(figure.axes, ("loss", "accuracy"), strict=True):
+        assert axes.get_xlabel() == "epoch"
+        assert axes.get_ylabel().startswith(name)
+        for line, split in zip(axes.lines, ("train", "validation"), strict=True):
+            assert line.get_xdata().tolist() == [entry["epoch"] for entry in history]
+            assert line.get_ydata().tolist() == [entry[f"{split}_{name}"] for entry in history]
+            assert line.get_label().startswith(split)
+    picture = imread(tmp_path / "figures" / "curves.png")
+    assert picture.shape[:2] == (570, 1350)
+
+
+@pytest.mark.parametrize("class_names", [DIGITS, ("T-shirt/top", *DIGITS[1:9], "Ankle boot")])
+def test_each_cell_counts_its_examples(tmp_path, figures, class_names):
+    rng = np.random.default_rng(0)
+    label, predictions = rng.integers(0, 9, (2, 200))  # no 9: a class without examples
+    confusion_matrix(label, predictions, class_names, tmp_path / "figures" / "matrix.png", "a title")
+    (axes,) = figures[0].axes
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("a title", "predicted", "true")
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == list(class_names)
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == list(class_names)
+    cells = {text.get_position(): int(text.get_text()) for text in axes.texts}
+    assert len(cells) == 100
+    for (predicted, true), count in cells.items():
+        assert count == sum(1 for pair in zip(label, predictions, strict=True) if pair == (true, predicted))
+    assert imread(tmp_path / "figures" / "matrix.png").shape[:2] == (1050, 1050)
+
+
+def read_grid(figure):
+    """The images of a grid with the text above each, from what was drawn."""
+    (axes,) = figure.axes
+    if not axes.texts:
+        return []
+    canvas = axes.images[0].get_array()
+    found = []
+    for text in axes.texts:
+        x, y = text.get_position()
+        left, top = round(x - 13.5), round(y + 3)
+        found.append((canvas[top : top + 28, left : left + 28], text.get_text(), text.get_color()))
+    return found
+
+
+@pytest.mark.parametrize("num_examples", [0, 1, 8])
+def test_the_grid_shows_each_example(tmp_path, figures, num_examples):
+    split = make_split(num_examples)
+    logits = np.random.default_rng(0).normal(0, 100, (num_examples, 10)).astype(np.float32)
+    example_grid(split.image, split.label, logits, DIGITS, tmp_path / "figures" / "grid.png", "a title")
+    (figure,) = figures
+    assert figure.get_suptitle() == "a title"
+    grid = read_grid(figure)
+    assert len(grid) == num_examples
+    for (shown, text, color), image, label, logit in zip(grid, split.image, split.label, logits, strict=True):
+        np.testing.assert_array_equal(shown, image[..., 0])
+        probability = 1 / sum(np.exp(float(other - logit.max())) for other in logit)
+        assert text == f"true {label}\npredicted {logit.argmax()}\n{probability:.1%}"
+        assert color == ("black" if logit.argmax() == label else "firebrick")
+    assert (tmp_path / "figures" / "grid.png").stat().st_size > 1000
+
+
+def test_no_text_of_the_grid_overlaps_another_or_an_image(tmp_path, figures):
+    split = make_split(12)
+    names = ("Ankle boot",) * 10
+    example_grid(split.image, split.label, np.zeros((12, 10)), names, tmp_path / "grid.png", "a title")
+    (figure,) = figures
+    figure.set_dpi(150)  # as it was saved
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in (figure._suptitle, *axes.texts)]
+    for text in axes.texts:  # the frame of the image below it
+        x, y = text.get_position()
+        corners = axes.transData.transform([(x - 15, y + 1.5), (x + 15, y + 31.5)])
+        boxes.append(Bbox([corners.min(axis=0), corners.max(axis=0)]))
+    for index, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+
+
+def test_the_reliability_diagram_shows_each_bin(tmp_path, figures):
+    calibration = Calibration.measure(np.array([[0.6, 0.4], [0.3, 0.7], [0.05, 0.95]]), np.array([0, 0, 1]), 10)
+    reliability_diagram(calibration, tmp_path / "figures" / "calibration.png", "a title")
+    (figure,) = figures
+    assert figure.get_suptitle() == "a title"
+    accuracy, count = figure.axes
+    assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("confidence", "share that is right")
+    assert (count.get_xlabel(), count.get_ylabel(), count.get_yscale()) == ("confidence", "examples", "log")
+    bars = [(round(bar.get_x(), 6), bar.get_height()) for bar in accuracy.patches]
+    assert bars == [(0.5, 1.0), (0.6, 0.0), (0.9, 1.0)]
+    assert [(round(bar.get_x(), 6), bar.get_height()) for bar in count.patches] == [(0.5, 1), (0.6, 1), (0.9, 1)]
+    assert all(bar.get_width() == pytest.approx(0.1) for axes in figure.axes for bar in axes.patches)
+    points = {line.get_label(): line.get_xydata() for line in accuracy.lines}
+    np.testing.assert_allclose(points["confidence"], [[0.6, 0.6], [0.7, 0.7], [0.95, 0.95]])
+    assert imread(tmp_path / "figures" / "calibration.png").shape[:2] == (630, 1350)
+
+
+def test_the_figure_of_a_sweep_shows_each_trial(tmp_path, figures):
+    lines = [
+        {"number": 0, "epochs": 3, "hyperparameters": {"b1": 0.5, "size": (8,)}, "accuracy": 0.98},
+        {"number": 0, "epochs": 1, "hyperparameters": {"b1": 0.5, "size": (8,)}, "accuracy": 0.97},
+        {"number": 1, "epochs": 1, "hyperparameters": {"b1": 0.05, "size": (8, 4)}, "accuracy": 0.96},
+        {"number": 2, "epochs": 1, "hyperparameters": {"b1": 0.2, "size": (8,)}, "accuracy": 0.1},
+        {"number": 3, "epochs": 1, "hyperparameters": {"b1": 0.3, "size": (8,)}, "accuracy": 0.1, "loss": None},
+    ]
+    lines = [
+        {"validation_accuracy": line["accuracy"], "validation_loss": line.get("loss", 0.1), **line} for line in lines
+    ]
+    sweep_results(lines, {"b1": "log", "size": ((8,), (8, 4))}, tmp_path / "figures" / "sweep.png", "a title")
+    (figure,) = figures
+    assert figure.get_suptitle() == "a title"
+    numbers, choices = figure.axes
+    assert (numbers.get_xlabel(), numbers.get_xscale(), choices.get_xlabel()) == ("b1", "log", "size")
+    points = {each.get_label(): each.get_offsets().data.tolist() for each in numbers.collections}
+    assert points["3 epochs"] == [[0.5, 0.98]]
+    assert points["1 epoch"] == [[0.5, 0.97], [0.05, 0.96]]
+    ((low_x, low_y),) = points["1 epoch, lower"]
+    ((diverged_x, diverged_y),) = points["1 epoch, diverged"]
+    assert (low_x, diverged_x) == (0.2, 0.3)
+    assert low_y == diverged_y < 0.96
+    assert [label.get_text() for label in choices.get_xticklabels()] == ["8", "8,4"]
+    at = {each.get_label(): np.rint(each.get_offsets()[:, 0]).tolist() for each in choices.collections}
+    assert at["1 epoch"] == [0, 1]
+    assert (tmp_path / "figures" / "sweep.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,332 @@
+"""``fit`` and the command, end to end."""
+
+import dataclasses
+import io
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import assert_trees_equal, make_arrays, read_events, write_idx_files
+from matplotlib.image import imread
+
+from mnist_jax import (
+    InputError,
+    NonFiniteLossError,
+    TrainConfig,
+    evaluate_dataset,
+    fit,
+    load_dataset,
+    restore_checkpoint,
+)
+from mnist_jax.train import main
+
+pytestmark = pytest.mark.uses_adam
+SMALL = TrainConfig(data="digits", hidden_sizes=(8,), epochs=2, batch_size=100, quiet=True)
+STEPS_PER_EPOCH = 14  # 1,350 examples
+
+
+def small(tmp_path, name="run", **options):
+    return dataclasses.replace(SMALL, workdir=str(tmp_path / name), **options)
+
+
+def read_json(run, name):
+    return json.loads((run.workdir / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(small(tmp_path_factory.mktemp("module"), epochs=3))
+
+
+def test_a_run_leaves_its_directory(run):
+    names = {path.name for path in run.workdir.iterdir()}
+    (events,) = (name for name in names if name.startswith("events.out.tfevents."))
+    assert names == {"config.json", "data.json", "metrics.jsonl", "summary.json", "checkpoints", "figures", events}
+    assert TrainConfig.from_json((run.workdir / "config.json").read_text()) == run.config
+    assert read_json(run, "summary.json") == run.summary
+    lines = (run.workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == run.history
+    assert (run.workdir / "figures" / "learning_curves.png").stat().st_size > 10_000
+
+
+def test_the_summary_is_what_the_state_says(run):
+    dataset = load_dataset("digits")
+    summary = run.summary
+    for name, split in (("validation", dataset.validation), ("test", dataset.test)):
+        evaluation = evaluate_dataset(run.state, split)
+        assert summary[f"{name}_loss"] == evaluation.loss
+        assert summary[f"{name}_accuracy"] == evaluation.accuracy
+    assert (summary["dataset"], summary["model"], summary["seed"]) == ("digits", "mlp", 0)
+    assert (summary["num_train"], summary["num_validation"], summary["num_test"]) == (1350, 150, 297)
+    assert summary["num_parameters"] == 784 * 8 + 8 + 8 * 10 + 10
+    assert (summary["epochs"], summary["steps"]) == (3, 3 * STEPS_PER_EPOCH)
+    assert summary["device"] == {"platform": "cpu", "kind": "cpu", "count": 2}
+    assert summary["versions"]["jax"] == jax.__version__
+    seconds = summary["seconds"]
+    assert set(seconds) == {"import", "data", "compile", "train", "evaluate", "total"}
+    parts = seconds["import"] + seconds["compile"] + seconds["train"] + seconds["evaluate"]
+    assert 0 < parts < seconds["total"]
+    assert "notice" not in summary
+
+
+def test_the_history_has_a_line_an_epoch(run):
+    assert [line["epoch"] for line in run.history] == [1, 2, 3]
+    assert [line["step"] for line in run.history] == [14, 28, 42]
+    assert all(line["num_examples"] == 1350 for line in run.history)
+    assert run.history[-1]["validation_accuracy"] == run.summary["validation_accuracy"]
+    assert run.history[0]["train_loss"] > run.history[-1]["train_loss"] == run.summary["train_loss"]
+
+
+def test_tensorboard_reads_the_history(run):
+    found = read_events(run.workdir)
+    scalars = {key: value.simple_value for key, value in found.items()}
+    for line in run.history:
+        for split in ("train", "validation"):
+            for name in ("loss", "accuracy"):
+                np.testing.assert_allclose(scalars[f"{name}/{split}", line["step"]], line[f"{split}_{name}"], rtol=1e-6)
+        assert scalars["learning_rate", line["step"]] == np.float32(1e-3)
+    np.testing.assert_allclose(scalars["accuracy/test", 42], run.summary["test_accuracy"], rtol=1e-6)
+    curves = imread(run.workdir / "figures" / "learning_curves.png")
+    picture = found["learning_curves", 42].image.encoded_image_string
+    np.testing.assert_array_equal(imread(io.BytesIO(picture)), curves)
+
+
+def test_the_last_checkpoint_is_the_final_state(run):
+    restored = restore_checkpoint(run.workdir, run.state)
+    assert_trees_equal(restored, run.state)
+
+
+def test_the_same_seed_is_the_same_run_and_another_seed_another(tmp_path, run):
+    again = fit(small(tmp_path, epochs=3))
+    assert_trees_equal(again.state.params, run.state.params)
+    other = fit(small(tmp_path, "other", epochs=1, seed=1))
+    assert other.history[0]["train_loss"] != run.history[0]["train_loss"]
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, model):
+    options = {"model": model, "channels": (2, 3), "dense_size": 4, "ema_decay": 0.9}
+    straight = fit(small(tmp_path, "straight", epochs=4, **options))
+    fit(small(tmp_path, epochs=2, **options))
+    resumed = fit(small(tmp_path, epochs=4, resume=True, **options))
+    assert_trees_equal(resumed.state, straight.state.replace(model=resumed.state.model, tx=resumed.state.tx))
+    assert [line["epoch"] for line in resumed.history] == [1, 2, 3, 4]
+    for name in ("train_loss", "validation_loss", "validation_accuracy"):
+        np.testing.assert_allclose(
+            [line[name] for line in resumed.history], [line[name] for line in straight.history], rtol=1e-6
+        )
+    assert resumed.summary["test_loss"] == straight.summary["test_loss"]
+
+
+def test_resuming_a_finished_run_evaluates_it_again(tmp_path):
+    first = fit(small(tmp_path, epochs=1))
+    (first.workdir / "summary.json").unlink()
+    again = fit(small(tmp_path, epochs=1, resume=True))
+    assert_trees_equal(again.state.params, first.state.params)
+    assert again.history == first.history
+    assert again.summary["test_accuracy"] == first.summary["test_accuracy"]
+    with pytest.raises(InputError, match="learning_rate must be 0.001 as in"):
+        fit(small(tmp_path, epochs=1, resume=True, learning_rate=0.5))
+
+
+def test_resuming_with_fewer_epochs_is_refused(tmp_path, run):
+    with pytest.raises(InputError, match="epochs must be at least the 3 trained already, got 2"):
+        fit(dataclasses.replace(run.config, epochs=2, resume=True))
+
+
+def test_a_longer_schedule_is_said(tmp_path, caplog):
+    fit(small(tmp_path, epochs=1, schedule="cosine"))
+    with caplog.at_level(logging.WARNING, "mnist_jax"):
+        fit(small(tmp_path, epochs=2, schedule="cosine", resume=True))
+    assert caplog.messages == [
+        "the cosine schedule now spans 2 epochs instead of 1: the run differs from one that began so"
+    ]
+
+
+def test_resuming_finds_its_data_directory_again_and_refuses_other_data(tmp_path, monkeypatch, idx_dir):
+    other = write_idx_files(tmp_path / "other", make_arrays(50))
+    begun = fit(small(tmp_path, data="mnist", data_dir=str(idx_dir), epochs=1, batch_size=10))
+    monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(other))
+    again = fit(small(tmp_path, data="mnist", epochs=2, batch_size=10, resume=True))
+    assert again.summary["num_train"] == begun.summary["num_train"] == 54
+    before = (begun.workdir / "metrics.jsonl").read_text()
+    with pytest.raises(InputError, match="resume: the data must be that of .*'num_train': 54.*, got .*'num_train': 45"):
+        fit(small(tmp_path, data="mnist", data_dir=str(other), epochs=3, batch_size=10, resume=True))
+    assert (begun.workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
+    straight = fit(small(tmp_path, "straight"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(small(tmp_path).to_json())
+    (tmp_path / "run" / "checkpoints" / "14.orbax-checkpoint-tmp").mkdir(parents=True)
+    resumed = fit(small(tmp_path, resume=True))
+    assert_trees_equal(resumed.state.params, straight.state.params)
+
+
+def test_checkpoints_come_every_so_many_epochs_and_at_the_end(tmp_path):
+    run = fit(small(tmp_path, epochs=5, checkpoint_every=2, keep_checkpoints=9))
+    steps = sorted(int(path.name) for path in (run.workdir / "checkpoints").iterdir())
+    assert steps == [2 * STEPS_PER_EPOCH, 4 * STEPS_PER_EPOCH, 5 * STEPS_PER_EPOCH]
+
+
+def test_the_best_checkpoint_by_validation_accuracy_is_kept(tmp_path):
+    run = fit(small(tmp_path, epochs=6, keep_checkpoints=1, learning_rate=0.3, ema_decay=None))
+    steps = {int(path.name) for path in (run.workdir / "checkpoints").iterdir()}
+    best = max(run.history, key=lambda line: (line["validation_accuracy"], line["step"]))
+    assert steps == {run.history[-1]["step"], best["step"]}
+
+
+def test_a_run_that_found_its_data_goes_on_with_the_same(tmp_path, monkeypatch, idx_dir):
+    """Begun without a name on the digits, it does not switch to MNIST where that turns up later."""
+    begun = fit(small(tmp_path, data=None, epochs=1))
+    assert begun.summary["dataset"] == "digits"
+    assert begun.summary["notice"].startswith("MNIST is not on disk and could not be downloaded")
+    monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(idx_dir))
+    assert fit(small(tmp_path, data=None, epochs=2, resume=True)).summary["dataset"] == "digits"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_path, monkeypatch):
+    good = fit(small(tmp_path, epochs=1))
+    with monkeypatch.context() as patch:
+        original = load_dataset
+
+        def load_poisoned(*args, **options):
+            dataset = original(*args, **options)
+            image = dataset.train.image.astype(np.float32) / 255
+            image[7] = np.inf
+            return dataclasses.replace(dataset, train=dataset.train._replace(image=image))
+
+        patch.setattr("mnist_jax.train.load_dataset", load_poisoned)
+        with pytest.raises(NonFiniteLossError, match=r"the loss became nan in epoch 2, step \d+: stopped") as caught:
+            fit(small(tmp_path, epochs=3, resume=True))
+    assert STEPS_PER_EPOCH < caught.value.step <= 2 * STEPS_PER_EPOCH
+    assert_trees_equal(restore_checkpoint(good.workdir, good.state), good.state)
+    assert len((good.workdir / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 1351}, "batch_size must be at most the 1350 training examples of digits, got 1351"),
+        ({"num_validation": 1500}, "num_validation must be 1 to 1499, for 1500 training examples of digits, got 1500"),
+        ({"data": "nowhere"}, "data must be one of mnist, .*, got 'nowhere'"),
+        (
+            {"model": "cnn", "kernel_sizes": (5, 15)},
+            r"kernel_sizes and pool_sizes must leave something of the image to pool, got \(5, 15\) and \(2,\)",
+        ),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        fit(small(tmp_path, **options))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("in_epoch", [True, False])
+def test_a_signal_saves_and_the_rest_makes_it_the_uninterrupted_run(tmp_path, monkeypatch, number, in_epoch):
+    straight = fit(small(tmp_path, "straight"))
+    monkeypatch.setattr("mnist_jax.training.epochs._PIECE_S", 0.0)
+    target = (
+        "mnist_jax.training.progress.Progress.update" if in_epoch else "mnist_jax.training.progress.Progress.end_epoch"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(target, lambda *args: os.kill(os.getpid(), number))
+        with pytest.raises(KeyboardInterrupt, match="saved at step .* with --workdir .*run --resume goes on") as caught:
+            fit(small(tmp_path))
+    assert caught.value.exit_status == 128 + number
+    resumed = fit(small(tmp_path, resume=True))
+    assert_trees_equal(resumed.state.params, straight.state.params)
+    assert [line["epoch"] for line in resumed.history] == [1, 2]
+
+
+COMMAND = ("-m", "mnist_jax.train", "--data", "digits", "--hidden-sizes", "8", "--epochs", "1")
+
+
+def test_help_does_not_wait_for_jax(capsys):
+    code = "import sys\nfrom mnist_jax.train import main\ntry: main(['--help'])\nfinally: print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "usage: python -m mnist_jax.train" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"
+    assert done.returncode == 0
+
+
+def test_the_command_prints_lines_and_a_table(run_python, tmp_path):
+    done = run_python(*COMMAND, "--workdir", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"epoch 1/1  loss \d\.\d{4}  accuracy .* examples/s\n", done.stderr)
+    accuracy = json.loads((tmp_path / "run" / "summary.json").read_text())["test_accuracy"]
+    assert f"{accuracy:.2%}" in done.stdout
+    assert done.stdout.splitlines()[0].split() == ["examples", "loss", "accuracy"]
+    quiet = run_python(*COMMAND, "--quiet")
+    assert quiet.stderr == ""
+    assert re.search(r"everything is in runs/digits-mlp-\d{8}-\d{6}$", quiet.stdout)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data", "nowhere"], "data must be one of mnist, fashion_mnist, .* got 'nowhere'"),
+        (["--data-dir", "nowhere", "--data", "mnist"], "data_dir must be an existing directory, got 'nowhere'"),
+        (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["--batch-size", "5000"], "batch_size must be at most the 1350 training examples of digits, got 5000"),
+        (["--learning-rate", "NaN"], "learning_rate must be a finite number above 0, got nan"),
+        (["--model", "rnn"], ".*--model.*mlp.*cnn.*"),
+        (["--workdir", "/dev/null/run"], "workdir must be a writable directory, got /dev/null/run .Not a directory."),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(capsys, args, message):
+    assert main(["--data", "digits", "--hidden-sizes", "8", *args]) == 2
+    captured = capsys.readouterr()
+    assert re.fullmatch(f"error: {message}\n", captured.err)
+    assert captured.out == ""
+
+
+def test_a_workdir_in_use_is_one_line_and_untouched(capsys, run):
+    before = {path: path.stat().st_mtime_ns for path in run.workdir.rglob("*")}
+    assert main(["--data", "digits", "--workdir", str(run.workdir)]) == 2
+    assert main(["--data", "digits", "--workdir", str(run.workdir), "--resume", "--seed", "5"]) == 2
+    assert {path: path.stat().st_mtime_ns for path in run.workdir.rglob("*")} == before
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"error: workdir .* holds a run already \(.*\): name another directory, or .*--resume", first)
+    assert re.fullmatch(r"error: resume: hidden_sizes must be \(8,\) as in .*config.json, got \(512, 256\)", second)
+
+
+def test_sigterm_ends_the_command_with_143(tmp_path):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, *COMMAND[:-1], "5000", "--workdir", str(workdir)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (workdir / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert re.match(r"stopped: saved at step \d+ in .*run; the same command with", err.splitlines()[-1])
+    assert "Traceback" not in err
+
+
+def test_the_default_run_on_the_digits_is_good(tmp_path):
+    run = fit(TrainConfig(workdir=str(tmp_path / "run"), quiet=True))
+    assert run.summary["dataset"] == "digits"
+    assert run.summary["test_accuracy"] >= 0.95
+
+
+def test_two_epochs_on_the_real_mnist_are_good(tmp_path, mnist_dir):
+    config = TrainConfig(data=str(mnist_dir), epochs=2, workdir=str(tmp_path / "run"), quiet=True)
+    summary = fit(config).summary
+    assert (summary["num_train"], summary["num_validation"], summary["num_test"]) == (55_000, 5_000, 10_000)
+    assert summary["steps"] == 860
+    assert summary["test_accuracy"] >= 0.975

@@ -1,0 +1,79 @@
+import sys
+
+import pytest
+
+from mnist_jax.training.progress import Progress, closing_table
+
+LINE = {
+    "epoch": 3,
+    "train_loss": 0.25,
+    "train_accuracy": 0.9,
+    "validation_loss": 0.125,
+    "validation_accuracy": 0.95,
+    "examples_per_second": 12345.6,
+}
+
+
+def report(progress):
+    progress.begin_epoch(3)
+    progress.update(30, 0.5, 0.75)
+    progress.end_epoch(LINE)
+
+
+def test_without_a_terminal_an_epoch_is_a_line(capsys):
+    report(Progress(10, 60, quiet=False))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        "epoch  3/10  loss 0.2500  accuracy 0.9000  validation loss 0.1250  accuracy 0.9500  12,346 examples/s\n"
+    )
+
+
+@pytest.mark.parametrize("bar", [False, True])
+def test_quiet_is_quiet(capsys, monkeypatch, bar):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    report(Progress(10, 60, quiet=True, bar=bar))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_may_be_wanted_where_there_is_no_terminal(capsys):
+    report(Progress(10, 60, quiet=False, bar=True))
+    err = capsys.readouterr().err
+    assert "epoch 3/10:  50%" in err
+    assert "loss 0.5000, accuracy 0.7500" in err
+
+
+def test_on_a_terminal_there_is_a_bar_that_goes_away(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = Progress(10, 60, quiet=False)
+    report(progress)
+    err = capsys.readouterr().err
+    assert "epoch 3/10:" in err
+    assert "30/60" in err
+    assert "examples/s, loss 0.5000, accuracy 0.7500" in err
+    assert err.splitlines()[-1].startswith("epoch  3/10  loss 0.2500")
+    progress.close()
+
+
+def test_the_closing_table():
+    splits = {"train": (55_000, 0.03, 0.9912), "validation": (5_000, 0.05, 0.98), "test": (10_000, 0.06, 0.97999)}
+    summary = {
+        "model": "mlp",
+        "dataset": "mnist",
+        "num_parameters": 535818,
+        "epochs": 10,
+        "seed": 0,
+        "device": {"kind": "cpu"},
+        "seconds": {"train": 4.56, "total": 9.04},
+    }
+    for split, (count, loss, accuracy) in splits.items():
+        summary |= {f"num_{split}": count, f"{split}_loss": loss, f"{split}_accuracy": accuracy}
+    assert closing_table(summary, "runs/x").splitlines() == [
+        "              examples      loss   accuracy",
+        "train           55,000    0.0300     99.12%",
+        "validation       5,000    0.0500     98.00%",
+        "test            10,000    0.0600     98.00%",
+        "",
+        "mlp on mnist, 535,818 parameters, 10 epochs, seed 0, cpu",
+        "4.6 s training, 9.0 s in all; everything is in runs/x",
+    ]
