@@ -97,7 +97,7 @@ def evaluate_run(
             pool.submit(importlib.import_module, module)
         from mnist_jax.core.evaluation import evaluate_dataset
         from mnist_jax.core.per_example import per_example_gradient_norms
-        from mnist_jax.training.build import load_run
+        from mnist_jax.training.loading import load_run
 
         config, state = load_run(run)
         num_validation = config.num_validation if data is None else None

@@ -145,7 +145,7 @@ def predict_image(
 def _program() -> Callable[[TrainState, np.ndarray], Any]:
     import jax
 
-    from mnist_jax.core.state import apply_model
+    from mnist_jax.core.apply import apply_model
 
     @jax.jit
     def probabilities(state: TrainState, image: jax.Array) -> jax.Array:
@@ -163,7 +163,7 @@ def _read_file(path: str | os.PathLike[str]) -> bytes:
 
 def _predict_files(options: argparse.Namespace) -> Iterator[InputError]:
     """Predicts each file, prints the predictions, and yields what went wrong with a file."""
-    from mnist_jax.training.build import load_run
+    from mnist_jax.training.loading import load_run
 
     config, state = load_run(options.run)
     class_names = class_names_of(config.data)

@@ -20,7 +20,7 @@ from benchmarks.setting import check, spread
 from benchmarks.timing import measure_in_turns
 from mnist_jax import CNN, Dataset, InputError, TrainConfig, build_state, eval_step
 from mnist_jax.cli.flags import parse_flags
-from mnist_jax.core.state import apply_model
+from mnist_jax.core.apply import apply_model
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,12 +12,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jax import lax
 
-from mnist_jax.core.state import Augment, TrainState, apply_model, scale_image
-from mnist_jax.core.steps import Metrics, example_losses, measure
-from mnist_jax.data import Split
+from mnist_jax.core.apply import apply_model, scale_image
+from mnist_jax.core.checks import check_label_range
+from mnist_jax.core.metrics import Metrics, compute_metrics
+from mnist_jax.core.state import Augment, TrainState
+from mnist_jax.data.dataset import Split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Evaluation:
     """What a state makes of a split.
 
     Attributes:
-        loss: mean cross-entropy in nats.
+        loss: mean of the ``example_loss`` of the recipe; cross-entropy in nats unless it is another.
         accuracy: fraction of correct predictions, in [0, 1].
         num_examples: N.
         logits: ``float32[N, K]``.
@@ -42,6 +43,24 @@ class Evaluation:
     num_examples: int
     logits: np.ndarray
     label: np.ndarray
+
+    @classmethod
+    def from_metrics(cls, metrics: Metrics, logits: jax.Array, label: jax.typing.ArrayLike) -> Evaluation:
+        """Fetches the results of an evaluation from the device: what :func:`evaluate_arrays` returned, and the labels.
+
+        Example:
+            >>> metrics = Metrics(jnp.float32(0.44), jnp.int32(1), jnp.int32(2))
+            >>> Evaluation.from_metrics(metrics, jnp.zeros((2, 10)), np.array([0, 1])).accuracy
+            0.5
+        """
+        metrics = jax.device_get(metrics)
+        return cls(
+            loss=float(metrics.loss_sum) / int(metrics.count),
+            accuracy=int(metrics.correct) / int(metrics.count),
+            num_examples=int(metrics.count),
+            logits=np.asarray(logits),
+            label=np.asarray(label),
+        )
 
     @classmethod
     def from_probabilities(cls, probabilities: np.ndarray, label: np.ndarray) -> Evaluation:
@@ -66,12 +85,12 @@ class Evaluation:
     @property
     def probabilities(self) -> np.ndarray:
         """``float32[N, K]``, the softmax of the logits."""
-        return scipy.special.softmax(self.logits, axis=-1)
+        return np.exp(_log_softmax(self.logits))
 
     @property
     def losses(self) -> np.ndarray:
         """``float32[N]``, the cross-entropy of each example in nats: what ``per_example_losses`` gives."""
-        return -self._of_label(scipy.special.log_softmax(self.logits, axis=-1))
+        return -self._of_label(_log_softmax(self.logits))
 
     @property
     def margins(self) -> np.ndarray:
@@ -103,8 +122,9 @@ def evaluate_dataset(state: TrainState, split: Split, batch_size: int | None = N
         >>> evaluate_dataset(state, load_dataset("digits").test).num_examples
         297
     """
+    check_label_range(state.recipe, split.label)
     metrics, logits = evaluate_arrays(state, split, choose_batch_size(split, batch_size))
-    return _evaluation(metrics, logits, split)
+    return Evaluation.from_metrics(metrics, logits, split.label)
 
 
 def evaluate_views(
@@ -119,7 +139,7 @@ def evaluate_views(
         split: N examples.
         num_views: copies of each image, besides the image itself.
         key: randomness of the copies.
-        augment: what distorts them; None takes that of the training, ``state.augment``.
+        augment: what distorts them; None takes that of the training, ``state.recipe.augment``.
 
     Raises:
         ValueError: the state has no augmentation and none is given.
@@ -130,7 +150,7 @@ def evaluate_views(
         >>> evaluate_views(state, load_dataset("digits").test, 4, jax.random.key(0)).num_examples
         297
     """
-    augment = augment or state.augment
+    augment = augment or state.recipe.augment
     if augment is None:
         raise ValueError("augment must be given for a state that was trained without augmentation")
     distort = jax.jit(lambda image, key: augment(scale_image(image), key))
@@ -139,31 +159,6 @@ def evaluate_views(
         image = distort(split.image, jax.random.fold_in(key, view))
         total += jax.nn.softmax(evaluate_dataset(state, Split(image, split.label)).logits)
     return Evaluation.from_probabilities(np.asarray(total) / (1 + num_views), split.label)
-
-
-class CompiledEvaluation:
-    """:func:`evaluate_dataset` of one split, compiled ahead: a function from a state to its evaluation.
-
-    Traced here, from a state or from its shapes; compiled by :meth:`compile`, perhaps in another thread, or at the
-    first use.
-    """
-
-    def __init__(self, state: TrainState, split: Split, batch_size: int | None = None) -> None:
-        self._split = split
-        self._lowered = evaluate_arrays.lower(state, split, choose_batch_size(split, batch_size))
-
-    @functools.cached_property
-    def _compiled(self) -> jax.stages.Compiled:
-        return self._lowered.compile()
-
-    def compile(self) -> None:
-        """Compiles, unless that has been done."""
-        _ = self._compiled
-
-    def __call__(self, state: TrainState) -> Evaluation:
-        """Evaluates a state."""
-        metrics, logits = self._compiled(state, self._split)
-        return _evaluation(metrics, logits, self._split)
 
 
 def choose_batch_size(split: Split, batch_size: int | None = None) -> int:
@@ -177,15 +172,9 @@ def choose_batch_size(split: Split, batch_size: int | None = None) -> int:
     return min(batch_size, split.num_examples)
 
 
-def _evaluation(metrics: Metrics, logits: jax.Array, split: Split) -> Evaluation:
-    metrics = jax.device_get(metrics)
-    return Evaluation(
-        loss=float(metrics.loss_sum) / int(metrics.count),
-        accuracy=int(metrics.correct) / int(metrics.count),
-        num_examples=int(metrics.count),
-        logits=np.asarray(logits),
-        label=np.asarray(split.label),
-    )
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 @functools.partial(jax.jit, static_argnames="batch_size")
@@ -201,7 +190,8 @@ def evaluate_arrays(state: TrainState, split: Split, batch_size: int) -> tuple[M
     def body(total: Metrics, batch: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Metrics, jax.Array]:
         image, label, mask = batch
         logits, _ = apply_model(state, state.eval_params, image)
-        return total + measure(logits, label, example_losses(logits, label), mask), logits
+        losses = state.recipe.example_loss(logits, label)
+        return total + compute_metrics(logits, label, losses, mask), logits
 
     batches = (
         batched(jnp.asarray(split.image)),

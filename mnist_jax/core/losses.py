@@ -1,37 +1,164 @@
-"""Virtual adversarial training: predictions that stay as they are within a small distance of each training image.
+"""Losses: of one example, which most people replace, and of a batch, the general form.
 
-    losses += adversarial_losses(state, params, image, logits, dropout_key)
+    create_train_state(model, tx, key, example_loss=my_loss)                             # (logits, label) -> float[B]
+    create_train_state(model, tx, key, example_loss=CrossEntropy(label_smoothing=0.1))
+    create_train_state(model, tx, key, loss_fn=VirtualAdversarialLoss(radius=2.0))
 
-A perturbation is sought that changes the prediction for an image most, of a given L2 length; how far the prediction
-then moves is added to the loss. It needs no notion of which pixels are neighbours, and no labels.
-
-Reference: Miyato et al. (2017), https://arxiv.org/abs/1704.03976, with one step of the power method.
+A ``loss_fn`` is any function ``(params, state, batch, key) -> (loss, (Metrics, model_state))``; ``MeanLoss`` is the
+one that makes it of an ``example_loss``. The losses here are frozen dataclasses rather than closures, so that two
+made alike are equal, and share what was compiled.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import jax
 import jax.numpy as jnp
+import optax
 
-from mnist_jax.core.state import PyTree, TrainState, apply_model
+from mnist_jax.core.apply import apply_model, scale_image
+from mnist_jax.core.checks import check_image, check_label
+from mnist_jax.core.metrics import Metrics, compute_metrics
 
-# Length of the first, random step, from which the gradient says where to go.
-_PROBE = 1e-1
+if TYPE_CHECKING:
+    from mnist_jax.core.state import ExampleLoss, PyTree, TrainState
+
 # Folded into the key of a step, where Flax folds in hashes of the names of layers.
-_PERTURBATION = 2
+_AUGMENT, _PERTURBATION = 1, 2
+# Length of the first, random step of virtual adversarial training, from which the gradient says where to go.
+_PROBE = 1e-1
 
 
-def adversarial_losses(
-    state: TrainState, params: PyTree, image: jax.Array, logits: jax.Array, dropout_key: jax.Array
-) -> jax.Array:
-    """How far predictions move under the worst perturbation of length ``state.adversarial_radius``.
+def cross_entropy(logits: jax.Array, label: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Computes the softmax cross-entropy of each example.
 
     Args:
-        state: supplies the model and the radius.
+        logits: ``float32[B, K]``.
+        label: ``int[B]`` in [0, K), or ``float[B, K]``, a probability for each class.
+        label_smoothing: share of the target to spread over all classes, in [0, 1).
+
+    Returns:
+        ``float32[B]``, in nats; NaN where an integer label lies outside [0, K).
+
+    Raises:
+        ValueError: the label has another rank, width or dtype.
+
+    Example:
+        >>> cross_entropy(jnp.zeros((2, 10)), jnp.array([3, 7])).round(3).tolist()
+        [2.302999973297119, 2.302999973297119]
+    """
+    label = jnp.asarray(label)
+    check_label(logits, label)
+    if label.ndim == 2:
+        return optax.losses.softmax_cross_entropy(logits, optax.smooth_labels(label, label_smoothing))
+    if label_smoothing:
+        target = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), label_smoothing)
+        losses = optax.losses.softmax_cross_entropy(logits, target)
+    else:
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, label)
+    return jnp.where((label >= 0) & (label < logits.shape[-1]), losses, jnp.nan)
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy:
+    """:func:`cross_entropy` with label smoothing, as an ``example_loss``.
+
+    Attributes:
+        label_smoothing: share of the target to spread over all classes, in [0, 1).
+
+    Example:
+        >>> CrossEntropy(label_smoothing=0.1)(jnp.zeros((1, 10)), jnp.array([3])).shape
+        (1,)
+    """
+
+    label_smoothing: float = 0.0
+
+    def __call__(self, logits: jax.Array, label: jax.Array) -> jax.Array:
+        """Computes the loss of each example."""
+        return cross_entropy(logits, label, self.label_smoothing)
+
+
+def mean_loss(metrics: Metrics) -> jax.Array:
+    """Returns the mean loss of a batch; 0, with a gradient of 0, where no example counts."""
+    return metrics.loss_sum / jnp.maximum(metrics.count, 1).astype(metrics.loss_sum.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanLoss:
+    """The mean of an ``example_loss`` over a batch, as a ``loss_fn``.
+
+    Attributes:
+        example_loss: ``(logits, label) -> float[B]``.
+
+    Example:
+        See :func:`mnist_jax.create_train_state`, whose default ``loss_fn`` it is.
+    """
+
+    example_loss: ExampleLoss = cross_entropy
+
+    def __call__(
+        self, params: PyTree, state: TrainState, batch: Mapping[str, Any], key: jax.Array | None = None
+    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+        """Computes the loss, the metrics and the new model state of a batch."""
+        logits, model_state = apply_model(state, params, batch["image"], key)
+        losses = self.example_loss(logits, batch["label"])
+        metrics = compute_metrics(logits, batch["label"], losses, batch.get("mask"))
+        return mean_loss(metrics), (metrics, model_state)
+
+
+@dataclasses.dataclass(frozen=True)
+class VirtualAdversarialLoss:
+    """Virtual adversarial training, as a ``loss_fn``: predictions shall not move within a small distance of an image.
+
+    A perturbation is sought that changes the prediction for an image most, of a given L2 length; how far the prediction
+    then moves is added to the loss. It needs no notion of which pixels are neighbours, and no labels.
+
+    Attributes:
+        radius: L2 length of the perturbation, for pixels in [0, 1].
+        example_loss: the loss that it is added to.
+
+    Reference: Miyato et al. (2017), https://arxiv.org/abs/1704.03976, with one step of the power method.
+
+    Example:
+        >>> from mnist_jax import MLP, create_train_state
+        >>> state = create_train_state(
+        ...     MLP(hidden_sizes=(8,)), optax.sgd(0.1), jax.random.key(0), loss_fn=VirtualAdversarialLoss(radius=2.0)
+        ... )
+        >>> state.recipe.loss_fn.radius
+        2.0
+    """
+
+    radius: float
+    example_loss: ExampleLoss = cross_entropy
+
+    def __call__(
+        self, params: PyTree, state: TrainState, batch: Mapping[str, Any], key: jax.Array | None = None
+    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+        """Computes the loss, the metrics and the new model state of a batch; without a key, the plain loss."""
+        logits, model_state = apply_model(state, params, batch["image"], key)
+        losses = self.example_loss(logits, batch["label"])
+        if key is not None:
+            image = scale_image(batch["image"])
+            losses += adversarial_divergences(state, params, image, logits, key, self.radius)
+        metrics = compute_metrics(logits, batch["label"], losses, batch.get("mask"))
+        return mean_loss(metrics), (metrics, model_state)
+
+
+def adversarial_divergences(
+    state: TrainState, params: PyTree, image: jax.Array, logits: jax.Array, key: jax.Array, radius: float
+) -> jax.Array:
+    """Computes how far predictions move under the worst perturbation of length ``radius``.
+
+    Args:
+        state: supplies the model.
         params: parameters to differentiate by.
-        image: ``float32[B, 28, 28, 1]``.
-        logits: ``float32[B, K]``, what the model makes of ``image`` with the same key.
-        dropout_key: randomness of training mode; dropout is the same for all of an image.
+        image: ``float32[B, H, W, C]``.
+        logits: ``float32[B, K]``, of ``image`` with the same key.
+        key: randomness of training mode; dropout is the same for all perturbations of an image.
+        radius: L2 length, for pixels in [0, 1].
 
     Returns:
         ``float32[B]``, Kullback-Leibler divergences in nats.
@@ -39,19 +166,52 @@ def adversarial_losses(
     target = jax.nn.log_softmax(jax.lax.stop_gradient(logits))
 
     def divergences(params: PyTree, perturbation: jax.Array) -> jax.Array:
-        moved, _ = apply_model(state, params, image + perturbation, dropout_key)
+        moved, _ = apply_model(state, params, image + perturbation, key)
         return jnp.sum(jnp.exp(target) * (target - jax.nn.log_softmax(moved)), axis=-1)
 
-    start = _PROBE * _unit(jax.random.normal(jax.random.fold_in(dropout_key, _PERTURBATION), image.shape, image.dtype))
+    start = _PROBE * _unit(jax.random.normal(jax.random.fold_in(key, _PERTURBATION), image.shape, image.dtype))
     fixed = jax.lax.stop_gradient(params)
     direction = jax.grad(lambda perturbation: divergences(fixed, perturbation).sum())(start)
-    return divergences(params, state.adversarial_radius * _unit(jax.lax.stop_gradient(direction)))
+    return divergences(params, radius * _unit(jax.lax.stop_gradient(direction)))
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    """Each example divided by its L2 norm; zero stays zero."""
+    """Divides each example by its L2 norm; zero stays zero."""
     # By the largest first: the squares of a gradient as small as where the model is sure would all be 0.
     largest = jnp.max(jnp.abs(x), axis=(1, 2, 3), keepdims=True)
     x = x / jnp.where(largest > 0, largest, 1)
     length = jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2, 3), keepdims=True))
     return x / jnp.where(length > 0, length, 1)
+
+
+def loss_fn(
+    params: PyTree, state: TrainState, batch: Mapping[str, Any], key: jax.Array | None = None
+) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+    """Computes the training loss of a batch as the recipe of ``state`` has it, for ``jax.grad`` by its first argument.
+
+    It is the recipe's ``loss_fn`` on images that the recipe's ``augment`` has distorted.
+
+    Args:
+        params: parameters to differentiate by.
+        state: supplies the recipe and the model state.
+        batch: ``{"image": uint8 or float[B, H, W, C], "label": int[B] or float[B, K]}``, perhaps ``"mask": bool[B]``.
+        key: randomness of training mode, augmentation included; None runs the model in evaluation mode.
+
+    Returns:
+        The loss, a scalar; the metrics of the batch and the new model state.
+
+    Example:
+        >>> import numpy as np
+        >>> from mnist_jax import MLP, create_train_state
+        >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.adam(1e-3), jax.random.key(0))
+        >>> batch = {"image": np.zeros((4, 28, 28, 1), np.uint8), "label": np.arange(4)}
+        >>> grads, (metrics, _) = jax.grad(loss_fn, has_aux=True)(state.params, state, batch)
+        >>> grads["Dense_0"]["kernel"].shape
+        (784, 8)
+    """
+    recipe = state.recipe
+    if key is not None and recipe.augment is not None:
+        check_image(recipe, batch["image"])
+        augment_key = jax.random.fold_in(key, _AUGMENT)
+        batch = {**batch, "image": recipe.augment(scale_image(batch["image"]), augment_key)}
+    return recipe.loss_fn(params, state, batch, key)

@@ -14,26 +14,27 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from mnist_jax.core.state import PyTree, TrainState, apply_model
-from mnist_jax.core.steps import example_losses
-from mnist_jax.data import Split
-from mnist_jax.models.cnn import CNN
-from mnist_jax.models.mlp import MLP
+from mnist_jax.core.apply import apply_model
+from mnist_jax.core.state import PyTree, TrainState
+from mnist_jax.data.dataset import Split
+from mnist_jax.models.adapters import LinenAdapter
 
+Path = tuple[str, ...]
 ExampleFunction = Callable[[PyTree, jax.Array, jax.Array], jax.Array]
 
 
 def one_example_loss(state: TrainState) -> ExampleFunction:
-    """The loss as a function of ``(params, image[28, 28, 1], label[])``: a scalar, in nats.
+    """Returns the loss as a function of ``(params, image[H, W, C], label[])``: the recipe's ``example_loss``, a scalar.
 
     Example:
         >>> from mnist_jax import MLP, create_train_state
@@ -45,13 +46,14 @@ def one_example_loss(state: TrainState) -> ExampleFunction:
 
     def loss(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
         logits, _ = apply_model(state, params, image[None])
-        return example_losses(logits, label[None])[0]
+        loss: jax.Array = state.recipe.example_loss(logits, label[None])[0]
+        return loss
 
     return loss
 
 
 def one_example_margin(state: TrainState) -> ExampleFunction:
-    """The margin as a function of ``(params, image[28, 28, 1], label[])``.
+    """Returns the margin as a function of ``(params, image[H, W, C], label[])``.
 
     It is the logit of the true class minus the largest of the others: negative where the prediction is wrong.
 
@@ -72,10 +74,11 @@ def one_example_margin(state: TrainState) -> ExampleFunction:
 
 
 def one_example_gradient_norm(state: TrainState) -> ExampleFunction:
-    """The Euclidean norm of the gradient by all parameters, as a function of ``(params, image, label)``.
+    """Returns the Euclidean norm of the gradient by all parameters, as a function of ``(params, image, label)``.
 
     The gradient of one example by a dense layer's kernel is the outer product of the layer's input and the gradient by
-    its output, and its norm the product of theirs: so it is never formed, which is 20 times faster for an MLP.
+    its output, and its norm the product of theirs: so it is never formed, which is 20 times faster for an MLP. This
+    serves ``nn.Dense`` layers of Linen modules that are called once; all other parameters have their gradients formed.
 
     Reference: Goodfellow, "Efficient Per-Example Gradient Computations", https://arxiv.org/abs/1510.01799.
 
@@ -89,47 +92,78 @@ def one_example_gradient_norm(state: TrainState) -> ExampleFunction:
 
     def norm(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
         layers = _dense_layers(state, params, image)
-        others = {name: leaves for name, leaves in params.items() if name not in layers}
-        shifts = {name: jnp.zeros_like(output) for name, (_, output) in layers.items()}
+        dense, others = _partition(params, layers)
+        shifts = {path: jnp.zeros_like(output) for path, (_, output) in layers.items()}
 
-        def loss(shifts: Mapping[str, jax.Array], others: PyTree) -> jax.Array:
-            with _intercept_dense(lambda name, _, output: output + shifts[name] if name in shifts else output):
-                return one_example_loss(state)({**params, **others}, image, label)
+        def loss(shifts: Mapping[Path, jax.Array], others: PyTree) -> jax.Array:
+            with _intercept_dense(lambda path, _, output: output + shifts[path] if path in shifts else output):
+                return one_example_loss(state)(_merge(dense, others), image, label)
 
         by_output, by_others = jax.grad(loss, argnums=(0, 1))(shifts, others)
         square = optax.tree.norm(by_others, squared=True)
-        for name, (inputs, _) in layers.items():
-            ones = 1 if "bias" in params[name] else 0
-            square += jnp.sum(by_output[name] ** 2) * (jnp.sum(inputs**2) + ones)
+        for path, (inputs, _) in layers.items():
+            ones = 1 if (*path, "bias") in dense else 0
+            square += jnp.sum(by_output[path] ** 2) * (jnp.sum(inputs**2) + ones)
         return jnp.sqrt(square)
 
     return norm
 
 
-def _dense_layers(state: TrainState, params: PyTree, image: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Inputs and outputs of the dense layers of an MLP or CNN by name; of a model of somebody else's, none."""
-    layers = {}
-    if type(state.model) in (MLP, CNN):
+def _partition(params: PyTree, layers: Collection[Path]) -> tuple[dict[Path, Any], PyTree]:
+    """Splits parameters into those of the dense layers, by path, and all others; without layers, nothing is split."""
+    if not layers:
+        return {}, params
+    flat = flax.traverse_util.flatten_dict(params)
+    dense = {path: leaf for path, leaf in flat.items() if path[:-1] in layers}
+    return dense, {path: leaf for path, leaf in flat.items() if path not in dense}
 
-        def keep(name: str, inputs: jax.Array, output: jax.Array) -> jax.Array:
-            layers[name] = (inputs, output)
-            return output
 
-        with _intercept_dense(keep):
-            apply_model(state, params, image[None])
-    return layers
+def _merge(dense: Mapping[Path, Any], others: PyTree) -> PyTree:
+    return flax.traverse_util.unflatten_dict({**dense, **others}) if dense else others
+
+
+def _dense_layers(state: TrainState, params: PyTree, image: jax.Array) -> dict[Path, tuple[jax.Array, jax.Array]]:
+    """Returns inputs and outputs of the dense layers whose gradient is one outer product, by path.
+
+    These are the ``nn.Dense`` of a Linen module that are called once, on ``[1, features]``, and whose parameters
+    nothing else reads (as tied weights do).
+    """
+    if not isinstance(state.recipe.model, LinenAdapter):
+        return {}
+    calls: dict[Path, list[tuple[jax.Array, jax.Array]]] = {}
+
+    def keep(path: Path, inputs: jax.Array, output: jax.Array) -> jax.Array:
+        calls.setdefault(path, []).append((inputs, output))
+        return output
+
+    with _intercept_dense(keep):
+        apply_model(state, params, image[None])
+    layers = {path: found[0] for path, found in calls.items() if len(found) == 1 and found[0][0].ndim == 2}
+
+    def without_layers(dense: PyTree, others: PyTree) -> Any:
+        """The model where each of these layers gives what it gave, without reading its parameters."""
+        with _intercept_dense(lambda path, _, output: layers[path][1] if path in layers else output, skipped=layers):
+            return apply_model(state, _merge(dense, others), image[None])
+
+    dense, others = _partition(params, layers)
+    jaxpr = jax.make_jaxpr(without_layers)(dense, others).jaxpr
+    read = {id(var) for equation in jaxpr.eqns for var in equation.invars} | {id(var) for var in jaxpr.outvars}
+    leaves = jax.tree_util.tree_leaves_with_path(dense)
+    tied = {path[0].key[:-1] for (path, _), var in zip(leaves, jaxpr.invars, strict=False) if id(var) in read}
+    return {path: found for path, found in layers.items() if path not in tied}
 
 
 def _intercept_dense(
-    function: Callable[[str, jax.Array, jax.Array], jax.Array],
+    function: Callable[[Path, jax.Array, Any], jax.Array], skipped: Collection[Path] = ()
 ) -> contextlib.AbstractContextManager[None]:
-    """Puts ``function(name, inputs, output)`` in place of the output of each dense layer."""
+    """Puts ``function(path, inputs, output)`` in place of the output of each dense layer; skips the call of some."""
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        output = call(*args, **kwargs)
-        if type(context.module) is nn.Dense and context.method_name == "__call__":
-            return function(str(context.module.name), args[0], output)
-        return output
+        module = context.module
+        if type(module) is not nn.Dense or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        output = None if module.path in skipped else call(*args, **kwargs)
+        return function(module.path, args[0], output)
 
     return nn.intercept_methods(intercept)
 
@@ -144,7 +178,7 @@ def _map_examples(
 
 
 def per_example_losses(state: TrainState, split: Split, batch_size: int = 1000) -> jax.Array:
-    """The loss of each example.
+    """Computes the loss of each example.
 
     Args:
         state: the state to evaluate.
@@ -164,7 +198,7 @@ def per_example_losses(state: TrainState, split: Split, batch_size: int = 1000) 
 
 
 def per_example_margins(state: TrainState, split: Split, batch_size: int = 1000) -> jax.Array:
-    """The margin of each example, see :func:`one_example_margin`.
+    """Computes the margin of each example, see :func:`one_example_margin`.
 
     Args:
         state: the state to evaluate.
@@ -184,12 +218,12 @@ def per_example_margins(state: TrainState, split: Split, batch_size: int = 1000)
 
 
 def per_example_gradient_norms(state: TrainState, split: Split, batch_size: int = 50) -> jax.Array:
-    """The Euclidean norm of each example's gradient by all parameters.
+    """Computes the Euclidean norm of each example's gradient by all parameters.
 
     Args:
         state: the state to evaluate.
         split: N examples.
-        batch_size: examples in memory at a time, and gradients by all but the dense layers of an MLP or CNN.
+        batch_size: examples in memory at a time, with their gradients by all but the dense layers.
 
     Returns:
         ``float32[N]``.

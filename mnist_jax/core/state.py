@@ -1,29 +1,75 @@
-"""``TrainState``: everything that training changes, as one frozen pytree.
+"""``TrainState``: what training changes, as one frozen pytree; and ``Recipe``: what decides a step, static.
 
 state = create_train_state(model, optax.adam(1e-3), jax.random.key(0))
 states = jax.vmap(lambda key: create_train_state(model, tx, key))(keys)   # many at once
+logits, _ = apply_model(state, state.eval_params, image)
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
+from mnist_jax.core.gradients import mean_gradient
+from mnist_jax.core.losses import MeanLoss, cross_entropy
+from mnist_jax.models.adapters import Adapter, Shape, Variables, adapt_model
+
+if TYPE_CHECKING:
+    from mnist_jax.core.metrics import Metrics
+
 PyTree = Any
+Batch = Mapping[str, Any]
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
+ExampleLoss = Callable[[jax.Array, jax.Array], jax.Array]
+LossFn = Callable[[PyTree, "TrainState", Batch, jax.Array | None], tuple[jax.Array, tuple["Metrics", PyTree]]]
+GradientFn = Callable[[LossFn, "TrainState", Batch, jax.Array], tuple[PyTree, "Metrics", PyTree]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The functions and constants that decide a step; hashable, and a static part of every program.
+
+    Two recipes are equal where their parts are, so a function of your own should be made once: a new lambda for each
+    state compiles anew for each.
+
+    Attributes:
+        model: the adapter of the model, see :mod:`mnist_jax.models.adapters`.
+        tx: the optax transformation.
+        loss_fn: training loss of a batch, ``(params, state, batch, key) -> (loss, (Metrics, model_state))``.
+        gradient_fn: its gradient, ``(loss_fn, state, batch, key) -> (grads, Metrics, model_state)``.
+        example_loss: loss of each example, ``(logits, label) -> float[B]``, by which states are evaluated.
+        augment: distorts training images, ``(image, key) -> image``; None: they are left as they are.
+        ema_decay: decay per step of the running average of the parameters; None: there is none.
+        image_shape: ``(H, W, C)`` of one image.
+        num_classes: K.
+
+    Example:
+        >>> from mnist_jax import MLP
+        >>> create_train_state(MLP(hidden_sizes=(8,)), optax.sgd(0.1), jax.random.key(0)).recipe.num_classes
+        10
+    """
+
+    model: Adapter
+    tx: optax.GradientTransformation
+    loss_fn: LossFn
+    gradient_fn: GradientFn
+    example_loss: ExampleLoss
+    augment: Augment | None = None
+    ema_decay: float | None = None
+    image_shape: Shape = (28, 28, 1)
+    num_classes: int = 10
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Parameters, optimizer state and what decides the steps to come.
+    """All that training changes.
 
     Attributes:
         step: ``int32``, steps taken.
@@ -31,14 +77,9 @@ class TrainState(flax.struct.PyTreeNode):
         opt_state: state of the optimizer.
         key: the one source of randomness; step k uses it folded with k, so a step depends on nothing before it.
         ema_params: running average of the parameters; None without ``ema_decay``.
-        model_state: the model's other collections, for example ``batch_stats``; often empty.
-        model: the Flax module.
-        tx: the optax transformation.
-        ema_decay: decay of the running average per step.
-        label_smoothing: share of the training target that is spread over all classes.
-        microbatch_size: examples whose gradient is computed at a time; None: the whole batch.
-        augment: what distorts training images, a function of images in [0, 1] and a key; None: nothing.
-        adversarial_radius: L2 length of the perturbation of virtual adversarial training; 0: none.
+        model_state: the model's other arrays, for example ``batch_stats``; often empty.
+        ema_model_state: running average of ``model_state``, which belongs to ``ema_params``; None without either.
+        recipe: what decides a step; static.
 
     Example:
         >>> from mnist_jax import MLP
@@ -52,53 +93,62 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: PyTree
     key: jax.Array
     ema_params: PyTree
-    model_state: Mapping[str, PyTree]
-    model: nn.Module = flax.struct.field(pytree_node=False)
-    tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
-    ema_decay: float | None = flax.struct.field(pytree_node=False, default=None)
-    label_smoothing: float = flax.struct.field(pytree_node=False, default=0.0)
-    microbatch_size: int | None = flax.struct.field(pytree_node=False, default=None)
-    augment: Augment | None = flax.struct.field(pytree_node=False, default=None)
-    adversarial_radius: float = flax.struct.field(pytree_node=False, default=0.0)
+    model_state: PyTree
+    ema_model_state: PyTree = None
+    recipe: Recipe = flax.struct.field(pytree_node=False, kw_only=True)
 
     @property
     def eval_params(self) -> PyTree:
         """The parameters to evaluate with: the running average if there is one."""
         return self.params if self.ema_params is None else self.ema_params
 
+    @property
+    def eval_model_state(self) -> PyTree:
+        """The model state that belongs to ``eval_params``."""
+        return self.model_state if self.ema_model_state is None else self.ema_model_state
+
 
 def create_train_state(
-    model: nn.Module,
+    model: Any,
     tx: optax.GradientTransformation,
     key: jax.Array,
     *,
-    ema_decay: float | None = None,
-    label_smoothing: float = 0.0,
-    microbatch_size: int | None = None,
+    example_loss: ExampleLoss = cross_entropy,
+    loss_fn: LossFn | None = None,
+    gradient_fn: GradientFn = mean_gradient,
     augment: Augment | None = None,
-    adversarial_radius: float = 0.0,
+    ema_decay: float | None = None,
+    image_shape: Shape = (28, 28, 1),
+    train_argument: str | None = None,
 ) -> TrainState:
     """Initialises a model and its optimizer, in one compiled program.
 
     Args:
-        model: any Flax module that maps ``float32[B, 28, 28, 1]`` to logits ``float32[B, K]``, with a ``train``
-            argument where it behaves differently in training.
+        model: maps ``float32[B, H, W, C]`` to logits ``float32[B, K]``: a Flax Linen module; a Flax NNX module
+            instance; an Equinox module, which takes one image ``[H, W, C]``; or a pair of functions
+            ``(init(key) -> params, apply(params, image) -> logits)``. Instances keep the parameters that they have.
         tx: any optax transformation.
         key: a key from ``jax.random.key(seed)``.
-        ema_decay: keep a running average of the parameters with this decay per step.
-        label_smoothing: share of the training target to spread over all classes.
-        microbatch_size: compute the gradient of so many examples at a time, and add up those of a batch: the same
-            gradient from less memory. Batch statistics are then those of the parts, and dropout draws for each.
-        augment: distorts training images, from ``float32[B, 28, 28, 1]`` in [0, 1] and a key to the same shape; for
+        example_loss: loss of each example, from logits ``float32[B, K]`` and labels to ``float32[B]``. It is the
+            loss that is trained, unless ``loss_fn`` is given, and by which states are evaluated.
+        loss_fn: the general form of the training loss, ``(params, state, batch, key) -> (loss, (Metrics,
+            model_state))``; see :mod:`mnist_jax.core.losses`.
+        gradient_fn: how a gradient is made of it, ``(loss_fn, state, batch, key) -> (grads, Metrics, model_state)``;
+            see :mod:`mnist_jax.core.gradients`.
+        augment: distorts training images, from ``float32[B, H, W, C]`` in [0, 1] and a key to the same shape; for
             example an :class:`mnist_jax.Augmentation`.
-        adversarial_radius: L2 length of the perturbation of virtual adversarial training.
+        ema_decay: keep a running average of the parameters with this decay per step, and evaluate it.
+        image_shape: ``(H, W, C)`` of one image.
+        train_argument: the keyword by which a Linen module is told whether it is training, where that is none of
+            ``train``, ``deterministic`` and ``use_running_average``; ``state.recipe.model`` says which was found.
 
     Returns:
         The state before the first step.
 
     Raises:
-        TypeError: the model has an attribute that is not hashable.
-        ValueError: ``microbatch_size`` is below 1.
+        TypeError: the model is of no known kind, or something in the recipe is not hashable.
+        ValueError: the model does not map images to logits, or it has dropout or batch norm and cannot be told
+            whether it is training.
 
     Example:
         >>> from mnist_jax import MLP
@@ -106,86 +156,55 @@ def create_train_state(
         >>> state.params["Dense_0"]["kernel"].shape
         (784, 8)
     """
-
-    try:
-        hash(model)
-    except TypeError as error:
-        raise TypeError(
-            f"model must have hashable attributes, tuples rather than lists, got {type(model).__name__}: {error}"
-        ) from None
-    if microbatch_size is not None and microbatch_size < 1:
-        raise ValueError(f"microbatch_size must be at least 1, got {microbatch_size}")
-    state = _create(model, tx, key, ema_decay, label_smoothing)
-    return state.replace(microbatch_size=microbatch_size, augment=augment, adversarial_radius=adversarial_radius)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 3, 4))
-def _create(
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    key: jax.Array,
-    ema_decay: float | None,
-    label_smoothing: float,
-) -> TrainState:
     init_key, train_key = jax.random.split(key)
-    variables = model.init(init_key, jnp.zeros((1, 28, 28, 1)), **_train_option(model, False))
-    model_state, params = flax.core.pop(variables, "params")
+    image_shape = tuple(image_shape)
+    adapter, initialise = adapt_model(model, image_shape=image_shape, train_argument=train_argument)
+    variables = initialise(init_key)
+    recipe = Recipe(
+        model=adapter,
+        tx=tx,
+        loss_fn=MeanLoss(example_loss) if loss_fn is None else loss_fn,
+        gradient_fn=gradient_fn,
+        example_loss=example_loss,
+        augment=augment,
+        ema_decay=ema_decay,
+        image_shape=image_shape,
+        num_classes=_count_classes(adapter, variables, image_shape),
+    )
+    try:
+        hash(recipe)
+    except TypeError as error:
+        raise TypeError(f"the recipe of a state must be hashable, got {error}") from None
+    return _create(recipe, variables, train_key)
+
+
+def _count_classes(adapter: Adapter, variables: Variables, image_shape: Shape) -> int:
+    image = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    logits, _ = jax.eval_shape(adapter.apply, *variables, image)
+    if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != 2:
+        found = list(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
+        raise ValueError(f"model must map images {list(image.shape)} to logits [2, K], got {found}")
+    return int(logits.shape[1])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _create(recipe: Recipe, variables: Variables, train_key: jax.Array) -> TrainState:
+    params, model_state = variables
+    averages = recipe.ema_decay is not None
     return TrainState(
         step=jnp.int32(0),
         params=params,
-        opt_state=tx.init(params),
+        opt_state=recipe.tx.init(params),
         key=train_key,
-        ema_params=None if ema_decay is None else params,
+        ema_params=params if averages else None,
         model_state=model_state,
-        model=model,
-        tx=tx,
-        ema_decay=ema_decay,
-        label_smoothing=label_smoothing,
+        ema_model_state=model_state if averages and jax.tree.leaves(model_state) else None,
+        recipe=recipe,
     )
 
 
-def scale_image(image: jax.Array) -> jax.Array:
-    """``uint8`` scaled to ``float32`` in [0, 1]; floats as they are."""
-    return image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
-
-
-def apply_model(
-    state: TrainState, params: PyTree, image: jax.Array, dropout_key: jax.Array | None = None
-) -> tuple[jax.Array, Mapping[str, PyTree]]:
-    """Runs the model of ``state`` with other parameters.
-
-    Args:
-        state: supplies the module and its ``model_state``.
-        params: parameters to use.
-        image: ``uint8`` or float ``[B, 28, 28, 1]``; uint8 is scaled to [0, 1] here, on the device.
-        dropout_key: runs the model in training mode, with this randomness; None runs it as in evaluation.
-
-    Returns:
-        Logits ``float32[B, K]``, and the model state after the call.
-
-    Raises:
-        ValueError: the images have another shape.
-    """
-    if image.ndim != 4 or image.shape[1:] != (28, 28, 1):
-        raise ValueError(f"image must be [B, 28, 28, 1], got {list(image.shape)}")
-    image = scale_image(image)
-    variables = {"params": params, **state.model_state}
-    options: dict[str, Any] = _train_option(state.model, dropout_key is not None)
-    if dropout_key is None:
-        return state.model.apply(variables, image, **options), state.model_state  # type: ignore[return-value]
-    options |= {"rngs": {"dropout": dropout_key}, "mutable": list(state.model_state)}
-    logits, changed = state.model.apply(variables, image, **options)
-    return logits, {**state.model_state, **changed}
-
-
-def _train_option(model: nn.Module, train: bool) -> dict[str, Any]:
-    """``train`` as a keyword, for the models that take one."""
-    takes_train = "train" in inspect.signature(type(model).__call__).parameters
-    return {"train": train} if takes_train else {}
-
-
 def count_parameters(params: Any) -> int:
-    """Number of scalars in a parameter tree.
+    """Counts the scalars in a parameter tree.
 
     Example:
         >>> count_parameters({"kernel": jax.numpy.zeros((3, 4)), "bias": jax.numpy.zeros(4)})

@@ -24,7 +24,7 @@ from mnist_jax.data.stream import prefetch, stream_batches
 from mnist_jax.data.tfds import SOURCES, default_tfds_dir, load_named
 from mnist_jax.errors import InputError
 
-__all__ = ["Dataset", "Split", "class_names_of", "load_dataset", "prefetch", "stream_batches"]
+__all__ = ["Dataset", "Split", "absolute_path", "class_names_of", "load_dataset", "prefetch", "stream_batches"]
 
 _log = logging.getLogger("mnist_jax")
 
@@ -79,6 +79,18 @@ def load_dataset(
         return _load_path(Path(name), num_validation)
     except OSError as error:
         raise InputError(f"data {name[:80]}: cannot be read ({error.strerror})") from None
+
+
+def absolute_path(name_or_path: str | None) -> str | None:
+    """Returns the absolute form of a path of data, so that a run finds it from elsewhere; a name stays a name.
+
+    Example:
+        >>> absolute_path("mnist"), absolute_path(None)
+        ('mnist', None)
+    """
+    if name_or_path is None or name_or_path in (*SOURCES, "digits") or not Path(name_or_path).exists():
+        return name_or_path
+    return str(Path(name_or_path).resolve())
 
 
 def class_names_of(name: str | None) -> tuple[str, ...]:

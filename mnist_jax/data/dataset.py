@@ -75,6 +75,7 @@ class Dataset:
     num_classes: int = NUM_CLASSES
     class_names: tuple[str, ...] = tuple("0123456789")
     notice: str | None = None
+    path: str | None = None
 
     @classmethod
     def from_arrays(

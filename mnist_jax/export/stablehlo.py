@@ -64,7 +64,7 @@ def export_run(directory: str | os.PathLike[str], format: str, output: str | os.
 
     from mnist_jax.export.onnx import to_onnx
     from mnist_jax.export.weights import to_json, to_safetensors
-    from mnist_jax.training.build import load_run
+    from mnist_jax.training.loading import load_run
 
     config, state = load_run(directory)
     writers = {"json": to_json, "safetensors": to_safetensors, "stablehlo": to_stablehlo, "onnx": to_onnx}
@@ -99,7 +99,7 @@ def to_stablehlo(config: TrainConfig, state: TrainState) -> bytes:
     import jax
     import jax.export
 
-    from mnist_jax.core.state import apply_model
+    from mnist_jax.core.apply import apply_model
 
     def logits(image: jax.Array) -> jax.Array:
         return apply_model(state, state.eval_params, image)[0]

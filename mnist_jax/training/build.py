@@ -1,80 +1,75 @@
-"""From a ``TrainConfig`` to the state that a run starts from, and from a run directory to the state it ended with.
+"""From a ``TrainConfig`` to the model, the recipe and the state that a run starts from.
 
 state = build_state(config, num_steps=config.epochs * steps_per_epoch)
-config, state = load_run("runs/mine")
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.core.augment import Augmentation
-from mnist_jax.core.state import TrainState, create_train_state
+from mnist_jax.core.gradients import AccumulatedGradient, mean_gradient
+from mnist_jax.core.losses import CrossEntropy, MeanLoss, VirtualAdversarialLoss, cross_entropy
+from mnist_jax.core.state import ExampleLoss, LossFn, TrainState, create_train_state
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.cnn import CNN
 from mnist_jax.models.mlp import MLP
-from mnist_jax.training.directory import read_config
 from mnist_jax.training.optimizer import build_optimizer
 
 
-def build_state(config: TrainConfig, num_steps: int = 1, key: jax.Array | None = None) -> TrainState:
-    """The state before the first step of the run that a config describes.
+def build_state(
+    config: TrainConfig,
+    num_steps: int = 1,
+    key: jax.Array | None = None,
+    *,
+    model: Any = None,
+    tx: optax.GradientTransformation | None = None,
+    num_classes: int = 10,
+) -> TrainState:
+    """Builds the state before the first step of the run that a config describes.
 
     Args:
         config: the run.
         num_steps: steps of the whole run, for the schedule; any number will do where the state is only evaluated.
         key: where all randomness comes from; default ``jax.random.key(config.seed)``.
+        model: in place of the one that the config describes; see :func:`mnist_jax.create_train_state`.
+        tx: in place of the optimizer that the config describes.
+        num_classes: K.
 
     Example:
         >>> state = build_state(TrainConfig(hidden_sizes=(8,), augment_shift=2))
-        >>> state.augment.shift
+        >>> state.recipe.augment.shift
         2.0
     """
+    microbatch_size = config.microbatch_size if model is not None else choose_microbatch_size(config)
     return create_train_state(
-        build_model(config),
-        build_optimizer(config, num_steps),
+        build_model(config, num_classes) if model is None else model,
+        build_optimizer(config, num_steps) if tx is None else tx,
         jax.random.key(config.seed) if key is None else key,
-        ema_decay=config.ema_decay,
-        label_smoothing=config.label_smoothing,
-        microbatch_size=choose_microbatch_size(config),
+        loss_fn=build_loss(config),
+        gradient_fn=mean_gradient if microbatch_size is None else AccumulatedGradient(microbatch_size),
         augment=build_augmentation(config),
-        adversarial_radius=config.adversarial_radius,
+        ema_decay=config.ema_decay,
     )
 
 
-def load_run(directory: str | os.PathLike[str]) -> tuple[TrainConfig, TrainState]:
-    """The config of a run, and its newest state, to be evaluated.
-
-    To go on training, use ``--resume``: the schedule of this state has one step.
-
-    Args:
-        directory: of the run.
-
-    Raises:
-        InputError: it holds no run, or no checkpoint that can be read.
+def build_loss(config: TrainConfig) -> LossFn:
+    """Builds the training loss that a config describes; evaluation is by the plain cross-entropy.
 
     Example:
-        >>> import tempfile
-        >>> from mnist_jax import fit
-        >>> with tempfile.TemporaryDirectory() as directory:
-        ...     run = fit(TrainConfig(data="digits", epochs=1, workdir=directory + "/run", quiet=True))
-        ...     config, state = load_run(run.workdir)
-        >>> int(state.step)
-        11
+        >>> build_loss(TrainConfig(label_smoothing=0.1))
+        MeanLoss(example_loss=CrossEntropy(label_smoothing=0.1))
     """
-    from mnist_jax.training.checkpoint import restore_checkpoint  # loads Orbax
-
-    path = Path(directory) / "config.json"
-    if not path.is_file():
-        raise InputError(f"{directory}: a run with a config.json wanted, found none")
-    config = read_config(path)
-    return config, restore_checkpoint(directory, like=build_state(config))
+    example_loss: ExampleLoss = CrossEntropy(config.label_smoothing) if config.label_smoothing else cross_entropy
+    if config.adversarial_radius:
+        return VirtualAdversarialLoss(config.adversarial_radius, example_loss)
+    return MeanLoss(example_loss)
 
 
 def check_batch_size(config: TrainConfig, dataset: Dataset) -> None:
@@ -91,7 +86,7 @@ def check_batch_size(config: TrainConfig, dataset: Dataset) -> None:
 
 
 def build_augmentation(config: TrainConfig) -> Augmentation | None:
-    """What the ``augment_`` fields of a config describe; None if they are all 0.
+    """Builds the augmentation that a config describes; None if all amounts are 0.
 
     Example:
         >>> build_augmentation(TrainConfig()) is None
@@ -110,7 +105,7 @@ def build_augmentation(config: TrainConfig) -> Augmentation | None:
 
 
 def choose_microbatch_size(config: TrainConfig) -> int | None:
-    """Examples whose gradient is computed at a time: what the config says, or else what is fastest here.
+    """Chooses how many examples have their gradient computed at a time: as the config says, or what is fastest here.
 
     That is the whole batch (None), but 32 for the CNN on CPU, whose activations then stay in the cache. With
     ``batch_norm`` it is more than speed: name it in the config where a run on GPU is to equal one on CPU.
@@ -124,8 +119,8 @@ def choose_microbatch_size(config: TrainConfig) -> int | None:
     return config.microbatch_size
 
 
-def build_model(config: TrainConfig) -> MLP | CNN:
-    """The model that a config describes.
+def build_model(config: TrainConfig, num_classes: int = 10) -> MLP | CNN:
+    """Builds the network that a config describes.
 
     Example:
         >>> build_model(TrainConfig(hidden_sizes=(100,), dropout_rate=0.1))
@@ -140,7 +135,7 @@ def build_model(config: TrainConfig) -> MLP | CNN:
     """
     dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
     if config.model == "mlp":
-        return MLP(config.hidden_sizes, config.batch_norm, config.dropout_rate, dtype=dtype)
+        return MLP(config.hidden_sizes, config.batch_norm, config.dropout_rate, num_classes, dtype)
     return CNN(
         channels=config.channels,
         kernel_sizes=config.kernel_sizes,
@@ -149,5 +144,6 @@ def build_model(config: TrainConfig) -> MLP | CNN:
         dense_size=config.dense_size,
         batch_norm=config.batch_norm,
         dropout_rate=config.dropout_rate,
+        num_classes=num_classes,
         dtype=dtype,
     )

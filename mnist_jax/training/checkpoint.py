@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from orbax.checkpoint import checkpoint_managers
 from mnist_jax.core.state import TrainState
 from mnist_jax.errors import InputError
 
-_RANKED_BY = "validation_accuracy"
+_RANKED_BY, _PROGRESS = "validation_accuracy", "progress"
 _CHECKSUMS = "checksums.json"  # of the files of a checkpoint, beside them
 _log = logging.getLogger("mnist_jax")
 
@@ -35,6 +35,7 @@ def save_checkpoint(
     state: TrainState,
     *,
     metrics: Mapping[str, float] | None = None,
+    progress: Mapping[str, Any] | None = None,
     keep: int = 3,
 ) -> None:
     """Saves a state under its step number.
@@ -43,6 +44,7 @@ def save_checkpoint(
         directory: of the checkpoints; created if need be.
         state: the state to save; replaces a checkpoint of the same step.
         metrics: numbers to save with it. The checkpoint with the best ``validation_accuracy`` is always kept.
+        progress: a JSON object to save with it, for :func:`read_progress`.
         keep: newest checkpoints to keep besides.
 
     Example:
@@ -60,27 +62,40 @@ def save_checkpoint(
             checkpoint_managers.BestN(n=1, get_metric_fn=_rank, keep_checkpoints_without_metrics=False),
         ]
     )
-    with _manager(directory, preservation_policy=policy, best_fn=_rank) as manager:
+    # Synchronous: a save takes about 30 ms at this size, and one that fails is known at once.
+    options = ocp.CheckpointManagerOptions(
+        enable_async_checkpointing=False, create=True, preservation_policy=policy, best_fn=_rank
+    )
+    directory = Path(directory).resolve()
+    manager = ocp.CheckpointManager(directory, options=options, item_handlers=ocp.StandardCheckpointHandler())
+    with contextlib.closing(manager):
         step = int(state.step)
         if step in manager.all_steps():
             manager.delete(step)
-        ranked = {_RANKED_BY: -1.0, **(metrics or {})}
-        manager.save(step, args=ocp.args.StandardSave(state), metrics=ranked, force=True)
-        path = Path(directory) / str(step)
+        manager.save(
+            step,
+            args=ocp.args.StandardSave(state),
+            metrics={_RANKED_BY: -1.0, **(metrics or {}), _PROGRESS: dict(progress or {})},
+            force=True,
+        )
+        path = directory / str(step)
         checksums = json.dumps(_checksums(path))
         part = path / f"{_CHECKSUMS}.part"
         part.write_text(checksums)
         part.replace(path / _CHECKSUMS)  # whole or not at all: somebody may be reading
 
 
-def restore_checkpoint(directory: str | os.PathLike[str], like: TrainState, *, step: int | None = None) -> TrainState:
-    """Restores the newest state that can be read.
+def restore_checkpoint(
+    directory: str | os.PathLike[str], like: TrainState, *, step: int | None = None, set_aside: bool = False
+) -> TrainState:
+    """Restores the newest state that can be read, and says in the log which newer ones could not.
 
     Args:
         directory: of the checkpoints, or a run directory that has ``checkpoints/`` in it.
         like: a state with the same shapes, for example from ``create_train_state``.
-        step: the step to restore; None takes the newest. A damaged checkpoint is renamed to ``STEP.damaged``, with a
-            logged notice, and the one before it is taken.
+        step: the step to restore; None takes the newest that is not damaged.
+        set_aside: rename a damaged checkpoint to ``STEP.damaged``, as a training must that goes on here; a reader
+            leaves everything as it is.
 
     Raises:
         InputError: there is no checkpoint, none can be read, or it does not fit ``like``; the message names the leaf.
@@ -94,33 +109,56 @@ def restore_checkpoint(directory: str | os.PathLike[str], like: TrainState, *, s
         ...     int(restore_checkpoint(directory, state).step)
         0
     """
-    directory = Path(directory)
-    if (directory / "checkpoints").is_dir():
-        directory = directory / "checkpoints"
+    directory = find_checkpoints(directory)
     steps = [saved for saved in saved_steps(directory) if step is None or saved == step]
     if not steps:
-        raise InputError(f"{directory}: a checkpoint{'' if step is None else f' of step {step}'} wanted, found none")
+        raise InputError(f"{directory}: expected a checkpoint{'' if step is None else f' of step {step}'}, found none")
     for candidate in reversed(steps):
-        path = directory / str(candidate)
+        path = directory.resolve() / str(candidate)
         damage = _find_damage(path)
         if damage is None:
             try:
-                with _manager(directory) as manager:
-                    _check_fits(path, manager.item_metadata(candidate), like)
-                    return manager.restore(candidate, args=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
+                return _restore(path, like)
             except InputError:
                 raise
             except Exception as error:  # Orbax has no error of its own for damage
                 damage = " ".join(str(error).split())[:200]
                 if (path / _CHECKSUMS).exists():  # and they are right: something else is the matter
                     raise InputError(f"{path}: cannot be restored: {damage}") from None
+        if not set_aside:
+            _log.warning("%s: checkpoint skipped: %s", path, damage)
+            continue
         # Out of the way, and not lost: Orbax stops at a damaged checkpoint, even at one that nobody asked for.
         try:
             path.rename(f"{path}.damaged")
         except OSError as error:
             raise InputError(f"{path}: {damage}, and it cannot be set aside ({error.strerror})") from None
         _log.warning("%s.damaged: checkpoint set aside: %s", path, damage)
-    raise InputError(f"{directory}: a checkpoint that is whole wanted, those of steps {steps} are damaged")
+    raise InputError(f"{directory}: expected a checkpoint that is whole, but those of steps {steps} are damaged")
+
+
+def _restore(path: Path, like: TrainState) -> TrainState:
+    item = path / "default"
+    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+        _check_fits(path, handler.metadata(item), like)
+        abstract = jax.tree.map(_abstract, like)
+        state: TrainState = handler.restore(item, args=ocp.args.StandardRestore(abstract))
+        return state
+
+
+def find_checkpoints(directory: str | os.PathLike[str]) -> Path:
+    """Returns the directory of the checkpoints, given that or the directory of their run."""
+    inside = Path(directory) / "checkpoints"
+    return inside if inside.is_dir() else Path(directory)
+
+
+def read_progress(directory: str | os.PathLike[str], step: int) -> dict[str, Any]:
+    """Reads what was saved as ``progress`` with a checkpoint; an empty object if nothing was."""
+    path = find_checkpoints(directory) / str(step) / "metrics" / "metrics"
+    try:
+        return dict(json.loads(path.read_text()).get(_PROGRESS) or {})
+    except (OSError, ValueError):
+        return {}
 
 
 def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
@@ -133,21 +171,6 @@ def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
 
 def _rank(metrics: Mapping[str, float]) -> float:
     return metrics[_RANKED_BY]
-
-
-@contextlib.contextmanager
-def _manager(directory: str | os.PathLike[str], **options: Any) -> Iterator[Any]:
-    # Synchronous: a save takes about 30 ms at this size, and one that fails is known at once.
-    options = {"enable_async_checkpointing": False, "create": bool(options), **options}
-    manager = ocp.CheckpointManager(
-        Path(directory).resolve(),
-        options=ocp.CheckpointManagerOptions(**options),
-        item_handlers=ocp.StandardCheckpointHandler(),
-    )
-    try:
-        yield manager
-    finally:
-        manager.close()
 
 
 def _checksums(path: Path) -> dict[str, int]:
@@ -179,7 +202,7 @@ def _check_fits(path: Path, stored: Any, like: TrainState) -> None:
     for name in sorted([*wanted, *found], key=lambda name: not name.startswith("params/")):
         if wanted.get(name) != found.get(name):
             raise InputError(
-                f"{path}: does not fit: {name} wanted as {wanted.get(name, 'absent')}, "
+                f"{path}: does not fit: expected {name} as {wanted.get(name, 'absent')}, "
                 f"got {found.get(name, 'absent')}; model and optimizer must be those it was saved with"
             )
 

@@ -1,9 +1,9 @@
 """The directory of a run: who may use it, and the small files in it. That of a sweep is made and locked alike.
 
-workdir = Workdir.find(config)                # checks, writes nothing
-workdir.create(config, dataset.identity())    # config.json, data.json
-workdir.write_history([{"epoch": 1, ...}])
-workdir.write_summary({...})
+directory = RunDirectory.claim(config)            # checks; locks the run to continue
+directory.create(config, data, model="mlp")       # config.json, data.json
+directory.write_history([{"epoch": 1, ...}])
+directory.write_summary({...})
 
 config.json      the TrainConfig          summary.json   final numbers
 metrics.jsonl    one object per epoch     checkpoints/   Orbax
@@ -25,56 +25,56 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 
 _LOCK = ".lock"  # held while a run is going
+# What is chosen for the user, unless they name it: a run to continue keeps what was.
+_CHOSEN = ("data", "microbatch_size")
 _OURS = ("config.json", "data.json", "metrics.jsonl", "summary.json", "checkpoints", "figures")
 
 
-class Workdir:
+class RunDirectory:
     """Paths and files of one run.
 
     Attributes:
         saved: the config of the run to continue; None for a new run.
     """
 
-    def __init__(self, path: Path | None, saved: TrainConfig | None = None) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
-        self.saved = saved
+        self.saved: TrainConfig | None = None
         self._lock = contextlib.ExitStack()
 
     @classmethod
-    def find(cls, config: TrainConfig) -> Workdir:
-        """Checks whether ``config`` may run in its workdir, and writes nothing.
+    def claim(cls, config: TrainConfig) -> RunDirectory:
+        """Checks whether ``config`` may run in its workdir; a run to continue is locked before anything of it is read.
 
         Raises:
-            InputError: it holds another run, or nothing to resume, or a run with another config.
+            InputError: it holds another run, or nothing to resume, or a run with another config, or it is in use.
         """
-        if config.workdir is None:
-            return cls(None)
+        directory = cls(None if config.workdir is None else Path(config.workdir))
         try:
-            return cls._find(Path(config.workdir), config)
+            if config.resume:
+                directory._lock_saved(config)
+            elif config.workdir is not None:
+                _check_free(directory.path)
         except OSError as error:
-            raise InputError(f"workdir {config.workdir[:80]}: cannot be used ({error.strerror})") from None
+            directory.close()
+            raise InputError(f"workdir {str(config.workdir)[:80]}: cannot be used ({error.strerror})") from None
+        except BaseException:
+            directory.close()
+            raise
+        return directory
 
-    @classmethod
-    def _find(cls, path: Path, config: TrainConfig) -> Workdir:
-        if path.exists() and not path.is_dir():
-            raise InputError(f"workdir must be a directory, got the file {path}")
-        saved_config = path / "config.json"
-        if not config.resume:
-            present = [name for name in _OURS if (path / name).exists()]
-            if present:
-                raise InputError(
-                    f"workdir {path} holds a run already ({present[0]}): "
-                    "name another directory, or continue that run with --resume"
-                )
-            return cls(path)
-        if not saved_config.is_file():
-            raise InputError(f"resume: a run with a config.json wanted in {path}, found none")
-        saved = read_config(saved_config)
-        for name in saved.differences(config):
-            if name != "epochs" and not (name == "data" and config.data is None):
-                was, now = getattr(saved, name), getattr(config, name)
-                raise InputError(f"resume: {name} must be {was!r} as in {saved_config}, got {now!r}")
-        return cls(path, saved)
+    def _lock_saved(self, config: TrainConfig) -> None:
+        path = self.path / "config.json"
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"workdir must be a directory, got the file {self.path}")
+        if not path.is_file():
+            raise InputError(f"resume: expected a run with a config.json in {self.path}, found none")
+        self._lock.enter_context(lock_directory(self.path))
+        self.saved = read_config(path)
+        for name in self.saved.differences(config):
+            was, now = getattr(self.saved, name), getattr(config, name)
+            if name != "epochs" and not (name in _CHOSEN and now is None):
+                raise InputError(f"resume: {name} must be {was!r} as in {path}, got {now!r}")
 
     @property
     def path(self) -> Path:
@@ -88,23 +88,23 @@ class Workdir:
         """Where the checkpoints go."""
         return self.path / "checkpoints"
 
-    def create(self, config: TrainConfig, data: Mapping[str, Any]) -> None:
+    def create(self, config: TrainConfig, data: Mapping[str, Any], model: str) -> None:
         """Makes the directory, locks it until :meth:`close`, and writes ``config.json`` and ``data.json``.
 
         Args:
             config: the run.
-            data: from ``Dataset.identity``.
+            data: from ``Dataset.identity``, and what else is to be known of the data.
+            model: a name of the model, for that of the directory.
 
         Raises:
             InputError: the directory cannot be written or is in use, or the run to continue had other data.
         """
         if self._path is None:
-            self._path = new_directory(Path("runs"), f"{data['name'].replace('/', '-')}-{config.model}")
-        self._check_data(data)
-        self._lock.enter_context(lock_directory(self.path))
-        if self.saved is None and (self.path / "config.json").exists():
-            self.close()
-            raise _in_use(self.path)  # another process made it since find() looked
+            self._path = new_directory(Path("runs"), f"{data['name'].replace('/', '-')}-{model}")
+        if self.saved is None:
+            self._lock.enter_context(lock_directory(self.path))
+            if (self.path / "config.json").exists():
+                raise _in_use(self.path)  # another process made it since claim() looked
         (self.path / "summary.json").unlink(missing_ok=True)  # of the run that goes on: no longer its final numbers
         write_whole(self.path / "data.json", json.dumps(data, indent=2) + "\n")
         write_whole(self.path / "config.json", config.to_json())
@@ -113,10 +113,24 @@ class Workdir:
         """Lets other processes use the directory."""
         self._lock.close()
 
-    def _check_data(self, data: Mapping[str, Any]) -> None:
-        saved = None if self.saved is None else read_data(self.path)
-        if saved is not None and saved != data:
-            raise InputError(f"resume: the data must be that of {self.path / 'data.json'}, {saved}, got {dict(data)}")
+    def check_data(self, identity: Mapping[str, Any], model: str | None) -> None:
+        """Checks that the run to continue had the same data, and the same model of somebody's own, if any.
+
+        Raises:
+            InputError: it had others.
+        """
+        saved = read_data(self.path) if self.saved is not None else None
+        if saved is None:
+            return
+        known = {name: saved.get(name) for name in identity}
+        if known != identity:
+            raise InputError(
+                f"resume: the data must be that of {self.path / 'data.json'}, {known}, got {dict(identity)}"
+            )
+        if "model" in saved and saved["model"] != model:
+            raise InputError(
+                f"resume: the run has {describe_model(saved['model'])}, got {describe_model(model)}: pass fit the same model"
+            )
 
     def read_history(self, num_epochs: int) -> list[dict[str, Any]]:
         """The first ``num_epochs`` lines of ``metrics.jsonl``.
@@ -128,11 +142,11 @@ class Workdir:
         try:
             lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         except ValueError as error:
-            raise InputError(f"{path}: a JSON object on each line wanted ({error})") from None
+            raise InputError(f"{path}: expected a JSON object on each line ({error})") from None
         if not all(isinstance(line, dict) and line.get("epoch") == epoch for epoch, line in enumerate(lines, start=1)):
-            raise InputError(f"{path}: epochs 1, 2, ... one on each line wanted, got something else")
+            raise InputError(f"{path}: expected epochs 1, 2, ... one on each line, got something else")
         if len(lines) < num_epochs:
-            raise InputError(f"{path}: a line for each of the {num_epochs} epochs trained wanted, got {len(lines)}")
+            raise InputError(f"{path}: expected a line for each of the {num_epochs} epochs trained, got {len(lines)}")
         return lines[:num_epochs]
 
     def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
@@ -142,6 +156,22 @@ class Workdir:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``."""
         write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def describe_model(name: str | None) -> str:
+    """Says whose a model is, for messages."""
+    return "the model of its config" if name is None else f"a model of its own, {name}"
+
+
+def _check_free(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise InputError(f"workdir must be a directory, got the file {path}")
+    present = [name for name in _OURS if (path / name).exists()]
+    if present:
+        raise InputError(
+            f"workdir {path} holds a run already ({present[0]}): "
+            "name another directory, or continue that run with --resume"
+        )
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -166,7 +196,7 @@ def read_data(directory: Path) -> Any:
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: a JSON object wanted ({error})") from None
+        raise InputError(f"{path}: expected a JSON object ({error})") from None
 
 
 def new_directory(parent: Path, stem: str) -> Path:

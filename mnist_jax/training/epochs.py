@@ -1,79 +1,146 @@
-"""An epoch in pieces: compiled once, run about half a second at a time, stopped at the first loss that is not finite.
+"""``ChunkedEpoch``: an epoch in chunks of about half a second, by one program that is compiled ahead.
 
-    program = EpochInPieces(state, train, batch_size=128)
-    for after_piece, metrics, seconds in program.run(state, num_steps=430):
-        state = after_piece   # show progress, look for Ctrl-C
+    epochs = ChunkedEpoch(state, train, batch_size=128)          # train lies on the device
+    epochs = ChunkedEpoch(state, train, 128, from_host=True)     # or each chunk comes from the host
+    epochs = ChunkedEpoch(states, train, 128, population=True)   # one model, or many side by side
+    for chunk in epochs.run(state, first_step=0):
+        state = chunk.state   # show progress, look for Ctrl-C
 
-Where one piece ends does not change what comes out: a step depends on its number, not on the piece it is in.
+Where a chunk ends does not change what comes out: a step depends on its number, not on the chunk that it is in. The
+buffers of a state are donated to the next one: use the state that you got last.
 """
 
 from __future__ import annotations
 
-import bisect
-import functools
-import math
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from mnist_jax.core.epoch import count_steps, epoch_order, loop_steps
+from mnist_jax.core.metrics import Metrics
+from mnist_jax.core.population import population_order, population_steps
 from mnist_jax.core.state import TrainState
-from mnist_jax.core.steps import Metrics, train_epoch
-from mnist_jax.data import Split
+from mnist_jax.data.dataset import Split
 from mnist_jax.errors import NonFiniteLossError
+from mnist_jax.training.compiled import Compiled
 
-# Long enough that starting a piece costs nothing, short enough for a lively bar and a quick answer to Ctrl-C.
-_PIECE_S = 0.5
+# Long enough that starting a chunk costs nothing, short enough for a lively bar and a quick answer to Ctrl-C.
+_CHUNK_S = 0.5
 
 
-class EpochInPieces:
-    """``train_epoch`` for one split and batch size, compiled ahead for pieces of any length.
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """What a chunk of an epoch leaves.
 
-    Traced here, from a state or from its shapes; compiled by :meth:`compile`, perhaps in another thread, or at the
-    first use.
+    Attributes:
+        state: after it.
+        metrics: of it, on the host.
+        step: steps taken since the beginning of the run.
+        seconds: that it took.
     """
 
-    def __init__(self, state: TrainState, split: Split, batch_size: int) -> None:
-        self.steps_per_epoch = -(-split.num_examples // batch_size)
-        self._split = split
-        self._lowered = train_epoch.lower(state, split, batch_size, num_steps=1)
-        self._piece = max(1, self.steps_per_epoch // 20)
+    state: TrainState
+    metrics: Metrics
+    step: int
+    seconds: float
 
-    @functools.cached_property
-    def _compiled(self) -> jax.stages.Compiled:
-        return self._lowered.compile()
+
+class ChunkedEpoch:
+    """The epochs of a run over one split, in chunks; a population goes on where a member diverges.
+
+    Args:
+        state: a state, or its shapes; with ``population`` of M members.
+        split: N examples, on the device, or NumPy arrays with ``from_host``.
+        batch_size: B.
+        population: whether the state has an axis of members in front.
+        from_host: copy the examples of each chunk to the device, for a split that does not fit there.
+        sharding: of the batch axis, on a mesh.
+        clock: seconds since some moment.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        split: Split,
+        batch_size: int,
+        *,
+        population: bool = False,
+        from_host: bool = False,
+        sharding: jax.sharding.Sharding | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if population and (from_host or sharding is not None):
+            raise ValueError("a population takes its data from the device, and no sharding of the batch")
+        self.steps_per_epoch = count_steps(split.num_examples, batch_size)
+        self._split, self._batch_size, self._clock = split, batch_size, clock
+        self._population, self._from_host = population, from_host
+        self._chunk = max(1, self.steps_per_epoch // 20)
+        self._longest = self._chunk if from_host else self.steps_per_epoch
+        make_order = population_order if population else epoch_order
+        order_args = (state if population else state.key, 0)
+        self._order = Compiled(make_order, *order_args, num_examples=split.num_examples)
+        order = jax.eval_shape(lambda *args: make_order(*args, num_examples=split.num_examples), *order_args)
+        options: dict[str, Any] = {"batch_size": batch_size, "sharding": sharding}
+        if population:
+            steps = jax.jit(population_steps, static_argnames="batch_size", donate_argnames="states")
+            del options["sharding"]
+        else:
+            steps = jax.jit(loop_steps, static_argnames=tuple(options), donate_argnames="state")
+        if from_host:
+            size = self._longest * batch_size
+            order = jax.ShapeDtypeStruct((size,), jnp.int32)
+            split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), split)
+            options["num_examples"] = size
+        self._steps = Compiled(steps, state, split, order, start=0, num_steps=1, **options)
 
     def compile(self) -> None:
         """Compiles, unless that has been done."""
-        _ = self._compiled
+        self._order.compile()
+        self._steps.compile()
 
-    def run(self, state: TrainState, num_steps: int) -> Iterator[tuple[TrainState, Metrics, float]]:
-        """Goes ``num_steps`` further, to the end of the epoch at most.
+    def run(self, state: TrainState, first_step: int, num_steps: int | None = None) -> Iterator[Chunk]:
+        """Trains the rest of the epoch that ``first_step`` lies in, or less of it.
+
+        Args:
+            state: the state to start from; its buffers are given away.
+            first_step: ``int(state.step)``, steps taken before.
+            num_steps: how far to go at most; the end of the epoch is never passed.
 
         Yields:
-            After each piece the state, the metrics of the piece, on the host, and the seconds it took.
+            Each chunk.
 
         Raises:
-            NonFiniteLossError: a step had a loss that is not finite; names that step.
+            NonFiniteLossError: a step had a loss that is not finite; names that step. Not raised for a population.
         """
-        while num_steps:
-            piece = min(self._piece, num_steps)
-            begun = time.perf_counter()
-            next_state, metrics = self._compiled(state, self._split, num_steps=piece)
-            metrics = jax.device_get(metrics)  # waits for the piece
-            elapsed = time.perf_counter() - begun
-            if not math.isfinite(metrics.loss_sum):
-                raise self._failure(state, piece)
-            yield next_state, metrics, elapsed
-            state, num_steps = next_state, num_steps - piece
-            self._piece = max(1, round(piece * _PIECE_S / elapsed))
+        epoch, start = divmod(first_step, self.steps_per_epoch)
+        end = self.steps_per_epoch if num_steps is None else min(self.steps_per_epoch, start + num_steps)
+        order = self._order(state if self._population else state.key, epoch)
+        while start < end:
+            length = min(self._chunk, self._longest, end - start)
+            begun = self._clock()
+            state, metrics, nonfinite = self._run_chunk(state, order, start, length)
+            metrics, nonfinite = jax.device_get((metrics, nonfinite))  # waits for the chunk
+            elapsed = self._clock() - begun
+            if not self._population and nonfinite >= 0:
+                step = epoch * self.steps_per_epoch + int(nonfinite) + (start if self._from_host else 0)
+                raise NonFiniteLossError(epoch + 1, step + 1, float(metrics.loss_sum))
+            start += length
+            yield Chunk(state, metrics, epoch * self.steps_per_epoch + start, elapsed)
+            self._chunk = max(1, round(length * _CHUNK_S / max(elapsed, 1e-9)))
 
-    def _failure(self, state: TrainState, piece: int) -> NonFiniteLossError:
-        """Finds the step in a piece that starts from ``state``, by going into it again, less and less far."""
-
-        def loss_sum(num_steps: int) -> float:
-            return float(self._compiled(state, self._split, num_steps=num_steps)[1].loss_sum)
-
-        before = bisect.bisect_left(range(1, piece), True, key=lambda steps: not math.isfinite(loss_sum(steps)))
-        step = int(state.step) + before
-        return NonFiniteLossError(step // self.steps_per_epoch + 1, step + 1, loss_sum(before + 1))
+    def _run_chunk(self, state: TrainState, order: jax.Array, start: int, length: int) -> Any:
+        if not self._from_host:
+            return self._steps(state, self._split, order, start=start, num_steps=length)
+        size, first = self._longest * self._batch_size, start * self._batch_size
+        # As on the device, the last batch is filled up with the first examples of the epoch.
+        index = np.resize(np.asarray(order), self.steps_per_epoch * self._batch_size)[first : first + size]
+        index = np.resize(index, size)  # the program has one size
+        chunk = jax.tree.map(lambda leaf: leaf[index], self._split)
+        num_examples = min(size, self._split.num_examples - first)
+        every = np.arange(size, dtype=np.int32)
+        return self._steps(state, chunk, every, start=0, num_steps=length, num_examples=num_examples)

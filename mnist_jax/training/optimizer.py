@@ -6,6 +6,7 @@ learning_rate = build_schedule(config, num_steps)(step)
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 
 import jax
@@ -22,9 +23,22 @@ HYPERPARAMETERS = {
     "adamw": ("learning_rate", "weight_decay", "b1", "b2"),
 }
 
+# All that an optimizer depends on, besides the number of steps.
+_DECISIVE = (
+    "optimizer",
+    "learning_rate",
+    "schedule",
+    "warmup_fraction",
+    "momentum",
+    "b1",
+    "b2",
+    "weight_decay",
+    "clip_norm",
+)
+
 
 def build_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
-    """The learning rate as a function of the step.
+    """Builds the learning rate as a function of the step.
 
     ``constant`` stays at ``learning_rate``. ``cosine`` falls from it to 0. ``one_cycle`` rises from a 25th of it over
     the first 30 % of the steps and falls to nearly 0, along cosines. ``warmup_constant`` and ``warmup_cosine`` rise
@@ -59,7 +73,7 @@ def build_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
 def build_optimizer(
     config: TrainConfig, num_steps: int, hyperparameters: Collection[str] = ()
 ) -> optax.GradientTransformation:
-    """The optimizer that a config describes.
+    """Builds the optimizer that a config describes; the same object for the same choices.
 
     Gradient clipping by global norm comes first, then weight decay, then the optimizer; ``adamw`` decays the weights
     apart from the gradient instead. Only kernels decay, biases do not.
@@ -86,6 +100,12 @@ def build_optimizer(
         if name not in names:
             raise InputError(f"hyperparameters of {config.optimizer} must be some of {', '.join(names)}, got {name}")
 
+    shared = TrainConfig(**{name: getattr(config, name) for name in _DECISIVE})
+    return _build(shared, 1 if config.schedule == "constant" else num_steps, tuple(sorted(hyperparameters)))
+
+
+@functools.lru_cache(maxsize=64)  # the same object for the same optimizer, so that what was compiled serves again
+def _build(config: TrainConfig, num_steps: int, hyperparameters: tuple[str, ...]) -> optax.GradientTransformation:
     schedule = build_schedule(config, num_steps)
 
     def optimizer(

@@ -1,12 +1,12 @@
-"""Many models in one compiled program: ``jax.vmap`` over seeds and hyperparameters; and what they say together.
+"""Trains many models in one compiled program, over seeds and hyperparameters.
 
     population = train_population(config, seeds=range(8), hyperparameters={"learning_rate": rates})
     population.validation_accuracy[-1]                          # float64[M], after the last epoch
     ensemble_probabilities(population.logits(dataset.test))     # float32[N, K]
 
 Member i is the run of seed i and hyperparameters i: it is initialised, shuffles, drops out and augments by its own key.
-All members share the data, which lies on the device once. Where there are several devices, and the members can be dealt
-out evenly, each device trains its share; nothing passes between them.
+All members share the data, which lies on the device once. Where the number of devices divides that of the members,
+each device trains its share; nothing passes between them.
 
 Shape letter of this file: M members.
 """
@@ -14,27 +14,24 @@ Shape letter of this file: M members.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.core.evaluation import choose_batch_size, evaluate_arrays
+from mnist_jax.core.evaluation import choose_batch_size
+from mnist_jax.core.population import evaluate_population
 from mnist_jax.core.state import TrainState
-from mnist_jax.core.steps import Metrics, train_epoch
 from mnist_jax.data import Dataset, Split, load_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.training.build import build_state, check_batch_size
+from mnist_jax.training.compiled import Compiled
+from mnist_jax.training.epochs import ChunkedEpoch
 from mnist_jax.training.optimizer import build_optimizer
-
-# The same object for the same run, so that what was compiled for one population serves the next.
-_build_optimizer = functools.cache(build_optimizer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +61,13 @@ class Population:
     validation_accuracy: np.ndarray
 
     def member(self, index: int) -> TrainState:
-        """The state of one member, on one device; its optimizer's state holds its hyperparameters."""
+        """Returns the state of one member, on one device; its optimizer's state holds its hyperparameters."""
         state: TrainState = jax.tree.map(lambda leaf: leaf[index], self.states)
         return jax.device_put(state, jax.devices()[0])
 
     def logits(self, split: Split) -> jax.Array:
-        """What each member makes of each example, ``float32[M, N, K]``, evaluated as in ``evaluate_dataset``."""
-        return _evaluate(self.states, split, choose_batch_size(split))[1]
+        """Returns the logits of each member for each example, ``float32[M, N, K]``, as in ``evaluate_dataset``."""
+        return evaluate_population(self.states, split, choose_batch_size(split))[1]
 
 
 def train_population(
@@ -108,21 +105,22 @@ def train_population(
     if dataset is None:
         dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
     check_batch_size(config, dataset)
-    num_train = dataset.train.num_examples
-    tx = _build_optimizer(config, config.epochs * -(-num_train // config.batch_size), tuple(held))
+    steps_per_epoch = -(-dataset.train.num_examples // config.batch_size)
+    build_optimizer(config, config.epochs * steps_per_epoch, tuple(held))  # which checks the names
     _check_members(config, seeds, held)
 
-    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    values = {name: jnp.asarray(values, jnp.float32) for name, values in held.items()}
     on_each, on_all = _choose_shardings(len(seeds))
-    states = jax.device_put(_create(config, tx, keys, values), on_each)
     train, validation = jax.device_put((dataset.train, dataset.validation), on_all)
+    states = _create(config, seeds, held, dataset.num_classes, config.epochs * steps_per_epoch, on_each)
+    epochs = ChunkedEpoch(states, train, config.batch_size, population=True)
+    evaluate_validation = Compiled(evaluate_population, states, validation, choose_batch_size(validation))
     history = []
-    for epoch in range(1, config.epochs + 1):
+    for epoch in range(config.epochs):
         if before_epoch is not None:
-            before_epoch(epoch)
-        states = _train_epoch(states, train, config.batch_size)
-        history.append(jax.device_get(_evaluate(states, validation, choose_batch_size(validation))[0]))
+            before_epoch(epoch + 1)
+        for chunk in epochs.run(states, epoch * steps_per_epoch):
+            states = chunk.state
+        history.append(jax.device_get(evaluate_validation(states, validation)[0]))
     return Population(
         config,
         seeds,
@@ -131,29 +129,6 @@ def train_population(
         validation_loss=np.stack([metrics.loss_sum / metrics.count for metrics in history]),
         validation_accuracy=np.stack([metrics.correct / metrics.count for metrics in history]),
     )
-
-
-def ensemble_probabilities(logits: jax.typing.ArrayLike) -> jax.Array:
-    """What the members say together: the mean of their probabilities.
-
-    Another model can learn from it in place of labels, which is distillation (https://arxiv.org/abs/1503.02531).
-
-    Args:
-        logits: ``float[M, N, K]``.
-
-    Returns:
-        ``float32[N, K]``, each row adds up to 1.
-
-    Example:
-        >>> from mnist_jax import MLP, create_train_state, train_step
-        >>> probabilities = ensemble_probabilities(np.random.default_rng(0).normal(size=(3, 5, 10)))
-        >>> student = create_train_state(MLP(hidden_sizes=(8,)), optax.sgd(0.1), jax.random.key(0))
-        >>> batch = {"image": np.zeros((5, 28, 28, 1), np.uint8), "label": probabilities}
-        >>> student, metrics = train_step(student, batch)
-        >>> int(metrics.count)
-        5
-    """
-    return jnp.mean(jax.nn.softmax(jnp.asarray(logits, jnp.float32), axis=-1), axis=0)
 
 
 def _check_members(
@@ -170,7 +145,7 @@ def _check_members(
 
 
 def _choose_shardings(num_members: int) -> tuple[NamedSharding, NamedSharding]:
-    """For arrays with a member axis in front, and for what all members share."""
+    """Chooses the shardings of arrays with a member axis in front, and of what all members share."""
     devices = jax.devices()
     if num_members % len(devices):
         devices = devices[:1]
@@ -178,23 +153,21 @@ def _choose_shardings(num_members: int) -> tuple[NamedSharding, NamedSharding]:
     return NamedSharding(mesh, PartitionSpec("member")), NamedSharding(mesh, PartitionSpec())
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _create(
-    config: TrainConfig, tx: optax.GradientTransformation, keys: jax.Array, values: Mapping[str, jax.Array]
+    config: TrainConfig,
+    seeds: Sequence[int],
+    hyperparameters: Mapping[str, Sequence[float]],
+    num_classes: int,
+    num_steps: int,
+    sharding: NamedSharding,
 ) -> TrainState:
-    def create(key: jax.Array) -> TrainState:
-        state = build_state(config, key=key)
-        return state.replace(tx=tx, opt_state=tx.init(state.params))
+    """Creates the members where they will be trained."""
+    tx = build_optimizer(config, num_steps, tuple(hyperparameters))
 
-    states = jax.vmap(create)(keys)
-    return states.replace(opt_state=states.opt_state._replace(hyperparams=values)) if values else states
+    def create(key: jax.Array, values: Mapping[str, jax.Array]) -> TrainState:
+        state = build_state(config, num_steps, key, tx=tx, num_classes=num_classes)
+        return state.replace(opt_state=state.opt_state._replace(hyperparams=values)) if values else state
 
-
-@functools.partial(jax.jit, static_argnames="batch_size")
-def _train_epoch(states: TrainState, split: Split, batch_size: int) -> TrainState:
-    return jax.vmap(lambda state: train_epoch(state, split, batch_size)[0])(states)
-
-
-@functools.partial(jax.jit, static_argnames="batch_size")
-def _evaluate(states: TrainState, split: Split, batch_size: int) -> tuple[Metrics, jax.Array]:
-    return jax.vmap(lambda state: evaluate_arrays(state, split, batch_size))(states)
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    values = {name: jnp.asarray(values, jnp.float32) for name, values in hyperparameters.items()}
+    return jax.jit(jax.vmap(create), out_shardings=sharding)(keys, values)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that training asks between two pieces of an epoch.
+"""Turns SIGINT and SIGTERM into a flag that is polled between chunks of an epoch.
 
     with StopSignals() as stop:
         while training and not stop.requested:
@@ -24,8 +24,11 @@ class Stopped(KeyboardInterrupt):
         exit_status: 130 after Ctrl-C, 143 after SIGTERM.
     """
 
-    def __init__(self, number: signal.Signals | None, step: int, path: Path) -> None:
-        super().__init__(f"saved at step {step} in {path}; the same command with --workdir {path} --resume goes on")
+    def __init__(self, number: signal.Signals | None, step: int, path: Path, finished: bool = False) -> None:
+        if finished:
+            super().__init__(f"the signal came when training was over; the run in {path} is complete")
+        else:
+            super().__init__(f"saved at step {step} in {path}; the same command with --workdir {path} --resume goes on")
         self.exit_status = 128 + (number or signal.SIGINT)
 
 

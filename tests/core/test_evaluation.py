@@ -14,7 +14,6 @@ from mnist_jax import (
     eval_step,
     evaluate_dataset,
     evaluate_views,
-    per_example_losses,
     per_example_margins,
 )
 from mnist_jax.core.evaluation import CompiledEvaluation, evaluate_arrays

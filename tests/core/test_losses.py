@@ -5,8 +5,8 @@ import pytest
 from conftest import make_split
 
 from mnist_jax import MLP, create_train_state, evaluate_dataset, loss_fn
+from mnist_jax.core.apply import apply_model
 from mnist_jax.core.losses import _PROBE, _unit, adversarial_losses
-from mnist_jax.core.state import apply_model
 
 KEY = jax.random.key(3)
 RADIUS = 1.5

@@ -9,7 +9,7 @@ from conftest import assert_trees_equal
 from flax import linen as nn
 
 from mnist_jax import CNN, MLP, create_train_state
-from mnist_jax.core.state import apply_model
+from mnist_jax.core.apply import apply_model
 
 MODEL = MLP(hidden_sizes=(4,))
 TX = optax.sgd(0.1, momentum=0.9)

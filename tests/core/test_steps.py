@@ -9,16 +9,20 @@ from flax import linen as nn
 from mnist_jax import (
     CNN,
     MLP,
+    AccumulatedGradient,
+    CrossEntropy,
+    MeanLoss,
     Metrics,
     Split,
     create_train_state,
     eval_step,
     evaluate_dataset,
     loss_fn,
+    mean_gradient,
     train_epoch,
     train_step,
 )
-from mnist_jax.core.steps import example_losses
+from mnist_jax.core.losses import cross_entropy
 
 
 def make_state(model=None, tx=None, seed=0, **options):
@@ -127,7 +131,7 @@ def test_microbatches_add_up_to_the_batch(model, microbatch_size, masked):
     if masked:
         batch["mask"] = np.arange(12) % 3 > 0
     expected = train_step(make_state(model), batch)
-    found = train_step(make_state(model, microbatch_size=microbatch_size), batch)
+    found = train_step(make_state(model, gradient_fn=AccumulatedGradient(microbatch_size)), batch)
     assert_trees_close(params_of(found[0]), params_of(expected[0]), rtol=1e-4, atol=1e-6)
     assert_trees_close(found[1], expected[1], rtol=1e-5)
 
@@ -135,7 +139,7 @@ def test_microbatches_add_up_to_the_batch(model, microbatch_size, masked):
 def test_each_microbatch_has_dropout_of_its_own():
     batch = make_batch(2)
     batch = {name: np.concatenate([array[:1], array[:1]]) for name, array in batch.items()}  # one example twice
-    state = make_state(MLP(hidden_sizes=(50,), dropout_rate=0.5), microbatch_size=1)
+    state = make_state(MLP(hidden_sizes=(50,), dropout_rate=0.5), gradient_fn=AccumulatedGradient(1))
     _, together = train_step(state, batch)
     keys = jax.random.split(jax.random.fold_in(state.key, 0))
     one = {name: array[:1] for name, array in batch.items()}
@@ -149,7 +153,8 @@ def test_a_batch_spread_over_devices_is_the_batch(microbatch_size):
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     batch = make_batch(16)
     spread = jax.device_put(batch, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
-    state = make_state(CNN((2, 3), dense_size=5, dropout_rate=0.0), microbatch_size=microbatch_size)
+    gradient_fn = mean_gradient if microbatch_size is None else AccumulatedGradient(microbatch_size)
+    state = make_state(CNN((2, 3), dense_size=5, dropout_rate=0.0), gradient_fn=gradient_fn)
     expected, found = train_step(state, batch), train_step(state, spread)
     assert len(mesh.devices) == 2
     assert_trees_close(params_of(found[0]), params_of(expected[0]), rtol=1e-4, atol=1e-6)
@@ -174,8 +179,8 @@ def test_a_batch_of_tfds_is_taken_as_it_comes():
 def test_an_epoch_counts_every_example_once(num_examples):
     split = make_split(num_examples)
     state = make_state(MLP(hidden_sizes=(8,), dropout_rate=0.0), optax.set_to_zero())
-    logits = state.model.apply({"params": state.params}, split.image.astype(np.float32) / 255)
-    expected = np.asarray(example_losses(logits, split.label)).sum()
+    logits = state.recipe.model.module.apply({"params": state.params}, split.image.astype(np.float32) / 255)
+    expected = np.asarray(cross_entropy(logits, split.label)).sum()
     for _ in range(2):
         state, metrics = train_epoch(state, split, 8)
         assert metrics.count == num_examples
@@ -253,9 +258,9 @@ def test_label_smoothing_is_the_formula():
     target = 0.9 * np.eye(10)[label] + 0.1 / 10
     log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     expected = -(target * log_probabilities).sum(axis=1)
-    np.testing.assert_allclose(example_losses(jnp.asarray(logits), jnp.asarray(label), 0.1), expected, rtol=1e-5)
-    state = make_state(label_smoothing=0.1)
-    plain = state.replace(label_smoothing=0.0)
+    np.testing.assert_allclose(cross_entropy(jnp.asarray(logits), jnp.asarray(label), 0.1), expected, rtol=1e-5)
+    state = make_state(loss_fn=MeanLoss(CrossEntropy(0.1)))
+    plain = make_state()
     batch = make_batch(4)
     assert loss_fn(state.params, state, batch)[0] != loss_fn(plain.params, plain, batch)[0]
     assert_trees_equal(eval_step(state, batch), eval_step(plain, batch))  # evaluation is never smoothed
@@ -264,10 +269,10 @@ def test_label_smoothing_is_the_formula():
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.25])
 def test_labels_may_be_probabilities(label_smoothing):
     """Their loss is linear in them: the mean of the losses of the classes, weighted."""
-    state, batch = make_state(label_smoothing=label_smoothing), make_batch(4)
+    state, batch = make_state(loss_fn=MeanLoss(CrossEntropy(label_smoothing))), make_batch(4)
     target = np.random.default_rng(0).dirichlet(np.ones(10), size=4).astype(np.float32)
     logits = evaluate_dataset(state, Split(batch["image"], batch["label"])).logits
-    each = [example_losses(jnp.asarray(logits), np.full(4, label), label_smoothing) for label in range(10)]
+    each = [cross_entropy(jnp.asarray(logits), np.full(4, label), label_smoothing) for label in range(10)]
     expected = (target * np.stack(each, axis=1)).sum()
     loss, (metrics, _) = loss_fn(state.params, state, {**batch, "label": target})
     np.testing.assert_allclose([loss, metrics.loss_sum / 4], expected / 4, rtol=1e-5)
@@ -322,7 +327,7 @@ def test_running_statistics_move_on_once_a_step_by_the_mean_of_the_microbatches(
             return nn.Dense(10)(x)
 
     batch = make_batch(7)
-    state = make_state(Normed(), microbatch_size=3)
+    state = make_state(Normed(), gradient_fn=AccumulatedGradient(3))
     parts = [[0, 3, 6], [1, 4, 0], [2, 5, 1]]  # filled up with the first examples again
     means = [(batch["image"][part].reshape(3, -1) / np.float32(255)).mean(axis=0) for part in parts]
     found, _ = train_step(state, batch)
@@ -364,7 +369,7 @@ def test_train_may_have_any_default(model):
 def test_a_running_average_keeps_its_dtype():
     state = make_state(ema_decay=0.9)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.params)
-    state = state.replace(params=params, ema_params=params, opt_state=state.tx.init(params))
+    state = state.replace(params=params, ema_params=params, opt_state=state.recipe.tx.init(params))
     with jax.numpy_dtype_promotion("standard"):
         after, _ = train_epoch(state, make_split(8), 4)
     assert {leaf.dtype for leaf in jax.tree.leaves(after.ema_params)} == {jnp.dtype(jnp.bfloat16)}

@@ -29,7 +29,7 @@ from mnist_jax import (
     weights,
 )
 from mnist_jax.config import PRESENTATION
-from mnist_jax.core.state import apply_model
+from mnist_jax.core.apply import apply_model
 from mnist_jax.export.onnx import to_onnx
 from mnist_jax.export.stablehlo import FORMATS, export_run, load_stablehlo, main, to_stablehlo
 from mnist_jax.export.weights import load_export, to_json, to_safetensors

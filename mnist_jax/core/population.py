@@ -1,0 +1,75 @@
+"""Populations: many states in one program, by ``jax.vmap``; and ensembles of them.
+
+    states = jax.vmap(create)(keys)                                  # each array has an axis of M members in front
+    order = population_order(states, epoch, num_examples)            # int32[M, N], to each member its own
+    states, metrics, nonfinite = population_steps(states, split, order, batch_size, start, num_steps)
+    metrics, logits = evaluate_population(states, split, batch_size)
+    ensemble_probabilities(logits)                                   # float32[N, K]
+
+All members share the data. Shape letter of this file: M members.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from mnist_jax.core.epoch import epoch_order, loop_steps
+from mnist_jax.core.evaluation import evaluate_arrays
+from mnist_jax.core.metrics import Metrics
+from mnist_jax.core.state import TrainState
+from mnist_jax.data.dataset import Split
+
+
+@functools.partial(jax.jit, static_argnames="num_examples")
+def population_order(states: TrainState, epoch: jax.Array | int, num_examples: int) -> jax.Array:
+    """Returns the order of an epoch for each member, ``int32[M, N]``: see :func:`mnist_jax.epoch_order`."""
+    return jax.vmap(lambda key: epoch_order(key, epoch, num_examples))(states.key)
+
+
+def population_steps(
+    states: TrainState,
+    split: Split,
+    order: jax.Array,
+    batch_size: int,
+    start: jax.Array | int,
+    num_steps: jax.Array | int,
+) -> tuple[TrainState, Metrics, jax.Array]:
+    """Takes the steps of :func:`mnist_jax.train_steps` for each member, over ``order`` ``int32[M, n]``."""
+
+    def steps(state: TrainState, order: jax.Array) -> tuple[TrainState, Metrics, jax.Array]:
+        return loop_steps(state, split, order, batch_size, start, num_steps)
+
+    return jax.vmap(steps)(states, order)
+
+
+@functools.partial(jax.jit, static_argnames="batch_size")
+def evaluate_population(states: TrainState, split: Split, batch_size: int) -> tuple[Metrics, jax.Array]:
+    """Evaluates each member as ``evaluate_dataset`` does: metrics ``[M]``, and logits ``float32[M, N, K]``."""
+    return jax.vmap(lambda state: evaluate_arrays(state, split, batch_size))(states)
+
+
+def ensemble_probabilities(logits: jax.typing.ArrayLike) -> jax.Array:
+    """Returns the probabilities of an ensemble: the mean of those of its members.
+
+    Another model can learn from them in place of labels, which is distillation (https://arxiv.org/abs/1503.02531).
+
+    Args:
+        logits: ``float[M, N, K]``.
+
+    Returns:
+        ``float32[N, K]``, each row adds up to 1.
+
+    Example:
+        >>> import numpy as np, optax
+        >>> from mnist_jax import MLP, create_train_state, train_step
+        >>> probabilities = ensemble_probabilities(np.random.default_rng(0).normal(size=(3, 5, 10)))
+        >>> student = create_train_state(MLP(hidden_sizes=(8,)), optax.sgd(0.1), jax.random.key(0))
+        >>> batch = {"image": np.zeros((5, 28, 28, 1), np.uint8), "label": probabilities}
+        >>> student, metrics = train_step(student, batch)
+        >>> int(metrics.count)
+        5
+    """
+    return jnp.mean(jax.nn.softmax(jnp.asarray(logits, jnp.float32), axis=-1), axis=0)

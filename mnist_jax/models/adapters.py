@@ -1,0 +1,346 @@
+"""Adapters: the one interface through which the library calls anyone's model.
+
+    adapter, initialise = adapt_model(model, image_shape=(28, 28, 1))
+    params, model_state = initialise(key)
+    logits, model_state = adapter.apply(params, model_state, image, key)   # training mode
+    logits, model_state = adapter.apply(params, model_state, image)        # evaluation mode
+
+A Flax Linen module                              is initialised by the key
+a Flax NNX module, an Equinox module             are instances and bring their parameters with them
+a pair ``(init(key) -> params, apply(params, image[B, H, W, C]) -> logits)``    knows no modes
+
+NNX and Equinox are recognised without being imported: whoever passes such a model has imported them. An adapter holds
+no arrays; it is hashable, so that it can be a static part of a jitted function.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+Shape = tuple[int, ...]
+
+
+class Variables(NamedTuple):
+    """Parameters, and the model's other arrays (batch statistics, for example)."""
+
+    params: PyTree
+    model_state: PyTree
+
+
+class Adapter(Protocol):
+    """A model as a pure function; hashable and without arrays."""
+
+    @property
+    def name(self) -> str:
+        """Name of the model's class or function."""
+        ...
+
+    def apply(
+        self, params: PyTree, model_state: PyTree, image: jax.Array, key: jax.Array | None = None
+    ) -> tuple[jax.Array, PyTree]:
+        """Maps ``float[B, H, W, C]`` to logits ``float[B, K]`` and the new model state.
+
+        A key runs the model in training mode with that randomness; None runs it in evaluation mode.
+        """
+        ...
+
+
+def adapt_model(
+    model: Any, *, image_shape: Shape = (28, 28, 1), train_argument: str | None = None
+) -> tuple[Adapter, Callable[[jax.Array], Variables]]:
+    """Recognises a model and returns its adapter, and a function from a key to its first variables.
+
+    Args:
+        model: a Linen module, an NNX or Equinox module instance, or a pair of functions ``(init, apply)``. An instance
+            keeps the parameters that it has, whatever the key.
+        image_shape: ``(H, W, C)`` of one image.
+        train_argument: the keyword that switches a Linen module between training and evaluation, where it is none of
+            ``train``, ``deterministic`` and ``use_running_average``. A name that begins with ``not_`` or is one of the
+            last two is True in evaluation.
+
+    Raises:
+        TypeError: the model is of no known kind, or has an attribute that is not hashable.
+        ValueError: the model has dropout or batch norm, and cannot be told whether it is training.
+
+    Example:
+        >>> from mnist_jax import MLP
+        >>> adapter, initialise = adapt_model(MLP(hidden_sizes=(8,)))
+        >>> adapter.train_argument, sorted(initialise(jax.random.key(0)).params)
+        ('train', ['Dense_0', 'Dense_1'])
+    """
+    if train_argument is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"train_argument is for Linen modules, got it with {type(model).__name__}")
+    if isinstance(model, nn.Module):
+        linen = LinenAdapter(_hashable(model), _find_train_argument(model, image_shape, train_argument))
+        return linen, lambda key: _init_linen(linen, key, image_shape)
+    if _is_instance(model, "flax.nnx", "Module"):
+        adapter, variables = _adapt_nnx(model)
+        return adapter, lambda key: variables
+    if _is_instance(model, "equinox", "Module"):
+        equinox_adapter, variables = _adapt_equinox(model)
+        return equinox_adapter, lambda key: variables
+    if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
+        init, apply = model
+        return FunctionAdapter(apply), lambda key: Variables(init(key), {})
+    raise TypeError(
+        "model must be a Flax Linen module, a Flax NNX or Equinox module instance, or a pair of functions "
+        f"(init(key), apply(params, image)), got {type(model).__name__}"
+    )
+
+
+def _is_instance(model: Any, module: str, name: str) -> bool:
+    found = sys.modules.get(module)
+    return found is not None and isinstance(model, getattr(found, name))
+
+
+def _hashable(model: Any) -> Any:
+    try:
+        hash(model)
+    except TypeError as error:
+        raise TypeError(
+            f"model must have hashable attributes, tuples rather than lists, got {type(model).__name__}: {error}"
+        ) from None
+    return model
+
+
+# The conventions of Linen modules, and the value of each in training.
+TRAIN_ARGUMENTS = {"train": True, "deterministic": False, "use_running_average": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class LinenAdapter:
+    """A Flax Linen module.
+
+    Attributes:
+        module: the module.
+        train_argument: the keyword that tells it whether it is training; None if it takes none.
+    """
+
+    module: nn.Module
+    train_argument: str | None
+
+    @property
+    def name(self) -> str:
+        """Name of the class."""
+        return type(self.module).__name__
+
+    def apply(
+        self, params: PyTree, model_state: PyTree, image: jax.Array, key: jax.Array | None = None
+    ) -> tuple[jax.Array, PyTree]:
+        """Maps images to logits: see :class:`Adapter`."""
+        variables = {"params": params, **model_state}
+        if key is None:
+            return self.module.apply(variables, image, **_mode(self.train_argument, False)), model_state  # type: ignore[return-value]
+        options: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": list(model_state)}
+        logits, changed = self.module.apply(variables, image, **_mode(self.train_argument, True), **options)
+        return logits, {**model_state, **changed}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _init_linen(adapter: LinenAdapter, key: jax.Array, image_shape: Shape) -> Variables:
+    variables = adapter.module.init(key, jnp.zeros((1, *image_shape)), **_mode(adapter.train_argument, False))
+    model_state, params = flax.core.pop(variables, "params") if "params" in variables else (variables, {})
+    return Variables(params, model_state)
+
+
+def _mode(argument: str | None, train: bool) -> dict[str, bool]:
+    if argument is None:
+        return {}
+    in_training = TRAIN_ARGUMENTS.get(argument, not argument.startswith("not_"))
+    return {argument: in_training == train}
+
+
+def _find_train_argument(model: nn.Module, image_shape: Shape, given: str | None) -> str | None:
+    """The keyword that tells a Linen module its mode: the given one, one of its signature, or one that it passes on.
+
+    Raises:
+        ValueError: it has layers with two modes, and takes no such keyword.
+    """
+    parameters = inspect.signature(type(model).__call__).parameters
+    passes_on = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    if given is not None:
+        if given not in parameters and not passes_on:
+            raise ValueError(f"train_argument must be an argument of {type(model).__name__}.__call__, got {given!r}")
+        return given
+    for argument in TRAIN_ARGUMENTS:
+        if argument in parameters:
+            return argument
+    for argument in TRAIN_ARGUMENTS if passes_on else ():
+        try:
+            _trace(model, image_shape, _mode(argument, False))
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+        else:
+            return argument
+    if stubborn := _trace(model, image_shape, {}):
+        raise ValueError(
+            f"model {type(model).__name__} has {stubborn}, and its __call__ takes none of "
+            f"{', '.join(TRAIN_ARGUMENTS)}, so it cannot be told whether it is training: add such an argument, "
+            "or name yours with train_argument="
+        )
+    return None
+
+
+def _trace(model: nn.Module, image_shape: Shape, mode: Mapping[str, bool]) -> str | None:
+    """Runs a Linen module on shapes alone, and names a part of it that behaves differently in training."""
+    found: list[str] = []
+
+    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        module = context.module
+        if isinstance(module, nn.Dropout | nn.BatchNorm) and context.method_name == "__call__":
+            found.append(f"{'/'.join(module.path) or 'itself'} ({type(module).__name__})")
+            argument = "deterministic" if isinstance(module, nn.Dropout) else "use_running_average"
+            if not mode and argument not in kwargs and getattr(module, argument) is None:
+                kwargs = {**kwargs, argument: True}  # Flax would stop here, before the message that helps
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        variables = jax.eval_shape(lambda image: model.init(rngs, image, **mode), image)
+    # An NNX module inside a bridge shows itself by its collections only.
+    found += [name for name in variables if name in ("BatchStat", "RngKey", "RngCount")]
+    return found[0] if found else None
+
+
+@dataclasses.dataclass(frozen=True)
+class NnxAdapter:
+    """A Flax NNX module, split into its parameters, its random streams and the rest.
+
+    Attributes:
+        name: of the class.
+        train_graph: the graph definition in training mode, from ``module.train()``.
+        eval_graph: the same in evaluation mode, from ``module.eval()``.
+        rngs: tree of its random streams, and shape and dtype of each leaf.
+    """
+
+    name: str
+    train_graph: Hashable
+    eval_graph: Hashable
+    rngs: tuple[Any, tuple[tuple[Shape, Any], ...]]
+
+    def apply(
+        self, params: PyTree, model_state: PyTree, image: jax.Array, key: jax.Array | None = None
+    ) -> tuple[jax.Array, PyTree]:
+        """Maps images to logits: see :class:`Adapter`."""
+        from flax import nnx
+
+        graph: Any = self.eval_graph if key is None else self.train_graph
+        module = nnx.merge(graph, nnx.State(params), self._streams(key), nnx.State(model_state))
+        logits = module(image)
+        if key is None:
+            return logits, model_state
+        _, _, _, changed = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        return logits, nnx.to_pure_dict(changed)
+
+    def _streams(self, key: jax.Array | None) -> Any:
+        """Every random stream begins anew at each call, each with a key of its own."""
+        key = jax.random.key(0) if key is None else key
+        treedef, kinds = self.rngs
+        leaves = []
+        for index, (shape, dtype) in enumerate(kinds):
+            if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+                own = jax.random.fold_in(key, index)
+                leaves.append(jax.random.split(own, shape) if shape else own)
+            else:
+                leaves.append(jnp.zeros(shape, dtype))
+        return jax.tree.unflatten(treedef, leaves)
+
+
+def _adapt_nnx(model: Any) -> tuple[NnxAdapter, Variables]:
+    from flax import nnx
+
+    module = nnx.clone(model)  # whose modes may be set
+    module.eval()
+    eval_graph = nnx.graphdef(module)
+    module.train()
+    train_graph, params, rngs, others = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    leaves, treedef = jax.tree.flatten(rngs)
+    kinds = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    adapter = NnxAdapter(type(model).__name__, train_graph, eval_graph, (treedef, kinds))
+    return adapter, Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(others))
+
+
+@dataclasses.dataclass(frozen=True)
+class EquinoxAdapter:
+    """An Equinox module, called on one image ``float[H, W, C]`` and mapped over the batch here.
+
+    Attributes:
+        name: of the class.
+        static: all of the module but its arrays, in training mode.
+        inference: the same in evaluation mode.
+        takes_key: whether its ``__call__`` has a ``key`` argument, for dropout.
+    """
+
+    name: str
+    static: tuple[Any, ...]
+    inference: tuple[Any, ...]
+    takes_key: bool
+
+    def apply(
+        self, params: PyTree, model_state: PyTree, image: jax.Array, key: jax.Array | None = None
+    ) -> tuple[jax.Array, PyTree]:
+        """Maps images to logits: see :class:`Adapter`."""
+        import equinox
+
+        treedef, leaves = self.inference if key is None else self.static
+        module = equinox.combine(params, model_state["constants"], jax.tree.unflatten(treedef, leaves))
+        if key is None or not self.takes_key:
+            return jax.vmap(module)(image), model_state
+        keys = jax.random.split(key, image.shape[0])
+        return jax.vmap(lambda one, key: module(one, key=key))(image, keys), model_state
+
+
+def _adapt_equinox(model: Any) -> tuple[EquinoxAdapter, Variables]:
+    import equinox
+
+    takes_key = "key" in inspect.signature(type(model).__call__).parameters
+    special = (equinox.nn.StateIndex, equinox.nn.Dropout)
+    for part in jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, special)):
+        if isinstance(part, equinox.nn.StateIndex):
+            raise ValueError(
+                f"model {type(model).__name__} has a layer with state, such as BatchNorm, which is not kept for Equinox "
+                "modules: use GroupNorm or LayerNorm, or a Flax module"
+            )
+        if isinstance(part, equinox.nn.Dropout) and not takes_key:
+            raise ValueError(
+                f"model {type(model).__name__} has Dropout, and its __call__ takes no key: add the argument key=None"
+            )
+    params, others = equinox.partition(model, equinox.is_inexact_array)
+    constants, static = equinox.partition(others, equinox.is_array)
+    parts = []
+    for inference in (False, True):
+        leaves, treedef = jax.tree.flatten(equinox.nn.inference_mode(static, inference), is_leaf=lambda x: x is None)
+        parts.append((_hashable(treedef), _hashable(tuple(leaves))))
+    return EquinoxAdapter(type(model).__name__, *parts, takes_key), Variables(params, {"constants": constants})
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionAdapter:
+    """A plain function of parameters and images; the same in training and evaluation."""
+
+    function: Callable[[PyTree, jax.Array], jax.Array]
+
+    @property
+    def name(self) -> str:
+        """Name of the function."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def apply(
+        self, params: PyTree, model_state: PyTree, image: jax.Array, key: jax.Array | None = None
+    ) -> tuple[jax.Array, PyTree]:
+        """Maps images to logits: see :class:`Adapter`."""
+        del key
+        return self.function(params, image), model_state

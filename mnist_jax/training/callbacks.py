@@ -1,0 +1,196 @@
+"""Callbacks: what a run does besides training. The library's own write its files; yours stand beside them.
+
+class StopEarly(Callback):
+    def on_epoch_end(self, training):
+        if training.history[-1]["validation_accuracy"] > 0.99:
+            training.stop()
+
+fit(config, callbacks=[StopEarly()])
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from mnist_jax.training.progress import Progress
+
+if TYPE_CHECKING:
+    from mnist_jax.training.fit import Training
+
+_log = logging.getLogger("mnist_jax")
+
+
+class Callback:
+    """What is called while ``fit`` trains; override what you need.
+
+    Each method gets the :class:`Training`, whose ``state``, ``metrics``, ``history`` and ``validation`` are of this
+    moment. A state is given away to the next chunk: copy what you want to keep.
+
+    Example:
+        >>> class CountChunks(Callback):
+        ...     count = 0
+        ...
+        ...     def on_chunk(self, training):
+        ...         self.count += 1
+        >>> from mnist_jax import TrainConfig, fit
+        >>> import tempfile
+        >>> counter = CountChunks()
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     config = TrainConfig(data="digits", hidden_sizes=(8,), epochs=1, workdir=directory + "/run", quiet=True)
+        ...     _ = fit(config, callbacks=[counter])
+        >>> counter.count > 0
+        True
+    """
+
+    def on_begin(self, training: Training) -> None:
+        """Called before the first step of this call of ``fit``."""
+
+    def on_epoch_begin(self, training: Training) -> None:
+        """Called before an epoch, or before the rest of an interrupted one."""
+
+    def on_chunk(self, training: Training) -> None:
+        """Called after each chunk of an epoch, about twice a second."""
+
+    def on_epoch_end(self, training: Training) -> None:
+        """Called after an epoch and its evaluation on the validation split."""
+
+    def on_interrupt(self, training: Training) -> None:
+        """Called where a signal ends training in the middle of an epoch."""
+
+    def on_finish(self, training: Training) -> None:
+        """Called after the evaluation on the test split; ``training.summary`` and ``training.test`` are there."""
+
+    def on_close(self, training: Training) -> None:
+        """Called at the very end, also after an error."""
+
+
+class MetricsFile(Callback):
+    """Writes ``metrics.jsonl``."""
+
+    def on_epoch_end(self, training: Training) -> None:
+        """Adds the line of the epoch."""
+        training.directory.write_history(training.history)
+
+
+class Checkpoints(Callback):
+    """Saves states, with the sums of an unfinished epoch and the seconds so far."""
+
+    def on_epoch_end(self, training: Training) -> None:
+        """Saves every ``checkpoint_every`` epochs, and the last one."""
+        config, epoch = training.config, training.epoch
+        if epoch % config.checkpoint_every == 0 or epoch == config.epochs or training.is_stopping:
+            self._save(training, {"validation_accuracy": training.history[-1]["validation_accuracy"]})
+
+    def on_interrupt(self, training: Training) -> None:
+        """Saves in the middle of an epoch."""
+        self._save(training, {})
+
+    def _save(self, training: Training, metrics: dict[str, float]) -> None:
+        from mnist_jax.training.checkpoint import save_checkpoint
+
+        save_checkpoint(
+            training.directory.checkpoints,
+            training.state,
+            metrics=metrics,
+            progress=training.progress(),
+            keep=training.config.keep_checkpoints,
+        )
+
+
+class TensorBoard(Callback):
+    """Writes loss, accuracy and learning rate, and the learning curves, as events for TensorBoard."""
+
+    def __init__(self) -> None:
+        self._writer: Any = None
+
+    def on_begin(self, training: Training) -> None:
+        """Opens the file of events; what an interrupted run wrote beyond its checkpoint is purged."""
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(training.directory.path), purge_step=training.step + 1)
+
+    def on_epoch_end(self, training: Training) -> None:
+        """Adds the numbers of the epoch."""
+        line = training.history[-1]
+        for name in ("loss", "accuracy"):
+            for split in ("train", "validation"):
+                self._writer.add_scalar(f"{name}/{split}", line[f"{split}_{name}"], training.step)
+        if "learning_rate" in line:
+            self._writer.add_scalar("learning_rate", line["learning_rate"], training.step)
+
+    def on_finish(self, training: Training) -> None:
+        """Adds the numbers of the test split, and the figure."""
+        from mnist_jax.report.figures import show_in_tensorboard
+
+        for name in ("loss", "accuracy"):
+            self._writer.add_scalar(f"{name}/test", training.summary[f"test_{name}"], training.step)
+        curves = training.directory.path / "figures" / "learning_curves.png"
+        if curves.exists():
+            show_in_tensorboard(self._writer, curves, training.step)
+
+    def on_close(self, training: Training) -> None:
+        """Closes the file."""
+        del training
+        if self._writer is not None:
+            self._writer.close()
+
+
+class ProgressReport(Callback):
+    """Reports on stderr: a bar on a terminal, a line an epoch elsewhere."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+
+    def on_epoch_begin(self, training: Training) -> None:
+        """Opens the bar of the epoch."""
+        config = training.config
+        if self._progress is None:
+            num_train = training.dataset.train.num_examples
+            self._progress = Progress(config.epochs, num_train, config.quiet, config.progress)
+        self._progress.begin_epoch(training.epoch)
+
+    def on_chunk(self, training: Training) -> None:
+        """Moves the bar."""
+        assert self._progress is not None
+        total = training.metrics
+        self._progress.update(int(training.chunk_metrics.count), float(total.loss), float(total.accuracy))
+
+    def on_epoch_end(self, training: Training) -> None:
+        """Prints the line of the epoch."""
+        assert self._progress is not None
+        self._progress.end_epoch(training.history[-1])
+
+    def on_close(self, training: Training) -> None:
+        """Takes the bar away."""
+        del training
+        if self._progress is not None:
+            self._progress.close()
+
+
+class SummaryFile(Callback):
+    """Writes ``summary.json``, which makes a run a finished one."""
+
+    def on_finish(self, training: Training) -> None:
+        """Writes it."""
+        training.directory.write_summary(training.summary)
+
+
+class LearningCurves(Callback):
+    """Draws ``figures/learning_curves.png``."""
+
+    def on_finish(self, training: Training) -> None:
+        """Draws it; a failure is logged, since the run is complete without."""
+        from mnist_jax.report.figures import learning_curves
+
+        path = training.directory.path / "figures" / "learning_curves.png"
+        try:
+            title = f"{training.summary['model']} on {training.dataset.name}"
+            learning_curves(training.history, path, title)
+        except Exception as error:
+            _log.warning("%s could not be drawn (%s); the run is complete", path, " ".join(str(error).split()))
+
+
+def default_callbacks() -> tuple[Callback, ...]:
+    """Returns the callbacks that write the files of a run; the summary comes first, so that no other can prevent it."""
+    return SummaryFile(), MetricsFile(), LearningCurves(), TensorBoard(), ProgressReport(), Checkpoints()

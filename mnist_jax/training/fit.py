@@ -1,0 +1,491 @@
+"""``fit``: from a config, or a model of your own, to a finished run directory.
+
+    run = fit(TrainConfig(epochs=3))
+    run = fit(TrainConfig(epochs=3), model=MyNet(rngs=nnx.Rngs(0)), tx=optax.lion(1e-4), callbacks=[MyCallback()])
+    run.summary["test_accuracy"], run.state, run.workdir
+
+It prepares config, data and directory, compiles, restores a run that goes on, trains epoch by epoch, and finishes with
+the test split. All that a run writes or prints is done by callbacks, see ``callbacks.py``.
+
+What needs JAX is imported inside the stages: the data loads while JAX starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.data import Dataset, absolute_path, load_dataset
+from mnist_jax.errors import InputError, NonFiniteLossError
+from mnist_jax.training.callbacks import Callback, default_callbacks
+from mnist_jax.training.directory import RunDirectory
+from mnist_jax.training.signals import Stopped, StopSignals
+
+if TYPE_CHECKING:
+    import optax
+
+    from mnist_jax.core.evaluation import Evaluation
+    from mnist_jax.core.metrics import Metrics
+    from mnist_jax.core.state import TrainState
+    from mnist_jax.training.epochs import ChunkedEpoch
+
+_log = logging.getLogger("mnist_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        config: what was trained, with what was chosen for the user.
+        state: after the last step.
+        history: one entry per epoch, as in ``metrics.jsonl``.
+        summary: the final numbers, as in ``summary.json``.
+        test: the one evaluation of the test split, with its logits.
+        workdir: the run directory.
+
+    Example:
+        See :func:`fit`.
+    """
+
+    config: TrainConfig
+    state: TrainState
+    history: list[dict[str, Any]]
+    summary: dict[str, Any]
+    test: Evaluation
+    workdir: Path
+
+
+@dataclasses.dataclass
+class Training:
+    """A run under way, as its callbacks see it.
+
+    Attributes:
+        config: with what was chosen for the user.
+        dataset: its three splits.
+        directory: of the run.
+        model: name of the model.
+        state: of this moment.
+        step: steps taken.
+        epoch: the epoch that is, or was last, trained; from 1.
+        steps_per_epoch: S.
+        metrics: of the epoch so far, added up.
+        chunk_metrics: of the last chunk.
+        history: a line for each finished epoch.
+        validation: evaluation on the validation split after the last epoch.
+        test: the evaluation on the test split, at the end.
+        summary: the final numbers, at the end.
+        seconds: wall seconds by stage, added up over resumes.
+        is_stopping: this epoch is the last one, by a signal or by :meth:`stop`.
+
+    Example:
+        See :class:`Callback`.
+    """
+
+    config: TrainConfig
+    dataset: Dataset
+    directory: RunDirectory
+    seconds: dict[str, float]
+    started: float
+    signals: StopSignals
+    callbacks: Sequence[Callback]
+    schedule: Callable[[int], Any] | None = None
+    model: str = ""
+    state: Any = None
+    step: int = 0
+    epoch: int = 0
+    steps_per_epoch: int = 0
+    metrics: Any = None
+    chunk_metrics: Any = None
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    validation: Evaluation | None = None
+    test: Evaluation | None = None
+    summary: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seconds_before: float = 0.0
+    epoch_seconds: float = 0.0
+    stop_requested: bool = False
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether training ends after this epoch, by a signal or by :meth:`stop`."""
+        return self.stop_requested or self.signals.requested is not None
+
+    def stop(self) -> None:
+        """Ends training after this epoch; the run is then finished as usual."""
+        self.stop_requested = True
+
+    def call(self, event: str) -> None:
+        """Calls a method of all callbacks."""
+        for callback in self.callbacks:
+            getattr(callback, event)(self)
+
+    def total_seconds(self) -> float:
+        """Returns the wall seconds of the run so far, over all resumes."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def progress(self) -> dict[str, Any]:
+        """Returns what a resumed run must know besides the state: seconds, and the sums of an unfinished epoch."""
+        epoch = {name: value.item() for name, value in vars(self.metrics).items()}
+        is_unfinished = self.step < self.epoch * self.steps_per_epoch
+        return {
+            "seconds": {**self.seconds, "total": self.total_seconds()},
+            "epoch": {**epoch, "seconds": self.epoch_seconds} if is_unfinished else None,
+        }
+
+
+def fit(
+    config: TrainConfig,
+    *,
+    dataset: Dataset | None = None,
+    model: Any = None,
+    tx: optax.GradientTransformation | None = None,
+    state: TrainState | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Run:
+    """Trains, evaluates and writes everything down.
+
+    The run directory gets ``config.json`` first, then a line of ``metrics.jsonl`` and a checkpoint per epoch, and
+    ``summary.json`` and the figures at the end. The test split is evaluated once, after the last step.
+
+    Args:
+        config: the run.
+        dataset: in place of the one that ``config`` names.
+        model: in place of the one that ``config`` describes: anything that :func:`mnist_jax.create_train_state` takes.
+        tx: in place of the optimizer that ``config`` describes.
+        state: in place of all that makes a step, for a loss, a gradient or a recipe of your own; it is copied.
+        callbacks: called beside the library's own, see :class:`mnist_jax.Callback`.
+
+    Returns:
+        The run. Its training loss and accuracy are measured during the last epoch, with dropout on.
+        ``summary["seconds"]`` holds wall seconds, added up over resumes: ``import``, ``data`` (loads at the same time),
+        ``compile`` (with initialisation, and the imports of what writes the run), ``train``, ``evaluate`` (validation
+        included) and ``total``.
+
+    Raises:
+        InputError: the config, the data or the workdir cannot be used; nothing was written then.
+        NonFiniteLossError: the loss became NaN or infinite; the checkpoints so far remain.
+        KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint was saved first.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     run = fit(TrainConfig(data="digits", epochs=1, workdir=directory + "/run", quiet=True))
+        >>> run.summary["steps"]
+        11
+    """
+    with contextlib.ExitStack() as stack:
+        training = _prepare(config, dataset, (model, tx, state), callbacks, stack)
+        epochs, evaluate_validation, evaluate_test = _compile(training, model, tx, state)
+        _restore(training)
+        _open_directory(training)
+        stack.callback(training.call, "on_close")
+        training.call("on_begin")
+        for epoch in range(len(training.history) + 1, training.config.epochs + 1):
+            training.epoch = epoch
+            _train_epoch(training, epochs)
+            _end_epoch(training, evaluate_validation)
+            if training.is_stopping:
+                break
+        _check_signal(training)
+        return _finish(training, evaluate_test)
+
+
+def _prepare(
+    config: TrainConfig, dataset: Dataset | None, own: Sequence[Any], callbacks: Sequence[Callback], stack: Any
+) -> Training:
+    """Checks the config, claims the directory, and loads the data while JAX is imported."""
+    started = time.perf_counter()
+    _check_own(config, own)
+    config = dataclasses.replace(config, data=absolute_path(config.data), data_dir=absolute_path(config.data_dir))
+    directory = RunDirectory.claim(config)
+    stack.callback(directory.close)
+    if directory.saved is not None:
+        config = dataclasses.replace(
+            config,
+            data=config.data or directory.saved.data,
+            data_dir=config.data_dir or directory.saved.data_dir,
+            microbatch_size=config.microbatch_size or directory.saved.microbatch_size,
+        )
+    loading = _start_loading(config, dataset)
+    from mnist_jax.training.build import check_batch_size, choose_microbatch_size
+
+    seconds = {"import": time.perf_counter() - started}
+    dataset, seconds["data"] = loading.result()
+    config = dataclasses.replace(config, data=config.data or dataset.name)
+    check_batch_size(config, dataset)
+    if own[0] is None and own[2] is None:
+        microbatch_size = choose_microbatch_size(config) or config.batch_size
+        config = dataclasses.replace(config, microbatch_size=microbatch_size)
+    # From here on a signal waits for the end of a chunk: XLA does not survive an exit while it compiles.
+    signals = stack.enter_context(StopSignals())
+    steps_per_epoch = -(-dataset.train.num_examples // config.batch_size)
+    all_callbacks = (*default_callbacks(), *callbacks)
+    training = Training(config, dataset, directory, seconds, started, signals, all_callbacks)
+    training.steps_per_epoch = steps_per_epoch
+    return training
+
+
+def _check_own(config: TrainConfig, own: Sequence[Any]) -> None:
+    """Checks that nothing is given twice, by the config and as an object."""
+    model, tx, state = own
+    if state is not None and (model is not None or tx is not None):
+        raise InputError("state must be given without model and tx, which it holds already")
+    model_fields = ("model", "hidden_sizes", "channels", "kernel_sizes", "pool_sizes", "padding", "dense_size")
+    model_fields = (*model_fields, "batch_norm", "dropout_rate", "dtype")
+    tx_fields = ("optimizer", "learning_rate", "schedule", "warmup_fraction", "momentum", "b1", "b2", "weight_decay")
+    unused = model_fields if model is not None or state is not None else ()
+    unused = (*unused, *((*tx_fields, "clip_norm") if tx is not None or state is not None else ()))
+    if state is not None:
+        unused = (*unused, "label_smoothing", "adversarial_radius", "ema_decay", "microbatch_size")
+        unused = (*unused, *(field.name for field in dataclasses.fields(config) if field.name.startswith("augment_")))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in unused and value != field.default:
+            raise InputError(
+                f"{field.name} has no effect on a model, tx or state of your own, got {value}: leave it out"
+            )
+
+
+def _start_loading(config: TrainConfig, dataset: Dataset | None) -> Future[tuple[Dataset, float]]:
+    """Loads the data and tells how long it took, in a thread that Ctrl-C need not wait for."""
+    future: Future[tuple[Dataset, float]] = Future()
+
+    def load() -> None:
+        begun = time.perf_counter()
+        try:
+            loaded = dataset or load_dataset(
+                config.data, data_dir=config.data_dir, num_validation=config.num_validation
+            )
+            future.set_result((loaded, time.perf_counter() - begun))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=load, daemon=True).start()
+    return future
+
+
+def _compile(
+    training: Training, model: Any, tx: Any, state: TrainState | None
+) -> tuple[ChunkedEpoch, Callable[[TrainState], Evaluation], Callable[[TrainState], Evaluation]]:
+    """Creates the state, and compiles all programs of the run at the same time."""
+    import jax
+
+    from mnist_jax.core.evaluation import Evaluation, choose_batch_size, evaluate_arrays
+    from mnist_jax.training.build import build_state
+    from mnist_jax.training.compiled import Compiled
+    from mnist_jax.training.epochs import ChunkedEpoch
+    from mnist_jax.training.optimizer import build_schedule
+
+    begun = time.perf_counter()
+    config, dataset = training.config, training.dataset
+    train, validation, test = jax.device_put((dataset.train, dataset.validation, dataset.test))
+    num_steps = config.epochs * training.steps_per_epoch
+    if tx is None and state is None:
+        training.schedule = build_schedule(config, num_steps)
+    build = functools.partial(build_state, config, num_steps, model=model, tx=tx, num_classes=dataset.num_classes)
+    create = build if state is None else lambda: jax.tree.map(jax.numpy.copy, state)
+    # On CPU initialisation is mostly compilation, at this level half of it; the values are the same.
+    cheaply: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
+    initialise = Compiled(jax.jit(create), options=cheaply if jax.default_backend() == "cpu" else None)
+    shapes = initialise.out_info
+    epochs = ChunkedEpoch(shapes, train, config.batch_size)
+    evaluations = [
+        Compiled(evaluate_arrays, shapes, split, batch_size=choose_batch_size(split)) for split in (validation, test)
+    ]
+
+    def evaluate(program: Compiled, split: Any, state: TrainState) -> Evaluation:
+        return Evaluation.from_metrics(*program(state, split), split.label)
+
+    with ThreadPoolExecutor() as pool:  # all that is compiled at the same time, and what is imported meanwhile
+        compiling = [pool.submit(part.compile) for part in (epochs, *evaluations)]
+        for module in ("tensorboardX", "orbax.checkpoint", "matplotlib.figure"):
+            pool.submit(importlib.import_module, module)
+        training.state = initialise()
+        for part in compiling:
+            part.result()
+    training.model = training.state.recipe.model.name if model is not None or state is not None else config.model
+    training.seconds |= {"compile": time.perf_counter() - begun, "train": 0.0, "evaluate": 0.0}
+    functions = [functools.partial(evaluate, *pair) for pair in zip(evaluations, (validation, test), strict=True)]
+    return epochs, functions[0], functions[1]
+
+
+def _restore(training: Training) -> None:
+    """Takes up the run in the directory, if it goes on."""
+    import numpy as np
+
+    from mnist_jax.core.metrics import Metrics
+    from mnist_jax.training.checkpoint import read_progress, restore_checkpoint, saved_steps
+
+    training.metrics = _no_metrics()
+    directory, config = training.directory, training.config
+    if directory.saved is None:
+        return
+    directory.check_data(training.dataset.identity(), None if training.model == config.model else training.model)
+    if not saved_steps(directory.checkpoints):
+        _log.warning("%s holds no checkpoint: the run starts again", directory.checkpoints)
+        return
+    training.state = restore_checkpoint(directory.checkpoints, training.state, set_aside=True)
+    training.step = int(training.state.step)
+    num_epochs = training.step // training.steps_per_epoch
+    training.history = directory.read_history(num_epochs)
+    _check_continuation(config, directory.saved, num_epochs)
+    progress = read_progress(directory.checkpoints, training.step)
+    trained = math.fsum(line["seconds"] for line in training.history)
+    before = progress.get("seconds") or {"train": trained, "total": trained}
+    for name in training.seconds:
+        training.seconds[name] += before.get(name, 0.0)
+    training.seconds_before = before["total"]
+    if epoch := progress.get("epoch"):
+        training.epoch_seconds = epoch["seconds"]
+        training.metrics = Metrics(np.float32(epoch["loss_sum"]), np.int32(epoch["correct"]), np.int32(epoch["count"]))
+
+
+def _no_metrics() -> Metrics:
+    """Metrics of no examples, on the host."""
+    import numpy as np
+
+    from mnist_jax.core.metrics import Metrics
+
+    return Metrics(np.float32(0), np.int32(0), np.int32(0))  # type: ignore[arg-type]
+
+
+def _check_continuation(config: TrainConfig, saved: TrainConfig, num_epochs: int) -> None:
+    if config.epochs < num_epochs:
+        raise InputError(f"epochs must be at least the {num_epochs} trained already, got {config.epochs}")
+    if config.epochs != saved.epochs and config.schedule != "constant":
+        _log.warning(
+            "the %s schedule now spans %d epochs instead of %d: the run differs from one that began so",
+            config.schedule,
+            config.epochs,
+            saved.epochs,
+        )
+
+
+def _open_directory(training: Training) -> None:
+    """Makes the directory, or takes it over, and writes what the run is trained on."""
+    dataset, config = training.dataset, training.config
+    own_model = None if training.model == config.model else training.model
+    data = {**dataset.identity(), "path": dataset.path, "class_names": [*dataset.class_names], "model": own_model}
+    training.directory.create(config, data, training.model)
+
+
+def _train_epoch(training: Training, epochs: ChunkedEpoch) -> None:
+    """Trains an epoch, or the rest of one; a signal ends it between two chunks."""
+    training.call("on_epoch_begin")
+    for chunk in epochs.run(training.state, training.step):
+        training.state, training.step = chunk.state, chunk.step
+        training.chunk_metrics = chunk.metrics
+        training.metrics = training.metrics + chunk.metrics
+        training.epoch_seconds += chunk.seconds
+        training.seconds["train"] += chunk.seconds
+        training.call("on_chunk")
+        if training.signals.requested:
+            break
+    if training.step < training.epoch * training.steps_per_epoch:
+        training.call("on_interrupt")
+        raise Stopped(training.signals.requested, training.step, training.directory.path)
+
+
+def _end_epoch(training: Training, evaluate_validation: Callable[[TrainState], Evaluation]) -> None:
+    """Evaluates the validation split, and adds a line to the history."""
+    begun = time.perf_counter()
+    validation, total = evaluate_validation(training.state), training.metrics
+    training.seconds["evaluate"] += time.perf_counter() - begun
+    if not math.isfinite(validation.loss):
+        raise NonFiniteLossError(training.epoch, training.step, validation.loss)
+    training.validation = validation
+    line = {
+        "epoch": training.epoch,
+        "step": training.step,
+        "num_examples": int(total.count),
+        "train_loss": float(total.loss),
+        "train_accuracy": float(total.accuracy),
+        "validation_loss": validation.loss,
+        "validation_accuracy": validation.accuracy,
+        "seconds": training.epoch_seconds,
+        "examples_per_second": int(total.count) / training.epoch_seconds,
+    }
+    if training.schedule is not None:
+        line["learning_rate"] = float(training.schedule(training.step - 1))
+    training.history.append(line)
+    training.call("on_epoch_end")
+    training.metrics, training.epoch_seconds = _no_metrics(), 0.0
+
+
+def _check_signal(training: Training) -> None:
+    """Ends a run whose last epoch is still to come."""
+    if training.signals.requested and training.epoch < training.config.epochs and not training.stop_requested:
+        raise Stopped(training.signals.requested, training.step, training.directory.path)
+
+
+def _finish(training: Training, evaluate_test: Callable[[TrainState], Evaluation]) -> Run:
+    """Evaluates the test split, once, and writes the summary and the figures."""
+    begun = time.perf_counter()
+    training.test = evaluate_test(training.state)
+    training.seconds["evaluate"] += time.perf_counter() - begun
+    training.summary = _summarise(training)
+    training.call("on_finish")
+    training.summary["seconds"]["total"] = training.total_seconds()  # with the figures
+    training.directory.write_summary(training.summary)
+    if training.signals.requested:  # and nobody has heard of it yet
+        raise Stopped(training.signals.requested, training.step, training.directory.path, finished=True)
+    return Run(
+        training.config,
+        training.state,
+        training.history,
+        training.summary,
+        training.test,
+        training.directory.path,
+    )
+
+
+def _summarise(training: Training) -> dict[str, Any]:
+    """Returns what ``summary.json`` says."""
+    from importlib.metadata import version
+    from platform import python_version
+
+    import mnist_jax
+    from mnist_jax.core.state import count_parameters
+
+    config, dataset, test = training.config, training.dataset, training.test
+    assert test is not None
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    devices = sorted(training.state.step.devices(), key=lambda device: device.id)
+    last = training.history[-1]
+    return {
+        "dataset": dataset.name,
+        **({"notice": dataset.notice} if dataset.notice else {}),
+        "data_path": dataset.path,
+        "class_names": [*dataset.class_names],
+        "num_train": dataset.train.num_examples,
+        "num_validation": dataset.validation.num_examples,
+        "num_test": dataset.test.num_examples,
+        "model": training.model,
+        "num_parameters": count_parameters(training.state.params),
+        "epochs": len(training.history),
+        "steps": training.step,
+        "total_steps": config.epochs * training.steps_per_epoch,
+        "microbatch_size": config.microbatch_size,
+        "seed": config.seed,
+        **{name: last[name] for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")},
+        "test_loss": test.loss,
+        "test_accuracy": test.accuracy,
+        "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
+        "versions": {
+            "mnist_jax": mnist_jax.__version__,
+            "python": python_version(),
+            **{package: version(package) for package in packages},
+        },
+        "seconds": {**training.seconds, "total": training.total_seconds()},
+    }
