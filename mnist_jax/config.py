@@ -28,6 +28,44 @@ Schedule = Literal["constant", "cosine", "one_cycle", "warmup_constant", "warmup
 # Where a run and its data lie, and how it is shown: free to change when it is resumed.
 PRESENTATION = ("data_dir", "checkpoint_every", "keep_checkpoints", "workdir", "resume", "progress", "quiet")
 
+# What describes the model, the optimizer, and the rest of a step: each is in vain beside one of the user's own.
+MODEL_FIELDS = (
+    "model",
+    "hidden_sizes",
+    "channels",
+    "kernel_sizes",
+    "pool_sizes",
+    "padding",
+    "dense_size",
+    "batch_norm",
+    "dropout_rate",
+    "dtype",
+)
+OPTIMIZER_FIELDS = (
+    "optimizer",
+    "learning_rate",
+    "schedule",
+    "warmup_fraction",
+    "momentum",
+    "b1",
+    "b2",
+    "weight_decay",
+    "clip_norm",
+)
+RECIPE_FIELDS = (
+    "label_smoothing",
+    "adversarial_radius",
+    "ema_decay",
+    "augment_shift",
+    "augment_rotation",
+    "augment_scale",
+    "augment_shear",
+    "augment_elastic",
+    "augment_smoothness",
+    "augment_erasing",
+    "microbatch_size",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:

@@ -140,11 +140,10 @@ class LinenAdapter:
     ) -> tuple[jax.Array, PyTree]:
         """Maps images to logits: see :class:`Adapter`."""
         variables = {"params": params, **model_state}
-        if key is None:
-            return self.module.apply(variables, image, **_mode(self.train_argument, False)), model_state  # type: ignore[return-value]
-        options: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": list(model_state)}
-        logits, changed = self.module.apply(variables, image, **_mode(self.train_argument, True), **options)
-        return logits, {**model_state, **changed}
+        mode = _mode(self.train_argument, key is not None)
+        rngs = None if key is None else {"dropout": key}
+        logits, changed = self.module.apply(variables, image, **mode, rngs=rngs, mutable=list(model_state))
+        return logits, model_state if key is None else {**model_state, **changed}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -311,8 +310,8 @@ def _adapt_equinox(model: Any) -> tuple[EquinoxAdapter, Variables]:
     for part in jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, special)):
         if isinstance(part, equinox.nn.StateIndex):
             raise ValueError(
-                f"model {type(model).__name__} has a layer with state, such as BatchNorm, which is not kept for Equinox "
-                "modules: use GroupNorm or LayerNorm, or a Flax module"
+                f"model {type(model).__name__} has a layer with state, such as BatchNorm, which is not kept for "
+                "Equinox modules: use GroupNorm or LayerNorm, or a Flax module"
             )
         if isinstance(part, equinox.nn.Dropout) and not takes_key:
             raise ValueError(

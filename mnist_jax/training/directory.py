@@ -113,8 +113,11 @@ class RunDirectory:
         """Lets other processes use the directory."""
         self._lock.close()
 
-    def check_data(self, identity: Mapping[str, Any], model: str | None) -> None:
+    def check_data(self, data: Mapping[str, Any]) -> None:
         """Checks that the run to continue had the same data, and the same model of somebody's own, if any.
+
+        Args:
+            data: as for :meth:`create`.
 
         Raises:
             InputError: it had others.
@@ -122,14 +125,16 @@ class RunDirectory:
         saved = read_data(self.path) if self.saved is not None else None
         if saved is None:
             return
-        known = {name: saved.get(name) for name in identity}
+        identity = {name: value for name, value in data.items() if name not in ("path", "class_names", "model")}
+        known, model = {name: saved.get(name) for name in identity}, data.get("model")
         if known != identity:
             raise InputError(
                 f"resume: the data must be that of {self.path / 'data.json'}, {known}, got {dict(identity)}"
             )
         if "model" in saved and saved["model"] != model:
             raise InputError(
-                f"resume: the run has {describe_model(saved['model'])}, got {describe_model(model)}: pass fit the same model"
+                f"resume: the run has {describe_model(saved['model'])}, got {describe_model(model)}: "
+                "pass the same model to fit"
             )
 
     def read_history(self, num_epochs: int) -> list[dict[str, Any]]:

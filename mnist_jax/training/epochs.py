@@ -13,6 +13,7 @@ buffers of a state are donated to the next one: use the state that you got last.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,6 +32,9 @@ from mnist_jax.training.compiled import Compiled
 
 # Long enough that starting a chunk costs nothing, short enough for a lively bar and a quick answer to Ctrl-C.
 _CHUNK_S = 0.5
+
+_steps = jax.jit(loop_steps, static_argnames=("batch_size", "sharding"), donate_argnames="state")
+_population_steps = jax.jit(population_steps, static_argnames="batch_size", donate_argnames="states")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +63,7 @@ class ChunkedEpoch:
         batch_size: B.
         population: whether the state has an axis of members in front.
         from_host: copy the examples of each chunk to the device, for a split that does not fit there.
+        longest: most steps of a chunk from the host, whose examples lie on the device at a time.
         sharding: of the batch axis, on a mesh.
         clock: seconds since some moment.
     """
@@ -71,6 +76,7 @@ class ChunkedEpoch:
         *,
         population: bool = False,
         from_host: bool = False,
+        longest: int | None = None,
         sharding: jax.sharding.Sharding | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -80,28 +86,26 @@ class ChunkedEpoch:
         self._split, self._batch_size, self._clock = split, batch_size, clock
         self._population, self._from_host = population, from_host
         self._chunk = max(1, self.steps_per_epoch // 20)
-        self._longest = self._chunk if from_host else self.steps_per_epoch
-        make_order = population_order if population else epoch_order
-        order_args = (state if population else state.key, 0)
-        self._order = Compiled(make_order, *order_args, num_examples=split.num_examples)
-        order = jax.eval_shape(lambda *args: make_order(*args, num_examples=split.num_examples), *order_args)
+        self._longest = min(longest or self._chunk, self.steps_per_epoch)
+        if population:  # from the cache of jit, which serves the next population too
+            self._order: Any = functools.partial(population_order, num_examples=split.num_examples)
+            self._steps: Any = functools.partial(_population_steps, batch_size=batch_size)
+            return
+        self._order = Compiled(epoch_order, state.key, 0, num_examples=split.num_examples)
+        order = self._order.out_info
         options: dict[str, Any] = {"batch_size": batch_size, "sharding": sharding}
-        if population:
-            steps = jax.jit(population_steps, static_argnames="batch_size", donate_argnames="states")
-            del options["sharding"]
-        else:
-            steps = jax.jit(loop_steps, static_argnames=tuple(options), donate_argnames="state")
         if from_host:
             size = self._longest * batch_size
             order = jax.ShapeDtypeStruct((size,), jnp.int32)
             split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), split)
             options["num_examples"] = size
-        self._steps = Compiled(steps, state, split, order, start=0, num_steps=1, **options)
+        self._steps = Compiled(_steps, state, split, order, start=0, num_steps=1, **options)
 
     def compile(self) -> None:
-        """Compiles, unless that has been done."""
-        self._order.compile()
-        self._steps.compile()
+        """Compiles, unless that has been done; a population compiles at its first chunk."""
+        for program in (self._order, self._steps):
+            if isinstance(program, Compiled):
+                program.compile()
 
     def run(self, state: TrainState, first_step: int, num_steps: int | None = None) -> Iterator[Chunk]:
         """Trains the rest of the epoch that ``first_step`` lies in, or less of it.
@@ -121,7 +125,7 @@ class ChunkedEpoch:
         end = self.steps_per_epoch if num_steps is None else min(self.steps_per_epoch, start + num_steps)
         order = self._order(state if self._population else state.key, epoch)
         while start < end:
-            length = min(self._chunk, self._longest, end - start)
+            length = min(self._chunk, self._longest if self._from_host else end, end - start)
             begun = self._clock()
             state, metrics, nonfinite = self._run_chunk(state, order, start, length)
             metrics, nonfinite = jax.device_get((metrics, nonfinite))  # waits for the chunk

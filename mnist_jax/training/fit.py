@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_jax.config import TrainConfig
+from mnist_jax.config import MODEL_FIELDS, OPTIMIZER_FIELDS, RECIPE_FIELDS, TrainConfig
 from mnist_jax.data import Dataset, absolute_path, load_dataset
 from mnist_jax.errors import InputError, NonFiniteLossError
 from mnist_jax.training.callbacks import Callback, default_callbacks
@@ -75,7 +75,7 @@ class Training:
         config: with what was chosen for the user.
         dataset: its three splits.
         directory: of the run.
-        model: name of the model.
+        model: name of the model, and in ``has_own_model`` whether it is another than the config describes.
         state: of this moment.
         step: steps taken.
         epoch: the epoch that is, or was last, trained; from 1.
@@ -102,6 +102,7 @@ class Training:
     callbacks: Sequence[Callback]
     schedule: Callable[[int], Any] | None = None
     model: str = ""
+    has_own_model: bool = False
     state: Any = None
     step: int = 0
     epoch: int = 0
@@ -241,19 +242,18 @@ def _check_own(config: TrainConfig, own: Sequence[Any]) -> None:
     model, tx, state = own
     if state is not None and (model is not None or tx is not None):
         raise InputError("state must be given without model and tx, which it holds already")
-    model_fields = ("model", "hidden_sizes", "channels", "kernel_sizes", "pool_sizes", "padding", "dense_size")
-    model_fields = (*model_fields, "batch_norm", "dropout_rate", "dtype")
-    tx_fields = ("optimizer", "learning_rate", "schedule", "warmup_fraction", "momentum", "b1", "b2", "weight_decay")
-    unused = model_fields if model is not None or state is not None else ()
-    unused = (*unused, *((*tx_fields, "clip_norm") if tx is not None or state is not None else ()))
+    unused: tuple[str, ...] = ()
+    if model is not None or state is not None:
+        unused += MODEL_FIELDS
+    if tx is not None or state is not None:
+        unused += OPTIMIZER_FIELDS
     if state is not None:
-        unused = (*unused, "label_smoothing", "adversarial_radius", "ema_decay", "microbatch_size")
-        unused = (*unused, *(field.name for field in dataclasses.fields(config) if field.name.startswith("augment_")))
+        unused += RECIPE_FIELDS
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in unused and value != field.default:
             raise InputError(
-                f"{field.name} has no effect on a model, tx or state of your own, got {value}: leave it out"
+                f"{field.name} has no effect on a model, tx or state of your own: leave it out, got {value}"
             )
 
 
@@ -264,9 +264,8 @@ def _start_loading(config: TrainConfig, dataset: Dataset | None) -> Future[tuple
     def load() -> None:
         begun = time.perf_counter()
         try:
-            loaded = dataset or load_dataset(
-                config.data, data_dir=config.data_dir, num_validation=config.num_validation
-            )
+            num_validation = config.num_validation
+            loaded = dataset or load_dataset(config.data, data_dir=config.data_dir, num_validation=num_validation)
             future.set_result((loaded, time.perf_counter() - begun))
         except BaseException as error:
             future.set_exception(error)
@@ -314,7 +313,8 @@ def _compile(
         training.state = initialise()
         for part in compiling:
             part.result()
-    training.model = training.state.recipe.model.name if model is not None or state is not None else config.model
+    training.has_own_model = model is not None or state is not None
+    training.model = training.state.recipe.model.name if training.has_own_model else config.model
     training.seconds |= {"compile": time.perf_counter() - begun, "train": 0.0, "evaluate": 0.0}
     functions = [functools.partial(evaluate, *pair) for pair in zip(evaluations, (validation, test), strict=True)]
     return epochs, functions[0], functions[1]
@@ -331,7 +331,7 @@ def _restore(training: Training) -> None:
     directory, config = training.directory, training.config
     if directory.saved is None:
         return
-    directory.check_data(training.dataset.identity(), None if training.model == config.model else training.model)
+    directory.check_data(_describe_data(training))
     if not saved_steps(directory.checkpoints):
         _log.warning("%s holds no checkpoint: the run starts again", directory.checkpoints)
         return
@@ -374,10 +374,14 @@ def _check_continuation(config: TrainConfig, saved: TrainConfig, num_epochs: int
 
 def _open_directory(training: Training) -> None:
     """Makes the directory, or takes it over, and writes what the run is trained on."""
-    dataset, config = training.dataset, training.config
-    own_model = None if training.model == config.model else training.model
-    data = {**dataset.identity(), "path": dataset.path, "class_names": [*dataset.class_names], "model": own_model}
-    training.directory.create(config, data, training.model)
+    training.directory.create(training.config, _describe_data(training), training.model)
+
+
+def _describe_data(training: Training) -> dict[str, Any]:
+    """Returns what ``data.json`` says; ``model`` is null for the model that the config describes."""
+    dataset = training.dataset
+    own_model = training.model if training.has_own_model else None
+    return {**dataset.identity(), "path": dataset.path, "class_names": [*dataset.class_names], "model": own_model}
 
 
 def _train_epoch(training: Training, epochs: ChunkedEpoch) -> None:

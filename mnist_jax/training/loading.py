@@ -52,14 +52,13 @@ def load_run(
     directory = Path(directory)
     config = _read_run(directory)
     data = read_data(directory) or {}
-    name = None if model is None else type(model).__name__
-    if data.get("model") != name:
-        raise InputError(
-            f"{directory}: the run has {describe_model(data.get('model'))}, got {describe_model(name)}: "
-            f"{'leave out' if name else 'name it as'} model="
-        )
+    if model is None and data.get("model") is not None:
+        raise InputError(f"{directory}: the run has {describe_model(data['model'])}: pass it as model=")
     num_steps = config.epochs * -(-data.get("num_train", 1) // config.batch_size)
     like = build_state(config, num_steps, model=model, tx=tx, num_classes=len(load_class_names(directory)))
+    if model is not None and data.get("model") != like.recipe.model.name:
+        given = describe_model(like.recipe.model.name)
+        raise InputError(f"{directory}: the run has {describe_model(data.get('model'))}, got {given}")
     return config, restore_checkpoint(directory, like)
 
 

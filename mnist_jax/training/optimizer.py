@@ -12,7 +12,7 @@ from collections.abc import Collection
 import jax
 import optax
 
-from mnist_jax.config import TrainConfig
+from mnist_jax.config import OPTIMIZER_FIELDS, TrainConfig
 from mnist_jax.errors import InputError
 
 # The numbers that each optimizer uses, and that its state can hold in place of the program.
@@ -22,19 +22,6 @@ HYPERPARAMETERS = {
     "adam": ("learning_rate", "weight_decay", "b1", "b2"),
     "adamw": ("learning_rate", "weight_decay", "b1", "b2"),
 }
-
-# All that an optimizer depends on, besides the number of steps.
-_DECISIVE = (
-    "optimizer",
-    "learning_rate",
-    "schedule",
-    "warmup_fraction",
-    "momentum",
-    "b1",
-    "b2",
-    "weight_decay",
-    "clip_norm",
-)
 
 
 def build_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
@@ -100,7 +87,7 @@ def build_optimizer(
         if name not in names:
             raise InputError(f"hyperparameters of {config.optimizer} must be some of {', '.join(names)}, got {name}")
 
-    shared = TrainConfig(**{name: getattr(config, name) for name in _DECISIVE})
+    shared = TrainConfig(**{name: getattr(config, name) for name in OPTIMIZER_FIELDS})
     return _build(shared, 1 if config.schedule == "constant" else num_steps, tuple(sorted(hyperparameters)))
 
 

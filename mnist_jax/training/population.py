@@ -14,12 +14,14 @@ Shape letter of this file: M members.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mnist_jax.config import TrainConfig
@@ -29,7 +31,6 @@ from mnist_jax.core.state import TrainState
 from mnist_jax.data import Dataset, Split, load_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.training.build import build_state, check_batch_size
-from mnist_jax.training.compiled import Compiled
 from mnist_jax.training.epochs import ChunkedEpoch
 from mnist_jax.training.optimizer import build_optimizer
 
@@ -106,21 +107,26 @@ def train_population(
         dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
     check_batch_size(config, dataset)
     steps_per_epoch = -(-dataset.train.num_examples // config.batch_size)
-    build_optimizer(config, config.epochs * steps_per_epoch, tuple(held))  # which checks the names
+    tx = build_optimizer(config, config.epochs * steps_per_epoch, tuple(held))
     _check_members(config, seeds, held)
 
     on_each, on_all = _choose_shardings(len(seeds))
     train, validation = jax.device_put((dataset.train, dataset.validation), on_all)
-    states = _create(config, seeds, held, dataset.num_classes, config.epochs * steps_per_epoch, on_each)
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    values = {name: jnp.asarray(values, jnp.float32) for name, values in held.items()}
+    # What makes no difference to the states is left out of the config, so that one program creates them all.
+    shared = dataclasses.replace(
+        config, **dict.fromkeys(("data", "data_dir", "workdir")), resume=False, seed=0, epochs=1
+    )
+    states = _create(shared, tx, dataset.num_classes, on_each, keys, values)
     epochs = ChunkedEpoch(states, train, config.batch_size, population=True)
-    evaluate_validation = Compiled(evaluate_population, states, validation, choose_batch_size(validation))
     history = []
     for epoch in range(config.epochs):
         if before_epoch is not None:
             before_epoch(epoch + 1)
         for chunk in epochs.run(states, epoch * steps_per_epoch):
             states = chunk.state
-        history.append(jax.device_get(evaluate_validation(states, validation)[0]))
+        history.append(jax.device_get(evaluate_population(states, validation, choose_batch_size(validation))[0]))
     return Population(
         config,
         seeds,
@@ -153,21 +159,20 @@ def _choose_shardings(num_members: int) -> tuple[NamedSharding, NamedSharding]:
     return NamedSharding(mesh, PartitionSpec("member")), NamedSharding(mesh, PartitionSpec())
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _create(
     config: TrainConfig,
-    seeds: Sequence[int],
-    hyperparameters: Mapping[str, Sequence[float]],
+    tx: optax.GradientTransformation,
     num_classes: int,
-    num_steps: int,
     sharding: NamedSharding,
+    keys: jax.Array,
+    values: Mapping[str, jax.Array],
 ) -> TrainState:
-    """Creates the members where they will be trained."""
-    tx = build_optimizer(config, num_steps, tuple(hyperparameters))
+    """Creates the members on the devices where they will be trained."""
 
     def create(key: jax.Array, values: Mapping[str, jax.Array]) -> TrainState:
-        state = build_state(config, num_steps, key, tx=tx, num_classes=num_classes)
+        state = build_state(config, key=key, tx=tx, num_classes=num_classes)
         return state.replace(opt_state=state.opt_state._replace(hyperparams=values)) if values else state
 
-    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    values = {name: jnp.asarray(values, jnp.float32) for name, values in hyperparameters.items()}
-    return jax.jit(jax.vmap(create), out_shardings=sharding)(keys, values)
+    states: TrainState = jax.lax.with_sharding_constraint(jax.vmap(create)(keys, values), sharding)
+    return states

@@ -5,7 +5,15 @@ import optax
 import pytest
 from conftest import assert_trees_close, assert_trees_equal, make_split
 
-from mnist_jax import MLP, Augmentation, create_train_state, evaluate_dataset, train_epoch, train_step
+from mnist_jax import (
+    MLP,
+    AccumulatedGradient,
+    Augmentation,
+    create_train_state,
+    evaluate_dataset,
+    train_epoch,
+    train_step,
+)
 from mnist_jax.core.augment import _linear_fields, _smooth_waves
 
 KEY = jax.random.key(0)
@@ -168,7 +176,7 @@ def test_a_step_sees_the_distorted_images(microbatch_size):
 
     model, tx, batch = MLP(hidden_sizes=(8,), dropout_rate=0.0), optax.sgd(0.1), make_split(6)
     batch = {"image": batch.image, "label": batch.label}
-    options = {"microbatch_size": microbatch_size}
+    options = {"gradient_fn": AccumulatedGradient(microbatch_size)} if microbatch_size else {}
     distorted = create_train_state(model, tx, KEY, augment=augment, **options)
     plain = create_train_state(model, tx, KEY, **options)
     state, metrics = train_step(distorted, batch)

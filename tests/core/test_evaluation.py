@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,9 +16,10 @@ from mnist_jax import (
     eval_step,
     evaluate_dataset,
     evaluate_views,
+    per_example_losses,
     per_example_margins,
 )
-from mnist_jax.core.evaluation import CompiledEvaluation, evaluate_arrays
+from mnist_jax.core.evaluation import evaluate_arrays
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def state():
 
 def by_numpy(state, split):
     logits = np.asarray(
-        state.model.apply({"params": state.eval_params}, split.image.astype(np.float32) / 255), np.float64
+        state.recipe.model.module.apply({"params": state.eval_params}, split.image.astype(np.float32) / 255), np.float64
     )
     log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     return logits, -log_probabilities[np.arange(len(split.label)), split.label]
@@ -84,14 +87,6 @@ def test_an_empty_split_or_batch_is_refused(state):
         evaluate_dataset(state, Split(np.zeros((0, 28, 28, 1), np.uint8), np.zeros(0, np.int32)))
 
 
-def test_compiled_ahead_it_is_the_same(state):
-    split = make_split(20)
-    shapes = jax.eval_shape(lambda: state)
-    ahead, at_once = CompiledEvaluation(shapes, split, batch_size=8)(state), evaluate_dataset(state, split, 8)
-    np.testing.assert_array_equal(ahead.logits, at_once.logits)
-    assert (ahead.loss, ahead.accuracy, ahead.num_examples) == (at_once.loss, at_once.accuracy, 20)
-
-
 def softmax(x):
     x = np.exp(x - x.max(axis=-1, keepdims=True))
     return x / x.sum(axis=-1, keepdims=True)
@@ -121,7 +116,7 @@ def test_views_are_the_mean_of_the_probabilities_of_each(state):
     np.testing.assert_allclose(softmax(evaluation.logits), probabilities, rtol=1e-4, atol=1e-6)
     assert evaluation.accuracy == (probabilities.argmax(axis=1) == split.label).mean()
     np.testing.assert_allclose(evaluation.loss, -np.log(probabilities[np.arange(11), split.label]).mean(), rtol=1e-4)
-    own = evaluate_views(state.replace(augment=augment), split, 3, key)
+    own = evaluate_views(state.replace(recipe=dataclasses.replace(state.recipe, augment=augment)), split, 3, key)
     np.testing.assert_array_equal(own.logits, evaluation.logits)
 
 

@@ -4,9 +4,9 @@ import optax
 import pytest
 from conftest import make_split
 
-from mnist_jax import MLP, create_train_state, evaluate_dataset, loss_fn
+from mnist_jax import MLP, VirtualAdversarialLoss, create_train_state, evaluate_dataset, loss_fn
 from mnist_jax.core.apply import apply_model
-from mnist_jax.core.losses import _PROBE, _unit, adversarial_losses
+from mnist_jax.core.losses import _PROBE, _unit, adversarial_divergences
 
 KEY = jax.random.key(3)
 RADIUS = 1.5
@@ -27,7 +27,7 @@ def unit(x):
 
 def make_state(hidden_sizes=(), **options):
     model = MLP(hidden_sizes=hidden_sizes, dropout_rate=options.pop("dropout_rate", 0.0))
-    return create_train_state(model, optax.sgd(0.1), KEY, adversarial_radius=RADIUS, **options)
+    return create_train_state(model, optax.sgd(0.1), KEY, **{"loss_fn": VirtualAdversarialLoss(RADIUS), **options})
 
 
 def test_losses_of_a_linear_model_are_those_of_numpy():
@@ -39,7 +39,7 @@ def test_losses_of_a_linear_model_are_those_of_numpy():
     moved = softmax((x + _PROBE * unit(start)) @ weights)
     direction = unit((moved - p) @ weights.T)  # the gradient of the divergence by the perturbation
     expected = divergence(p, softmax((x + RADIUS * direction) @ weights))
-    found = adversarial_losses(state, state.params, image, x.astype(np.float32) @ np.float32(weights), KEY)
+    found = adversarial_divergences(state, state.params, image, x.astype(np.float32) @ np.float32(weights), KEY, RADIUS)
     np.testing.assert_allclose(found, expected, rtol=1e-3)
     random = divergence(p, softmax((x + RADIUS * unit(start)) @ weights))
     assert (expected > 3 * random).all()
@@ -53,7 +53,7 @@ def test_the_gradient_leaves_target_and_perturbation_as_they_are():
     tilt = np.random.default_rng(1).normal(size=kernel.shape).astype(np.float32)
 
     def total(params):
-        return adversarial_losses(state, params, image, apply_model(state, params, image)[0], KEY).sum()
+        return adversarial_divergences(state, params, image, apply_model(state, params, image)[0], KEY, RADIUS).sum()
 
     slope = (jax.grad(total)(state.params)["Dense_0"]["kernel"] * tilt).sum()
     weights, x = np.asarray(kernel, np.float64), image.reshape(3, -1).astype(np.float64)
@@ -68,10 +68,10 @@ def test_the_training_loss_has_them_and_evaluation_has_not():
     split = make_split(4)
     batch = {"image": split.image, "label": split.label}
     state = make_state((6,), dropout_rate=0.5)
-    plain = state.replace(adversarial_radius=0.0)
+    plain = make_state((6,), dropout_rate=0.5, loss_fn=None)
     image = batch["image"] / np.float32(255)
     logits, _ = apply_model(state, state.params, image, KEY)
-    extra = adversarial_losses(state, state.params, image, logits, KEY).mean()
+    extra = adversarial_divergences(state, state.params, image, logits, KEY, RADIUS).mean()
     np.testing.assert_allclose(
         loss_fn(state.params, state, batch, KEY)[0], loss_fn(plain.params, plain, batch, KEY)[0] + extra, rtol=1e-6
     )
@@ -90,5 +90,5 @@ def test_a_flat_prediction_has_no_direction_and_no_loss(scale):
     state = make_state()
     params = jax.tree.map(lambda leaf: leaf * 0, state.params)
     image = np.full((2, 28, 28, 1), scale, np.float32)
-    found = adversarial_losses(state, params, image, np.zeros((2, 10), np.float32), KEY)
+    found = adversarial_divergences(state, params, image, np.zeros((2, 10), np.float32), KEY, RADIUS)
     np.testing.assert_array_equal(found, 0)

@@ -8,7 +8,7 @@ import pytest
 from conftest import assert_trees_equal
 from flax import linen as nn
 
-from mnist_jax import CNN, MLP, create_train_state
+from mnist_jax import CNN, MLP, AccumulatedGradient, create_train_state
 from mnist_jax.core.apply import apply_model
 
 MODEL = MLP(hidden_sizes=(4,))
@@ -62,7 +62,7 @@ def test_it_is_frozen_and_its_leaves_are_arrays():
 
 def test_lists_are_taken_by_our_models_and_named_in_others():
     state = create_train_state(MLP(hidden_sizes=[4]), TX, jax.random.key(0))
-    assert state.model == MODEL
+    assert state.recipe.model.module == MODEL
 
     class Other(nn.Module):
         sizes: list
@@ -83,4 +83,4 @@ def test_images_of_another_shape_are_refused(shape):
 
 def test_a_microbatch_has_an_example():
     with pytest.raises(ValueError, match="microbatch_size must be at least 1, got 0"):
-        create_train_state(MODEL, TX, jax.random.key(0), microbatch_size=0)
+        AccumulatedGradient(microbatch_size=0)

@@ -393,7 +393,7 @@ def test_steps_compile_once():
     before = train_epoch._cache_size(), train_step._cache_size(), eval_step._cache_size()
     for epoch in range(3):
         state, _ = train_epoch(state, split, 8)
-        state, _ = train_step(state, make_batch(4, seed=epoch))
+        train_step(state, make_batch(4, seed=epoch))
         eval_step(state, make_batch(4), np.arange(4) < epoch)
     after = train_epoch._cache_size(), train_step._cache_size(), eval_step._cache_size()
     assert [new - old for old, new in zip(before, after, strict=True)] == [1, 1, 1]

@@ -7,14 +7,18 @@ import pytest
 from conftest import assert_trees_equal
 
 from mnist_jax import (
+    AccumulatedGradient,
     Augmentation,
+    CrossEntropy,
     InputError,
     TrainConfig,
+    VirtualAdversarialLoss,
     build_augmentation,
     build_model,
     build_state,
     choose_microbatch_size,
     create_train_state,
+    cross_entropy,
     fit,
     load_run,
 )
@@ -38,15 +42,16 @@ def test_a_state_has_what_the_config_says():
         adversarial_radius=2,
     )
     state = build_state(config)
-    assert state.augment == Augmentation(1, 10, 0.1, 0.2, 1.5, 3, 0.5)
-    assert (state.ema_decay, state.label_smoothing, state.microbatch_size) == (0.5, 0.25, 8)
-    assert (state.adversarial_radius, state.model) == (2, build_model(config))
+    assert state.recipe.augment == Augmentation(1, 10, 0.1, 0.2, 1.5, 3, 0.5)
+    assert (state.recipe.ema_decay, state.recipe.gradient_fn) == (0.5, AccumulatedGradient(8))
+    assert state.recipe.loss_fn == VirtualAdversarialLoss(2, CrossEntropy(0.25))
+    assert (state.recipe.example_loss, state.recipe.model.module) == (cross_entropy, build_model(config))
 
 
 def test_the_seed_is_that_of_the_config_unless_a_key_is_given():
     state = build_state(CONFIG)
     assert_trees_equal(state.params, build_state(CONFIG, key=jax.random.key(3)).params)
-    by_hand = create_train_state(build_model(CONFIG), state.tx, jax.random.key(4))
+    by_hand = create_train_state(build_model(CONFIG), state.recipe.tx, jax.random.key(4))
     assert_trees_equal(build_state(CONFIG, key=jax.random.key(4)).params, by_hand.params)
 
 
@@ -56,7 +61,7 @@ def test_the_schedule_spans_the_steps():
     updates = []
     with jax.numpy_dtype_promotion("standard"):  # which optax's schedules need
         for _ in range(6):
-            update, opt_state = state.tx.update(gradient, state.opt_state, state.params)
+            update, opt_state = state.recipe.tx.update(gradient, state.opt_state, state.params)
             state = state.replace(opt_state=opt_state)
             updates.append(float(update["Dense_0"]["bias"][0]))
     np.testing.assert_allclose(updates, -0.25 * (1 + np.cos(np.pi * np.arange(6) / 10)), rtol=1e-5)
@@ -69,15 +74,15 @@ def test_a_run_comes_back_with_its_config_and_newest_state(tmp_path):
     )
     run = fit(config)
     found, state = load_run(run.workdir)
-    assert found == config
-    assert_trees_equal(state.replace(tx=run.state.tx), run.state)
+    assert found == run.config
+    assert_trees_equal(state, run.state)
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"run/config.json: config: not JSON"):
         load_run(run.workdir)
 
 
 def test_a_directory_without_a_run_is_named(tmp_path):
-    with pytest.raises(InputError, match="empty: a run with a config.json wanted, found none"):
+    with pytest.raises(InputError, match="empty: expected a run with a config.json, found none"):
         load_run(tmp_path / "empty")
 
 

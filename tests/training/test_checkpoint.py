@@ -34,7 +34,7 @@ def test_a_restored_state_is_the_saved_one_bit_for_bit(tmp_path, options):
     save_checkpoint(tmp_path, state)
     like = make_state(seed=1, **options)
     restored = restore_checkpoint(tmp_path, like)
-    assert_trees_equal(restored, state.replace(model=like.model, tx=like.tx))
+    assert_trees_equal(restored, state.replace(recipe=like.recipe))
     batch = make_split(4)._asdict()
     assert_trees_equal(train_step(restored, batch), train_step(state, batch))
 
@@ -74,15 +74,22 @@ def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, caplog, capfd):
         save_checkpoint(tmp_path, at_step(state, step))
     damage(tmp_path / "2")
     (tmp_path / "1" / "checksums.json").write_text("{")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with caplog.at_level(logging.WARNING, "mnist_jax"):
         assert restore_checkpoint(tmp_path, state).step == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before  # a reader changes nothing
+    assert re.search(r"/2: checkpoint skipped: default/.* is damaged$", caplog.messages[0])
+    assert re.search(r"/1: checkpoint skipped: checksums.json or a file .* cannot be read", caplog.messages[1])
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "mnist_jax"):
+        assert restore_checkpoint(tmp_path, state, set_aside=True).step == 0
     assert len(caplog.messages) == 2
     assert re.search(r"2.damaged: checkpoint set aside: default/.* is damaged$", caplog.messages[0])
     assert re.search(r"1.damaged: checkpoint set aside: checksums.json or a file .* cannot be read", caplog.messages[1])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1.damaged", "2.damaged"]
     assert "Traceback" not in capfd.readouterr().err
     damage(tmp_path / "0")
-    with pytest.raises(InputError, match=r"a checkpoint that is whole wanted, those of steps \[0\] are damaged"):
+    with pytest.raises(InputError, match=r"expected a checkpoint that is whole, but those of steps \[0\] are damaged"):
         restore_checkpoint(tmp_path, state)
 
 
@@ -100,7 +107,7 @@ def test_a_damaged_number_beside_a_checkpoint_is_damage(tmp_path):
     for step in range(2):
         save_checkpoint(tmp_path, at_step(state, step))
     (tmp_path / "1" / "metrics" / "metrics").write_text("x")
-    assert restore_checkpoint(tmp_path, state).step == 0
+    assert restore_checkpoint(tmp_path, state, set_aside=True).step == 0
     save_checkpoint(tmp_path, at_step(state, 1))
     assert restore_checkpoint(tmp_path, state).step == 1
 
@@ -113,7 +120,7 @@ def test_without_checksums_orbax_decides(tmp_path, caplog):
     assert restore_checkpoint(tmp_path, state).step == 2
     shutil.rmtree(tmp_path / "2" / "default")
     with caplog.at_level(logging.WARNING, "mnist_jax"):
-        assert restore_checkpoint(tmp_path, state).step == 1
+        assert restore_checkpoint(tmp_path, state, set_aside=True).step == 1
     assert "2.damaged: checkpoint set aside: " in caplog.text
 
 
@@ -124,9 +131,9 @@ def test_what_is_whole_is_never_set_aside(tmp_path, monkeypatch):
     def fail(*args, **options):
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr(ocp.CheckpointManager, "restore", fail)
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", fail)
     with pytest.raises(InputError, match=r"^.*/0: cannot be restored: out of memory$"):
-        restore_checkpoint(tmp_path, state)
+        restore_checkpoint(tmp_path, state, set_aside=True)
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
 
 
@@ -140,25 +147,25 @@ def test_a_damaged_checkpoint_that_cannot_be_set_aside_is_one_line(tmp_path, mon
 
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(InputError, match=r"/0: .* is damaged, and it cannot be set aside \(Permission denied\)$"):
-        restore_checkpoint(tmp_path, state)
+        restore_checkpoint(tmp_path, state, set_aside=True)
 
 
 def test_what_is_not_there_is_named_and_nothing_created(tmp_path):
-    with pytest.raises(InputError, match="nowhere: a checkpoint wanted, found none"):
+    with pytest.raises(InputError, match="nowhere: expected a checkpoint, found none"):
         restore_checkpoint(tmp_path / "nowhere", make_state())
     assert not (tmp_path / "nowhere").exists()
     save_checkpoint(tmp_path, make_state())
-    with pytest.raises(InputError, match="a checkpoint of step 7 wanted, found none"):
+    with pytest.raises(InputError, match="expected a checkpoint of step 7, found none"):
         restore_checkpoint(tmp_path, make_state(), step=7)
 
 
 @pytest.mark.parametrize(
     ("like", "message"),
     [
-        (lambda: make_state(size=5), r"params/Dense_0/bias wanted as float32\[5\], got float32\[4\]"),
-        (lambda: make_state(tx=optax.sgd(0.1)), r"opt_state/1/0/count wanted as absent, got int32\[\]"),
-        (lambda: make_state(ema_decay=0.9), r"ema_params/Dense_0/bias wanted as float32\[4\], got absent"),
-        (lambda: make_state(model=CNN()), r"params/Conv_0/bias wanted as float32\[24\], got absent"),
+        (lambda: make_state(size=5), r"expected params/Dense_0/bias as float32\[5\], got float32\[4\]"),
+        (lambda: make_state(tx=optax.sgd(0.1)), r"expected opt_state/1/0/count as absent, got int32\[\]"),
+        (lambda: make_state(ema_decay=0.9), r"expected ema_params/Dense_0/bias as float32\[4\], got absent"),
+        (lambda: make_state(model=CNN()), r"expected params/Conv_0/bias as float32\[24\], got absent"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_names_the_leaf(tmp_path, like, message):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mnist_jax import InputError, TrainConfig
-from mnist_jax.training.directory import Workdir, lock_directory, new_directory, write_whole
+from mnist_jax.training.directory import RunDirectory, lock_directory, new_directory, write_whole
 
 DATA = {"name": "digits", "num_train": 1350}
 
@@ -17,16 +17,21 @@ def config(tmp_path):
 
 @pytest.fixture
 def saved(config):
-    workdir = Workdir.find(config)
-    workdir.create(config, DATA)
+    workdir = RunDirectory.claim(config)
+    workdir.create(config, DATA, "mlp")
     workdir.close()
     return dataclasses.replace(config, resume=True)
 
 
+def check(config, data):
+    with contextlib.closing(RunDirectory.claim(config)) as directory:
+        directory.check_data(data)
+
+
 def test_a_new_run_writes_its_config(config, tmp_path):
-    workdir = Workdir.find(config)
+    workdir = RunDirectory.claim(config)
     assert not (tmp_path / "run").exists()
-    workdir.create(config, DATA)
+    workdir.create(config, DATA, "mlp")
     workdir.close()
     assert TrainConfig.from_json((tmp_path / "run" / "config.json").read_text()) == config
     assert json.loads((tmp_path / "run" / "data.json").read_text()) == DATA
@@ -35,8 +40,8 @@ def test_a_new_run_writes_its_config(config, tmp_path):
 
 def test_without_a_name_it_gets_one_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    workdir = Workdir.find(TrainConfig())
-    workdir.create(TrainConfig(), {**DATA, "name": "emnist/digits"})
+    workdir = RunDirectory.claim(TrainConfig())
+    workdir.create(TrainConfig(), {**DATA, "name": "emnist/digits"}, "mlp")
     workdir.close()
     assert workdir.path.parent.name == "runs"
     assert workdir.path.name.startswith("emnist-digits-mlp-2")
@@ -78,25 +83,26 @@ def test_a_file_is_written_whole(tmp_path):
 
 
 def test_two_at_once_do_not_share_a_directory(config):
-    first, second = Workdir.find(config), Workdir.find(config)
-    first.create(config, DATA)
+    first, second = RunDirectory.claim(config), RunDirectory.claim(config)
+    first.create(config, DATA, "mlp")
     message = "workdir .*run is in use by another process: wait for it, or name another directory"
     with pytest.raises(InputError, match=message):
-        second.create(config, DATA)
-    resumed = Workdir.find(dataclasses.replace(config, resume=True))
-    with pytest.raises(InputError, match=message):
-        resumed.create(config, DATA)
+        second.create(config, DATA, "mlp")
+    with pytest.raises(InputError, match=message):  # before anything of it is read
+        RunDirectory.claim(dataclasses.replace(config, resume=True))
     first.close()
     with pytest.raises(InputError, match=message):
-        second.create(config, DATA)  # it was new when it was found, and is not any more
-    resumed.create(config, DATA)
+        second.create(config, DATA, "mlp")  # it was new when it was claimed, and is not any more
+    second.close()
+    resumed = RunDirectory.claim(dataclasses.replace(config, resume=True))
+    resumed.create(config, DATA, "mlp")
     resumed.close()
 
 
 def test_files_that_are_not_ours_do_not_matter(config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    Workdir.find(config).create(config, DATA)
+    RunDirectory.claim(config).create(config, DATA, "mlp")
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
@@ -105,58 +111,59 @@ def test_a_run_is_never_overwritten(config, tmp_path, name):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("precious")
     with pytest.raises(InputError, match=f"workdir .*run holds a run already .{name}.: name another directory, or"):
-        Workdir.find(config)
+        RunDirectory.claim(config)
     assert (tmp_path / "run" / name).read_text() == "precious"
 
 
 def test_resuming_may_change_the_epochs_and_how_it_is_shown(saved):
     more = dataclasses.replace(saved, epochs=99, quiet=True, data=None)
-    assert Workdir.find(more).saved == dataclasses.replace(saved, resume=False)
+    with contextlib.closing(RunDirectory.claim(more)) as directory:
+        assert directory.saved == dataclasses.replace(saved, resume=False)
 
 
 def test_a_run_that_goes_on_has_no_final_numbers(saved):
-    workdir = Workdir.find(saved)
+    workdir = RunDirectory.claim(saved)
     workdir.write_summary({"test_accuracy": 0.5})
     with contextlib.closing(workdir):
-        workdir.create(saved, DATA)
+        workdir.create(saved, DATA, "mlp")
         assert not (workdir.path / "summary.json").exists()
 
 
 def test_resuming_anything_else_names_the_field(saved, tmp_path):
     with pytest.raises(InputError, match="resume: learning_rate must be 0.001 as in .*config.json, got 0.5"):
-        Workdir.find(dataclasses.replace(saved, learning_rate=0.5))
+        RunDirectory.claim(dataclasses.replace(saved, learning_rate=0.5))
     with pytest.raises(InputError, match="resume: data must be 'digits' as in .*config.json, got 'mnist'"):
-        Workdir.find(dataclasses.replace(saved, data="mnist"))
-    with pytest.raises(InputError, match="resume: a run with a config.json wanted in .*other, found none"):
-        Workdir.find(dataclasses.replace(saved, workdir=str(tmp_path / "other")))
+        RunDirectory.claim(dataclasses.replace(saved, data="mnist"))
+    with pytest.raises(InputError, match="resume: expected a run with a config.json in .*other, found none"):
+        RunDirectory.claim(dataclasses.replace(saved, workdir=str(tmp_path / "other")))
     (tmp_path / "run" / "config.json").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="config.json: .*can't decode"):
-        Workdir.find(saved)
+        RunDirectory.claim(saved)
     with pytest.raises(InputError, match="workdir x{80}: cannot be used .File name too long."):
-        Workdir.find(dataclasses.replace(saved, workdir="x" * 300))
+        RunDirectory.claim(dataclasses.replace(saved, workdir="x" * 300))
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(InputError, match="config.json: config: not JSON"):
-        Workdir.find(saved)
+        RunDirectory.claim(saved)
 
 
 def test_resuming_on_other_data_is_refused_and_changes_nothing(saved, tmp_path):
     before = {path.name: path.read_text() for path in (tmp_path / "run").iterdir()}
     with pytest.raises(InputError, match=r"resume: the data must be that of .*data.json, .*1350.*, got .*60000.*"):
-        Workdir.find(saved).create(saved, {**DATA, "num_train": 60000})
+        check(saved, {**DATA, "num_train": 60000})
     assert {path.name: path.read_text() for path in (tmp_path / "run").iterdir()} == before
     (tmp_path / "run" / "data.json").write_text("{")
-    with pytest.raises(InputError, match="data.json: a JSON object wanted"):
-        Workdir.find(saved).create(saved, DATA)
+    with pytest.raises(InputError, match="data.json: expected a JSON object"):
+        check(saved, DATA)
 
 
 def test_a_place_that_cannot_be_written_is_named(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="workdir must be a directory, got the file .*file"):
-        Workdir.find(dataclasses.replace(config, workdir=str(tmp_path / "file")))
+        RunDirectory.claim(dataclasses.replace(config, workdir=str(tmp_path / "file")))
     inside = dataclasses.replace(config, workdir=str(tmp_path / "file" / "run"))
     message = r"^workdir must be a writable directory, got .*{} \({}\)$"
     with pytest.raises(InputError, match=message.format("file/run", "Not a directory")):
-        Workdir.find(inside).create(inside, DATA)
+        RunDirectory.claim(inside).create(inside, DATA, "mlp")
     with pytest.raises(InputError, match=message.format("file", "File exists")):
         new_directory(tmp_path / "file", "digits-mlp")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "else")
@@ -167,23 +174,24 @@ def test_a_place_that_cannot_be_written_is_named(config, tmp_path):
 
 
 def test_the_history_comes_back_as_far_as_asked(saved):
-    workdir = Workdir.find(saved)
+    workdir = RunDirectory.claim(saved)
     history = [{"epoch": 1, "train_loss": 0.5}, {"epoch": 2, "train_loss": 0.25}]
     workdir.write_history(history)
     assert workdir.read_history(2) == history
     assert workdir.read_history(1) == history[:1]
-    with pytest.raises(InputError, match="metrics.jsonl: a line for each of the 3 epochs trained wanted, got 2"):
+    with pytest.raises(InputError, match="metrics.jsonl: expected a line for each of the 3 epochs trained, got 2"):
         workdir.read_history(3)
     (workdir.path / "metrics.jsonl").write_text("1\n2\n")
-    with pytest.raises(InputError, match="metrics.jsonl: epochs 1, 2, ... one on each line wanted"):
+    with pytest.raises(InputError, match="metrics.jsonl: expected epochs 1, 2, ... one on each line"):
         workdir.read_history(1)
     (workdir.path / "metrics.jsonl").write_text("{}\nnonsense\n")
-    with pytest.raises(InputError, match="metrics.jsonl: a JSON object on each line wanted"):
+    with pytest.raises(InputError, match="metrics.jsonl: expected a JSON object on each line"):
         workdir.read_history(1)
 
 
 def test_the_summary_is_json(saved):
-    workdir = Workdir.find(saved)
+    workdir = RunDirectory.claim(saved)
     workdir.write_summary({"test_accuracy": 0.5})
     assert json.loads((workdir.path / "summary.json").read_text()) == {"test_accuracy": 0.5}
+    workdir.close()
     assert sorted(path.name for path in workdir.path.iterdir()) == ["config.json", "data.json", "summary.json"]

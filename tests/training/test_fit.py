@@ -68,7 +68,7 @@ def test_the_summary_is_what_the_state_says(run):
     assert (summary["num_train"], summary["num_validation"], summary["num_test"]) == (1350, 150, 297)
     assert summary["num_parameters"] == 784 * 8 + 8 + 8 * 10 + 10
     assert (summary["epochs"], summary["steps"]) == (3, 3 * STEPS_PER_EPOCH)
-    assert summary["device"] == {"platform": "cpu", "kind": "cpu", "count": 2}
+    assert summary["device"] == {"platform": "cpu", "kind": "cpu", "count": 1}
     assert summary["versions"]["jax"] == jax.__version__
     seconds = summary["seconds"]
     assert set(seconds) == {"import", "data", "compile", "train", "evaluate", "total"}
@@ -117,7 +117,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, model):
     straight = fit(small(tmp_path, "straight", epochs=4, **options))
     fit(small(tmp_path, epochs=2, **options))
     resumed = fit(small(tmp_path, epochs=4, resume=True, **options))
-    assert_trees_equal(resumed.state, straight.state.replace(model=resumed.state.model, tx=resumed.state.tx))
+    assert_trees_equal(
+        resumed.state, straight.state.replace(recipe=resumed.state.recipe)
+    )
     assert [line["epoch"] for line in resumed.history] == [1, 2, 3, 4]
     for name in ("train_loss", "validation_loss", "validation_accuracy"):
         np.testing.assert_allclose(
@@ -205,7 +207,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_p
             image[7] = np.inf
             return dataclasses.replace(dataset, train=dataset.train._replace(image=image))
 
-        patch.setattr("mnist_jax.train.load_dataset", load_poisoned)
+        patch.setattr("mnist_jax.training.fit.load_dataset", load_poisoned)
         with pytest.raises(NonFiniteLossError, match=r"the loss became nan in epoch 2, step \d+: stopped") as caught:
             fit(small(tmp_path, epochs=3, resume=True))
     assert STEPS_PER_EPOCH < caught.value.step <= 2 * STEPS_PER_EPOCH
@@ -235,7 +237,7 @@ def test_bad_input_leaves_nothing_behind(tmp_path, options, message):
 @pytest.mark.parametrize("in_epoch", [True, False])
 def test_a_signal_saves_and_the_rest_makes_it_the_uninterrupted_run(tmp_path, monkeypatch, number, in_epoch):
     straight = fit(small(tmp_path, "straight"))
-    monkeypatch.setattr("mnist_jax.training.epochs._PIECE_S", 0.0)
+    monkeypatch.setattr("mnist_jax.training.epochs._CHUNK_S", 0.0)
     target = (
         "mnist_jax.training.progress.Progress.update" if in_epoch else "mnist_jax.training.progress.Progress.end_epoch"
     )

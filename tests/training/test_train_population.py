@@ -16,7 +16,8 @@ from mnist_jax import (
     train_population,
     train_step,
 )
-from mnist_jax.training.population import _train_epoch
+from mnist_jax.core.population import population_order
+from mnist_jax.training.epochs import _population_steps
 
 pytestmark = pytest.mark.uses_adam
 
@@ -80,7 +81,9 @@ def test_members_are_dealt_out_to_all_devices(plain_population):
     for leaf in jax.tree.leaves(plain_population.states):
         assert leaf.sharding.device_set == set(jax.devices())
         assert [shard.data.shape[0] for shard in leaf.addressable_shards] == [1, 1]
-    program = _train_epoch.lower(plain_population.states, DATASET.train, SGD.batch_size).compile().as_text()
+    order = population_order(plain_population.states, 0, DATASET.train.num_examples)
+    args = (plain_population.states, DATASET.train, order, SGD.batch_size, 0, 1)
+    program = _population_steps.lower(*args).compile().as_text()
     assert not any(word in program for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
 
 
@@ -96,9 +99,9 @@ def test_where_they_cannot_be_dealt_out_they_are_on_one_device(plain_population)
 
 def test_the_next_population_needs_no_compilation(plain_population):
     for seeds in ((5, 6), (7, 8)):
-        before = _train_epoch._cache_size()
+        before = _population_steps._cache_size()
         train_population(SGD, seeds, {"learning_rate": (0.3, 0.2)}, DATASET)
-    assert _train_epoch._cache_size() == before
+    assert _population_steps._cache_size() == before
 
 
 def test_a_member_that_diverges_leaves_the_others_alone(plain_population):
