@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnist_jax.cli.flags import OneLineParser, exit_status
+from mnist_jax.cli.flags import OneLineParser, run_command
 from mnist_jax.core.calibration import Calibration
 from mnist_jax.data import Split, load_dataset
 from mnist_jax.errors import InputError
@@ -305,7 +305,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.eva
         print(results_table(report.content))
         print(f"{report.content['seconds']['total']:.1f} s in all; everything is in {report.directory / 'report.html'}")
 
-    return exit_status(command)
+    return run_command(command)
 
 
 if __name__ == "__main__":

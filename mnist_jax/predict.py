@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnist_jax.cli.flags import OneLineParser, exit_status
+from mnist_jax.cli.flags import OneLineParser, run_command
 from mnist_jax.data import class_names_of
 from mnist_jax.data.files import read_csv_images
 from mnist_jax.errors import InputError
@@ -297,7 +297,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.pre
             print(f"error: {error}", file=sys.stderr)
             failures.append(error)
 
-    return exit_status(command) or (2 if failures else 0)
+    return run_command(command) or (2 if failures else 0)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_jax.cli.flags import OneLineParser, exit_status
+from mnist_jax.cli.flags import OneLineParser, run_command
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.training.directory import read_config
@@ -133,7 +133,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.run
         parser.add_argument("directory", nargs="?", default="runs", metavar="DIRECTORY", help="of runs; default: runs")
         print(runs_table(find_runs(parser.parse_args(args).directory)))
 
-    return exit_status(command)
+    return run_command(command)
 
 
 if __name__ == "__main__":

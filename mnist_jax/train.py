@@ -23,7 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_jax.cli.flags import exit_status, parse_flags
+from mnist_jax.cli.flags import parse_flags, run_command
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import InputError, NonFiniteLossError
@@ -289,7 +289,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.tra
         run = fit(parse_flags(TrainConfig(), args, prog))
         print(closing_table(run.summary, run.workdir))
 
-    return exit_status(command)
+    return run_command(command)
 
 
 if __name__ == "__main__":

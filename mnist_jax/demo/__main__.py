@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mnist_jax.cli.flags import OneLineParser, exit_status
+from mnist_jax.cli.flags import OneLineParser, run_command
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import class_names_of, load_dataset
 from mnist_jax.errors import InputError, import_extra
@@ -186,7 +186,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.dem
         with listen(flags.host, flags.port) as listener:
             serve(find_run(flags.run), flags.host, listener)
 
-    return exit_status(command)
+    return run_command(command)
 
 
 if __name__ == "__main__":

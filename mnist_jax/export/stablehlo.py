@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_jax.cli.flags import OneLineParser, exit_status
+from mnist_jax.cli.flags import OneLineParser, run_command
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 
@@ -180,7 +180,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.exp
         path = export_run(flags.run, flags.format, flags.output)
         print(f"{path}  {flags.format}  {path.stat().st_size:,} bytes")
 
-    return exit_status(command)
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_jax.cli.flags import exit_status, parse_flags
+from mnist_jax.cli.flags import parse_flags, run_command
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import InputError
@@ -290,7 +290,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.swe
         config = parse_flags(TrainConfig(), others, prog)  # which answers --help
         print(results_table(run_sweep(config, Search(**fields))))
 
-    return exit_status(command)
+    return run_command(command)
 
 
 if __name__ == "__main__":
