@@ -26,9 +26,7 @@ from .errors import InputError as InputError
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .evaluate import RunReport as RunReport
 from .evaluate import evaluate_run as evaluate_run
-from .export.stablehlo import export_run as export_run
 from .export.stablehlo import load_stablehlo as load_stablehlo
-from .export.weights import load_export as load_export
 from .models.cnn import CNN as CNN
 from .models.mlp import MLP as MLP
 from .pictures.normalize import prepare_image as prepare_image
@@ -50,6 +48,8 @@ from .training.build import choose_microbatch_size as choose_microbatch_size
 from .training.build import load_run as load_run
 from .training.checkpoint import restore_checkpoint as restore_checkpoint
 from .training.checkpoint import save_checkpoint as save_checkpoint
+from .training.export import export_run as export_run
+from .training.export import load_export as load_export
 from .training.optimizer import build_optimizer as build_optimizer
 from .training.optimizer import build_schedule as build_schedule
 from .training.population import Population as Population
