@@ -133,7 +133,8 @@ def fit(config: TrainConfig) -> Run:
 
         from tensorboardX import SummaryWriter
 
-        from mnist_jax.report.figures import learning_curves, show_in_tensorboard
+        from mnist_jax.report.figures import learning_curves
+        from mnist_jax.report.tensorboard import show_in_tensorboard
         from mnist_jax.training.checkpoint import restore_checkpoint, save_checkpoint, saved_steps
 
         history: list[dict[str, Any]] = []
