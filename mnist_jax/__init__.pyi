@@ -30,11 +30,9 @@ from .export.stablehlo import load_stablehlo as load_stablehlo
 from .models.cnn import CNN as CNN
 from .models.mlp import MLP as MLP
 from .pictures.normalize import prepare_image as prepare_image
-from .predict import Prediction as Prediction
-from .predict import Predictor as Predictor
-from .predict import predict_image as predict_image
-from .runs import FoundRun as FoundRun
-from .runs import find_runs as find_runs
+from .pictures.predictor import Prediction as Prediction
+from .pictures.predictor import Predictor as Predictor
+from .pictures.predictor import predict_image as predict_image
 from .sweep.run import Sweep as Sweep
 from .sweep.run import run_sweep as run_sweep
 from .sweep.space import Search as Search
@@ -55,5 +53,7 @@ from .training.optimizer import build_schedule as build_schedule
 from .training.population import Population as Population
 from .training.population import ensemble_probabilities as ensemble_probabilities
 from .training.population import train_population as train_population
+from .training.runs import FoundRun as FoundRun
+from .training.runs import find_runs as find_runs
 
 __version__: str

@@ -6,7 +6,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ IDX_NAMES = {
     "test_image": "t10k-images-idx3-ubyte",
     "test_label": "t10k-labels-idx1-ubyte",
 }
+CSV_HEADER = ",".join(["label", *(f"pixel{i}" for i in range(784))])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -98,6 +99,15 @@ def write_idx_files(directory: Path, arrays: dict[str, np.ndarray], compressed: 
         else:
             (directory / name).write_bytes(content)
     return directory
+
+
+def write_csv(
+    path: Path, label: Sequence[int], pixels: Sequence[Sequence[int]] | np.ndarray, header: str = CSV_HEADER
+) -> Path:
+    """Writes a CSV as Kaggle's digit-recognizer has them."""
+    rows = [",".join(map(str, [y, *x])) for y, x in zip(label, pixels, strict=True)]
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from mnist_jax.cli.flags import OneLineParser, run_command
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import class_names_of, load_dataset
 from mnist_jax.errors import InputError, import_extra
-from mnist_jax.runs import newest_run
 from mnist_jax.train import fit
+from mnist_jax.training.runs import newest_run
 from mnist_jax.training.signals import Stopped, StopSignals
 
 _log = logging.getLogger("mnist_jax")
@@ -122,7 +122,7 @@ def serve(run: Path, host: str, listener: socket.socket) -> None:
     import uvicorn
 
     from mnist_jax.demo.server import LOOPBACK_HOSTS, create_app
-    from mnist_jax.predict import Predictor
+    from mnist_jax.pictures.predictor import Predictor
     from mnist_jax.training.build import load_run
 
     with StopSignals() as stop:  # XLA does not survive an exit while it compiles
