@@ -17,8 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mnist_jax import InputError
 from mnist_jax.cli.flags import OneLineParser, run_command
-from mnist_jax.errors import InputError
 
 SUITES = (
     "steps",
