@@ -17,8 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mnist_jax.cli.flags import OneLineParser, exit_status
-from mnist_jax.errors import InputError
+from mnist_jax import InputError
+from mnist_jax.cli.flags import OneLineParser, run_command
 
 SUITES = (
     "steps",
@@ -133,7 +133,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 text = peers_table(read_results(flags.results))
                 print(text) if flags.into is None else insert_table(flags.into, text)
 
-    return exit_status(command)
+    return run_command(command)
 
 
 if __name__ == "__main__":

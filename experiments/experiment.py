@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mnist_jax import Dataset, InputError, Run, TrainConfig, fit, load_dataset
-from mnist_jax.cli.flags import OneLineParser, exit_status, parse_flags
+from mnist_jax.cli.flags import OneLineParser, parse_flags, run_command
 
 if TYPE_CHECKING:
     from mnist_jax import Evaluation  # loads JAX, for which --help does not wait
@@ -92,7 +92,7 @@ def main(
                 write_results(flags.results, base, summaries, flags.variant)
         print(report(summaries))
 
-    return exit_status(command)
+    return run_command(command)
 
 
 def parse_seeds(text: str) -> list[int]:

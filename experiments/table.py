@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_jax import InputError
-from mnist_jax.cli.flags import exit_status
+from mnist_jax.cli.flags import run_command
 
 DIRECTORY = Path(__file__).parent
 BEGIN, END = "<!-- table -->\n", "<!-- /table -->\n"
@@ -32,7 +32,7 @@ def main() -> int:
     def command() -> None:
         readme.write_text(insert_table(readme.read_text(), build_table(DIRECTORY / "results")))
 
-    return exit_status(command)
+    return run_command(command)
 
 
 def insert_table(text: str, table: str) -> str:

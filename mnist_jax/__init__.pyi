@@ -37,17 +37,13 @@ from .errors import InputError as InputError
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .evaluate import RunReport as RunReport
 from .evaluate import evaluate_run as evaluate_run
-from .export.stablehlo import export_run as export_run
 from .export.stablehlo import load_stablehlo as load_stablehlo
-from .export.weights import load_export as load_export
 from .models.cnn import CNN as CNN
 from .models.mlp import MLP as MLP
 from .pictures.normalize import prepare_image as prepare_image
-from .predict import Prediction as Prediction
-from .predict import Predictor as Predictor
-from .predict import predict_image as predict_image
-from .runs import FoundRun as FoundRun
-from .runs import find_runs as find_runs
+from .pictures.predictor import Prediction as Prediction
+from .pictures.predictor import Predictor as Predictor
+from .pictures.predictor import predict_image as predict_image
 from .sweep.run import Sweep as Sweep
 from .sweep.run import run_sweep as run_sweep
 from .sweep.space import Search as Search
@@ -59,6 +55,8 @@ from .training.build import choose_microbatch_size as choose_microbatch_size
 from .training.callbacks import Callback as Callback
 from .training.checkpoint import restore_checkpoint as restore_checkpoint
 from .training.checkpoint import save_checkpoint as save_checkpoint
+from .training.export import export_run as export_run
+from .training.export import load_export as load_export
 from .training.fit import Run as Run
 from .training.fit import Training as Training
 from .training.fit import fit as fit
@@ -67,5 +65,7 @@ from .training.optimizer import build_optimizer as build_optimizer
 from .training.optimizer import build_schedule as build_schedule
 from .training.population import Population as Population
 from .training.population import train_population as train_population
+from .training.runs import FoundRun as FoundRun
+from .training.runs import find_runs as find_runs
 
 __version__: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from mnist_jax.cli.flags import exit_status, parse_flags
+from mnist_jax.cli.flags import parse_flags, run_command
 from mnist_jax.config import TrainConfig
 from mnist_jax.training.fit import fit
 from mnist_jax.training.progress import closing_table
@@ -22,7 +22,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.tra
         run = fit(parse_flags(TrainConfig(), args, prog))
         print(closing_table(run.summary, run.workdir))
 
-    return exit_status(command)
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ IDX_NAMES = {
     "test_image": "t10k-images-idx3-ubyte",
     "test_label": "t10k-labels-idx1-ubyte",
 }
+CSV_HEADER = ",".join(["label", *(f"pixel{i}" for i in range(784))])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -100,6 +101,15 @@ def write_idx_files(directory: Path, arrays: dict[str, np.ndarray], compressed: 
     return directory
 
 
+def write_csv(
+    path: Path, label: Sequence[int], pixels: Sequence[Sequence[int]] | np.ndarray, header: str = CSV_HEADER
+) -> Path:
+    """Writes a CSV as Kaggle's digit-recognizer has them."""
+    rows = [",".join(map(str, [y, *x])) for y, x in zip(label, pixels, strict=True)]
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
 @pytest.fixture
 def idx_dir(tmp_path: Path) -> Path:
     """A directory of IDX files with 60 training and 10 test examples."""
@@ -137,7 +147,9 @@ def make_state(config: TrainConfig, seed: int = 0) -> TrainState:
 
     state = jax.eval_shape(lambda: build_state(config))  # shapes will do for what is not evaluated
     drawn = jax.tree_util.tree_map_with_path(draw, {"params": state.params, "model_state": state.model_state})
-    return state.replace(ema_params=drawn["params"], model_state=drawn["model_state"])
+    drawn_state = drawn["model_state"]
+    averages = None if state.ema_model_state is None else drawn_state
+    return state.replace(ema_params=drawn["params"], model_state=drawn_state, ema_model_state=averages)
 
 
 def read_events(directory: Path) -> dict[tuple[str, int], Any]:

@@ -12,13 +12,10 @@ import numpy as np
 import pytest
 from conftest import read_events
 from matplotlib.image import imread
-from sklearn.metrics import classification_report
 
 from mnist_jax import TrainConfig, evaluate_dataset, fit, load_dataset, load_run, per_example_gradient_norms
-from mnist_jax.core.evaluation import Evaluation
-from mnist_jax.evaluate import describe, evaluate_run, main, results_table
+from mnist_jax.evaluate import evaluate_run, main
 
-DIGITS = tuple("0123456789")
 CONFIG = TrainConfig(data="digits", hidden_sizes=(16,), epochs=2, quiet=True)
 
 
@@ -31,14 +28,6 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(run):
     return evaluate_run(run.workdir)
-
-
-def make_evaluation(num_examples=300):
-    rng = np.random.default_rng(0)
-    label = rng.integers(0, 9, num_examples)  # no 9: a class without examples
-    logits = rng.normal(size=(num_examples, 10)).astype(np.float32)
-    logits[np.arange(num_examples), label] += 1
-    return Evaluation(0.5, float((logits.argmax(axis=1) == label).mean()), num_examples, logits, label)
 
 
 def test_the_report_has_the_numbers_of_the_run(run, report):
@@ -59,59 +48,6 @@ def test_the_files_are_in_the_run(run, report):
     names = {"confusion_matrix", "calibration", "predictions", "misclassified", "hardest", "learning_curves"}
     assert figures == {f"{name}.png" for name in names}
     assert {"evaluation.json", "examples.csv", "report.html"} <= {path.name for path in run.workdir.iterdir()}
-
-
-def test_the_scores_are_those_of_scikit_learn():
-    evaluation = make_evaluation()
-    expected = classification_report(
-        evaluation.label, evaluation.predictions, labels=range(10), output_dict=True, zero_division=0
-    )
-    content = describe(evaluation, DIGITS)
-    for index, row in enumerate(content["classes"]):
-        theirs = expected[str(index)]
-        assert row == {
-            "name": str(index),
-            "num_examples": theirs["support"],
-            "precision": theirs["precision"],
-            "recall": theirs["recall"],
-            "f1": theirs["f1-score"],
-        }
-    for name in ("precision", "recall"):
-        shown = re.search(r"mean .*", results_table(content | {"model": "mlp", "split": "test", "dataset": "some"}))
-        assert f"{expected['macro avg'][name]:.2%}" in shown.group()
-
-
-def test_examples_are_counted_by_a_loop():
-    evaluation = make_evaluation()
-    content = describe(evaluation, DIGITS)
-    matrix = np.zeros((10, 10), int)
-    wrong = []
-    for index, (label, logits) in enumerate(zip(evaluation.label, evaluation.logits, strict=True)):
-        matrix[label, logits.argmax()] += 1
-        if label != logits.argmax():
-            wrong.append(index)
-    assert content["confusion_matrix"] == matrix.tolist()
-    assert [each["index"] for each in content["misclassified"]] == wrong
-    order = sorted(range(300), key=lambda index: -evaluation.losses[index])
-    assert [each["index"] for each in content["hardest"]] == order[:30]
-    for each in (*content["hardest"], *content["misclassified"]):
-        logits = evaluation.logits[each["index"]].astype(np.float64)
-        probabilities = np.exp(logits) / np.exp(logits).sum()
-        assert each["label"] == evaluation.label[each["index"]]
-        assert each["prediction"] == probabilities.argmax()
-        assert each["confidence"] == pytest.approx(probabilities.max(), rel=1e-5)
-        assert each["loss"] == pytest.approx(-np.log(probabilities[each["label"]]), rel=1e-5)
-
-
-def test_the_calibration_adds_up_and_an_empty_bin_is_null():
-    content = describe(make_evaluation(), DIGITS)
-    bins = content["calibration"]
-    assert sum(each["num_examples"] for each in bins) == 300
-    assert bins[0] == {"from": 0, "to": pytest.approx(1 / 15), "num_examples": 0, "confidence": None, "accuracy": None}
-    filled = [each for each in bins if each["num_examples"]]
-    error = sum(each["num_examples"] / 300 * abs(each["accuracy"] - each["confidence"]) for each in filled)
-    assert content["expected_calibration_error"] == pytest.approx(error)
-    assert sum(each["num_examples"] * each["accuracy"] for each in filled) / 300 == pytest.approx(content["accuracy"])
 
 
 def test_the_table_of_the_examples_is_what_the_functions_give(run, report):
@@ -207,13 +143,6 @@ def test_the_command_prints_the_table(run, capsys):
     ).groups()
     assert (int(wrong), int(times)) == (matrix.sum(), matrix.max())
     assert lines[15].endswith(f"everything is in {run.workdir / 'report.html'}")
-
-
-def test_of_no_mistakes_none_is_the_most_frequent():
-    logits = np.eye(10, dtype=np.float32)
-    content = describe(Evaluation(0.5, 1.0, 10, logits, np.arange(10)), DIGITS)
-    text = results_table(content | {"model": "mlp", "split": "test", "dataset": "some"})
-    assert text.splitlines()[-1].startswith("0 misclassified; expected calibration error")
 
 
 @pytest.mark.parametrize(

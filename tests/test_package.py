@@ -1,39 +1,35 @@
-"""The public door, the floors the modules stand on, and what importing costs."""
+"""The public door, the levels the rooms stand on, and what importing costs."""
 
 import ast
 import importlib
 import inspect
+import sys
 from pathlib import Path
 
 import pytest
 
 import mnist_jax
+from mnist_jax.cli.main import COMMANDS
 
 PACKAGE = Path(mnist_jax.__file__).parent
-FLOORS = [
-    {"errors"},
-    {
-        "augment",
-        "calibration",
-        "command",
-        "config",
-        "conv",
-        "data",
-        "interrupt",
-        "picture",
-        "preprocess",
-        "progress",
-        "state",
-    },
-    {"adversarial", "checkpoint", "models", "optim", "html_report", "report", "search", "workdir"},
-    {"build", "runs", "step"},
-    {"evaluation", "onnx_graph", "per_example", "pieces", "predict", "weights"},
-    {"evaluate", "export", "population"},
-    {"sweep", "train"},
-    {"demo"},
+ROOT = PACKAGE.parent
+LEVELS = [
+    {"config", "errors"},
+    {"data", "models"},
+    {"core"},
+    {"export", "pictures", "report"},
+    {"training"},
+    {"demo", "sweep"},
     {"cli"},
 ]
-FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+# Rooms of which less is allowed than the levels below them, or something beside them.
+ONLY = {
+    "errors": set(),
+    "config": {"mnist_jax.errors"},
+    "models": {"mnist_jax.errors", "mnist_jax.data.dataset"},
+    "core": {"mnist_jax.errors", "mnist_jax.data.dataset", "mnist_jax.models.adapters"},
+}
 
 
 def test_all_is_what_the_stub_imports():
@@ -60,20 +56,84 @@ def test_version_is_that_of_the_metadata():
 
 
 def imported_modules(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mnist_jax."):
-            yield node.module.split(".")[1]
+    """The modules that a file imports, those inside functions included; ``mnist_jax.X`` for a name of the door."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            if node.module == "mnist_jax":
+                yield from (f"mnist_jax.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
         elif isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("mnist_jax."))
+            yield from (alias.name for alias in node.names if alias.name != "mnist_jax")
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mnist_jax":
+            yield f"mnist_jax.{node.attr}"
 
 
-def test_each_module_imports_only_from_the_floors_below():
-    modules = {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")}
-    assert {name for name in modules.values() if name != "__init__"} == set(FLOOR_OF)
-    for path, module in modules.items():
-        for imported in imported_modules(path):
-            inside = imported == module  # data/ and demo/
-            assert inside or FLOOR_OF[imported] < FLOOR_OF.get(module, len(FLOORS)), f"{path.name} imports {imported}"
+def room_of(module):
+    """``data`` for ``mnist_jax.data.files``."""
+    return module.split(".")[1]
+
+
+def is_command(path):
+    """Whether a file is what ``python -m`` runs; commands stand above all rooms."""
+    return path.name == "__main__.py" or (path.parent == PACKAGE and path.stem in COMMANDS)
+
+
+def files_in(*names):
+    return sorted(path for name in names for path in (ROOT / name).rglob("*.py"))
+
+
+LIBRARY = [path for path in files_in("mnist_jax") if path != PACKAGE / "__init__.py"]
+
+
+def test_each_module_is_in_a_room_or_a_command():
+    rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in LIBRARY if not is_command(path)}
+    assert rooms == set(LEVEL_OF)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_imports_only_from_the_levels_below(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module in imported_modules(path):
+        if module.split(".")[0] != "mnist_jax" or module == "mnist_jax.__version__":
+            continue
+        assert room_of(module) in LEVEL_OF, f"{module} is a command or behind the door: nothing here imports it"
+        assert not module.endswith("__main__"), f"{module} is a command: nothing here imports it"
+        if is_command(path) or room_of(module) == room:
+            continue
+        if room in ONLY:
+            assert module in ONLY[room]
+        else:
+            assert LEVEL_OF[room_of(module)] < LEVEL_OF[room], f"{room} imports {module}"
+
+
+@pytest.mark.parametrize("path", files_in("mnist_jax/core"), ids=lambda path: path.name)
+def test_core_stands_on_jax_flax_optax_and_numpy(path):
+    found = {module.split(".")[0] for module in imported_modules(path)}
+    assert found <= {"mnist_jax", "jax", "flax", "optax", "numpy"} | sys.stdlib_module_names
+
+
+def test_one_module_imports_orbax():
+    importing = [path for path in LIBRARY if any(name.split(".")[0] == "orbax" for name in imported_modules(path))]
+    assert importing == [PACKAGE / "training" / "checkpoint.py"]
+
+
+def test_nothing_imports_experiments_or_benchmarks():
+    for path in LIBRARY:
+        assert not {"experiments", "benchmarks"} & {name.split(".")[0] for name in imported_modules(path)}, path
+    for path in files_in("experiments"):
+        assert "benchmarks" not in {name.split(".")[0] for name in imported_modules(path)}, path
+    for path in files_in("benchmarks"):
+        assert "experiments" not in {name.split(".")[0] for name in imported_modules(path)}, path
+
+
+@pytest.mark.parametrize("path", files_in("experiments", "benchmarks"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_experiments_and_benchmarks_come_through_the_front_door(path):
+    others = {"mnist_jax.cli.flags", "mnist_jax.report.figures"}
+    public = {f"mnist_jax.{name}" for name in (*mnist_jax.__all__, "__version__")}
+    assert {name for name in imported_modules(path) if name.split(".")[0] == "mnist_jax"} <= public | others
 
 
 def test_importing_the_package_loads_nothing_heavy(run_python):

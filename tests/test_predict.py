@@ -1,30 +1,19 @@
-import concurrent.futures
 import io
 import json
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from conftest import make_arrays
+from conftest import CSV_HEADER, make_arrays, write_csv
+from drawing import PHOTOGRAPH
 from PIL import Image
-from test_files import HEADER, write_csv
 
-from mnist_jax import InputError, TrainConfig, build_state, fit, load_dataset, load_run
-from mnist_jax.core.evaluation import evaluate_dataset
+from mnist_jax import Prediction, Predictor, TrainConfig, fit, load_dataset, load_run, predict_image
 from mnist_jax.data import class_names_of
-from mnist_jax.pictures.decode import read_picture
-from mnist_jax.pictures.normalize import prepare_image
-from mnist_jax.predict import Predictor, _program, _to_line, main, predict_image
+from mnist_jax.predict import _to_line, main
 
-SEVEN = Path(__file__).parent / "images" / "seven.jpg"
-NO_LABEL = HEADER.removeprefix("label,")
-
-
-@pytest.fixture(scope="module")
-def state():
-    return build_state(TrainConfig(hidden_sizes=(8,)))
+NO_LABEL = CSV_HEADER.removeprefix("label,")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +28,7 @@ def run(tmp_path_factory):
 def picture(tmp_path, monkeypatch):
     """The name of a picture in the current directory."""
     monkeypatch.chdir(tmp_path)
-    Path("seven.jpg").write_bytes(SEVEN.read_bytes())
+    Path("seven.jpg").write_bytes(PHOTOGRAPH.read_bytes())
     return "seven.jpg"
 
 
@@ -60,64 +49,9 @@ def set_stdin(monkeypatch, content):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
 
 
-@pytest.mark.parametrize("num_images", [1, 2, 99, 100, 101, 297])
-def test_each_image_is_classified_once(state, num_images):
-    test = load_dataset("digits").test
-    expected = jax.nn.softmax(evaluate_dataset(state, test).logits)[:num_images]
-    found = Predictor(state).classify(test.image[:num_images])
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_two_programs_are_compiled_whatever_the_number_of_images(state):
-    image = load_dataset("digits").test.image
-    _program().clear_cache()
-    for num_images in (1, 1, 2, 50, 100, 101, 297):
-        Predictor(state).classify(image[:num_images])
-    assert _program()._cache_size() == 2
-
-
-def test_the_average_of_the_parameters_is_what_predicts(state):
-    averaged = state.replace(params=jax.tree.map(lambda x: 0 * x, state.params), ema_params=state.params)
-    image = load_dataset("digits").test.image[:3]
-    np.testing.assert_array_equal(Predictor(averaged).classify(image), Predictor(state).classify(image))
-
-
-def test_a_picture_may_be_an_array_or_bytes_or_a_path(state):
-    image = prepare_image(read_picture(SEVEN.read_bytes(), "seven.jpg"))
-    expected = Predictor(state).classify(image[None])[0]
-    for picture in (SEVEN, str(SEVEN), SEVEN.read_bytes(), read_picture(SEVEN.read_bytes(), "seven.jpg")):
-        prediction = predict_image(state, picture, class_names=tuple("abcdefghij"))
-        np.testing.assert_array_equal(prediction.probabilities, expected)
-        np.testing.assert_array_equal(prediction.image, image)
-        assert prediction.label == expected.argmax()
-        assert prediction.class_name == "abcdefghij"[prediction.label]
-
-
-def test_threads_may_share_a_predictor(state):
-    predictor, image = Predictor(state), load_dataset("digits").test.image[:40]
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(predictor, image))
-    one_by_one = [predictor(each).probabilities for each in image]
-    np.testing.assert_array_equal([each.probabilities for each in found], one_by_one)
-
-
-@pytest.mark.parametrize(
-    ("picture", "message"),
-    [
-        ("missing.png", r"^missing.png: cannot be read \(No such file or directory\)$"),
-        (b"hello", "^the picture: a PNG, .* or TIFF picture wanted, got something else$"),
-        (np.zeros((28, 28)), "^no ink found"),
-    ],
-)
-def test_what_cannot_be_read_is_one_line(state, picture, message):
-    with pytest.raises(InputError, match=message):
-        predict_image(state, picture)
-
-
 def test_a_line_for_each_picture(run, picture, capsys):
     Image.new("L", (40, 40), 255).save("a.png")
-    Path("longer-name.jpg").write_bytes(SEVEN.read_bytes())
+    Path("longer-name.jpg").write_bytes(PHOTOGRAPH.read_bytes())
     assert main([run, picture, "a.png", "missing.png", "longer-name.jpg"]) == 2
     out, err = capsys.readouterr()
     prediction = predict_image(load_run(run)[1], picture)
@@ -129,10 +63,13 @@ def test_a_line_for_each_picture(run, picture, capsys):
     )
 
 
-def test_the_line_names_the_likely_classes(state):
-    prediction = Predictor(state).name(np.zeros(0), np.array([0.1, 0.85, 0.0496, 0.0004], np.float32))
+def test_the_line_names_the_likely_classes():
+    def predict(probabilities):
+        return Prediction(int(probabilities.argmax()), "", probabilities, np.zeros(0))
+
+    prediction = predict(np.array([0.1, 0.85, 0.0496, 0.0004], np.float32))
     assert _to_line(prediction, ("zero", "one", "two", "three")) == "one     85.0 %   (zero 10.0 %, two 5.0 %)"
-    prediction = Predictor(state).name(np.zeros(0), np.array([0.0001, 0.9999], np.float32))
+    prediction = predict(np.array([0.0001, 0.9999], np.float32))
     assert _to_line(prediction, ("no", "yes")) == "yes  100.0 %"
 
 
@@ -173,7 +110,7 @@ def test_a_csv_with_labels_or_a_damaged_one(run, picture, capsys):
 
 
 def test_stdin_is_told_apart_by_its_content(run, csv, monkeypatch, capsys):
-    set_stdin(monkeypatch, SEVEN.read_bytes())
+    set_stdin(monkeypatch, PHOTOGRAPH.read_bytes())
     assert main([run, "-", "--json"]) == 0
     (found,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert (found["file"], "row" in found) == ("stdin", False)
@@ -192,7 +129,7 @@ def test_show_writes_a_picture_and_overwrites_none(run, picture, monkeypatch, ca
     first, second = (np.asarray(Image.open(name)) for name in ("seven-seen.png", "seven-seen-2.png"))
     np.testing.assert_array_equal(first, second)
     assert first.std() > 50
-    set_stdin(monkeypatch, SEVEN.read_bytes())
+    set_stdin(monkeypatch, PHOTOGRAPH.read_bytes())
     assert main([run, "-", "--show"]) == 0
     assert Path("stdin-seen.png").exists()
 
@@ -233,7 +170,7 @@ def test_a_submission_for_kaggle(run, csv, capsys):
     ("files", "submission", "message"),
     [
         (["test.csv", "test.csv"], "out.csv", "--submission takes one CSV file, got 2 files"),
-        ([str(SEVEN)], "out.csv", f"{SEVEN}: --submission takes a CSV file, got something else"),
+        ([str(PHOTOGRAPH)], "out.csv", f"{PHOTOGRAPH}: --submission takes a CSV file, got something else"),
         (["test.csv"], "no/out.csv", "--submission no/out.csv: cannot be written (No such file or directory)"),
     ],
 )
@@ -274,9 +211,3 @@ def test_help_does_not_import_jax(run_python):
     done = run_python("-c", code + "print([name for name in ('jax', 'matplotlib') if name in sys.modules])")
     assert done.stdout.startswith("usage: python -m mnist_jax.predict")
     assert done.stdout.splitlines()[-2:] == ["0", "[]"]
-
-
-def test_the_sample_picture_is_a_small_photograph_of_a_seven():
-    assert SEVEN.stat().st_size < 30_000
-    with Image.open(SEVEN) as image:
-        assert (image.mode, image.size) == ("RGB", (480, 360))

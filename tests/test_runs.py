@@ -1,68 +1,18 @@
 import dataclasses
-import json
-import os
 import re
 import subprocess
 import sys
 
 import pytest
+from rundirs import SUMMARY, write_runs
 
-from mnist_jax import TrainConfig
-from mnist_jax.runs import find_runs, main, newest_run, runs_table
-
-SUMMARY = {
-    "num_parameters": 12345,
-    "validation_accuracy": 0.975,
-    "test_accuracy": 0.9625,
-    "seconds": {"train": 1.25},
-}
-
-
-def write_run(path, modified, num_epochs=2, summary=None, **fields):
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(TrainConfig(data="digits", epochs=2, **fields).to_json())
-    os.utime(path / "config.json", (modified, modified))
-    if num_epochs:
-        (path / "metrics.jsonl").write_text("{}\n" * num_epochs)
-        os.utime(path / "metrics.jsonl", (modified, modified))
-    if summary:
-        (path / "summary.json").write_text(json.dumps(summary))
-    return path
+from mnist_jax.runs import main, runs_table
+from mnist_jax.training.runs import find_runs
 
 
 @pytest.fixture
 def runs(tmp_path):
-    write_run(tmp_path / "runs" / "old", 1000, summary=SUMMARY)
-    write_run(tmp_path / "runs" / "new", 3000, summary={**SUMMARY, "test_accuracy": 0.5}, model="cnn")
-    write_run(tmp_path / "runs" / "going", 4000, num_epochs=1)
-    write_run(tmp_path / "runs" / "begun", 2000, num_epochs=0)
-    (tmp_path / "runs" / "notes.txt").write_text("not a run")
-    (tmp_path / "runs" / "empty").mkdir()
-    damaged = write_run(tmp_path / "runs" / "damaged", 5000)
-    (damaged / "config.json").write_text("{")
-    write_run(tmp_path / "runs" / "incomplete", 5000, summary={"test_accuracy": 0.5})
-    damaged = write_run(tmp_path / "runs" / "damaged too", 5000)
-    (damaged / "summary.json").write_text("[3]")
-    return tmp_path / "runs"
-
-
-def test_runs_come_newest_first_without_what_is_none(runs):
-    found = find_runs(runs)
-    assert [(run.path.name, run.num_epochs, run.modified) for run in found] == [
-        ("going", 1, 4000),
-        ("new", 2, 3000),
-        ("begun", 0, 2000),
-        ("old", 2, 1000),
-    ]
-    assert found[3].summary == SUMMARY
-    assert found[0].summary == {}
-    assert found[1].config == TrainConfig(data="digits", epochs=2, model="cnn")
-
-
-def test_the_newest_is_a_finished_one(runs, tmp_path):
-    assert newest_run(runs) == runs / "new"
-    assert newest_run(runs / "empty") is None
-    assert newest_run(tmp_path / "nowhere") is None
+    return write_runs(tmp_path / "runs")
 
 
 def test_the_table_has_a_line_for_each(runs, capsys):

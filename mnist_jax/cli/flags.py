@@ -1,7 +1,7 @@
 """What every command shares: flags from a dataclass, and errors as one line and an exit status.
 
     def main(args=None) -> int:
-        return exit_status(lambda: train(parse_flags(TrainConfig(), args, "python -m mnist_jax.train")))
+        return run_command(lambda: train(parse_flags(TrainConfig(), args, "python -m mnist_jax.train")))
 
 Imports neither JAX nor tyro on its own account, so that ``--help`` stays instant.
 """
@@ -70,7 +70,7 @@ def _one_line(box: str) -> str:
     return re.sub(r"^Error parsing \w+: ", "", message) or " ".join(text.split())
 
 
-def exit_status(command: Callable[[], object]) -> int:
+def run_command(command: Callable[[], object]) -> int:
     """Runs a command and returns its exit status; what the user must know goes to stderr in one line.
 
     Returns:

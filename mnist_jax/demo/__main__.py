@@ -21,12 +21,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mnist_jax.cli.flags import OneLineParser, exit_status
+from mnist_jax.cli.flags import OneLineParser, run_command
 from mnist_jax.config import TrainConfig
-from mnist_jax.data import class_names_of, load_dataset
+from mnist_jax.data import load_dataset
 from mnist_jax.errors import InputError, import_extra
-from mnist_jax.runs import newest_run
 from mnist_jax.training.fit import fit
+from mnist_jax.training.runs import newest_run
 from mnist_jax.training.signals import Stopped, StopSignals
 
 _log = logging.getLogger("mnist_jax")
@@ -122,12 +122,12 @@ def serve(run: Path, host: str, listener: socket.socket) -> None:
     import uvicorn
 
     from mnist_jax.demo.server import LOOPBACK_HOSTS, create_app
-    from mnist_jax.predict import Predictor
-    from mnist_jax.training.loading import load_run
+    from mnist_jax.pictures.predictor import Predictor
+    from mnist_jax.training.loading import load_class_names, load_run
 
     with StopSignals() as stop:  # XLA does not survive an exit while it compiles
         train_config, state = load_run(run)
-        class_names, title = class_names_of(train_config.data), describe_run(run, train_config)
+        class_names, title = load_class_names(run), describe_run(run, train_config)
         predictor = Predictor(state, class_names)
         predictor(_any_picture())  # compiles
         address, port = listener.getsockname()[:2]
@@ -186,7 +186,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.dem
         with listen(flags.host, flags.port) as listener:
             serve(find_run(flags.run), flags.host, listener)
 
-    return exit_status(command)
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mnist_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from mnist_jax.predict import Prediction
+    from mnist_jax.pictures.predictor import Prediction
 
 LARGEST_BODY = 10_000_000  # bytes
 # So much is read, and thrown away, of a body that is too large: most clients read the answer only after sending it all.

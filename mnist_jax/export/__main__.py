@@ -1,5 +1,32 @@
+"""Writes a trained model for other programs. The command ``python -m mnist_jax.export RUN --format FORMAT``.
+
+What is exported is what is evaluated: the running average of the parameters, if there is one. Nothing is overwritten.
+"""
+
+from __future__ import annotations
+
 import sys
+from collections.abc import Sequence
 
-from mnist_jax.export.stablehlo import main
+from mnist_jax.cli.flags import OneLineParser, run_command
+from mnist_jax.export import FORMATS
+from mnist_jax.training.export import export_run
 
-sys.exit(main())
+
+def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.export") -> int:
+    """The command: writes the file, and prints its name, format and size."""
+
+    def command() -> None:
+        parser = OneLineParser(prog=prog, description="Write the trained model of a run for other programs.")
+        parser.add_argument("run", metavar="RUN", help="directory of the run")
+        parser.add_argument("--format", required=True, choices=FORMATS, help="what to write")
+        parser.add_argument("--output", metavar="FILE", help="a new file; default: RUN/model.FORMAT")
+        flags = parser.parse_args(args)
+        path = export_run(flags.run, flags.format, flags.output)
+        print(f"{path}  {flags.format}  {path.stat().st_size:,} bytes")
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

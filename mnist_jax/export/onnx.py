@@ -10,29 +10,29 @@ height, width]``; before the dense layer it is turned into the model's, so that 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.core.state import TrainState
-from mnist_jax.data import class_names_of
 from mnist_jax.errors import InputError, import_extra
 
 _OPSET, _IR_VERSION = 17, 8  # read by ONNX Runtime since 1.12, of 2022
 _EPSILON = 1e-5  # of nn.BatchNorm
 
 
-def to_onnx(config: TrainConfig, state: TrainState) -> bytes:
+def to_onnx(config: TrainConfig, state: TrainState, class_names: Sequence[str] = tuple("0123456789")) -> bytes:
     """The function that is evaluated, with its parameters, as an ONNX model.
 
     Args:
         config: of the run.
         state: to be evaluated.
+        class_names: K names.
 
     Returns:
-        The file: input ``image``, ``uint8[N, 28, 28, 1]``; output ``logits``, ``float32[N, 10]``. Its metadata are
+        The file: input ``image``, ``uint8[N, 28, 28, 1]``; output ``logits``, ``float32[N, K]``. Its metadata are
         ``config`` and ``class_names``, as JSON.
 
     Raises:
@@ -42,7 +42,7 @@ def to_onnx(config: TrainConfig, state: TrainState) -> bytes:
 
     Example:
         >>> import onnx
-        >>> from mnist_jax.training.build import build_state
+        >>> from mnist_jax import build_state
         >>> config = TrainConfig(hidden_sizes=(8,))
         >>> model = onnx.load_model_from_string(to_onnx(config, build_state(config)))
         >>> [node.op_type for node in model.graph.node]
@@ -67,7 +67,7 @@ def to_onnx(config: TrainConfig, state: TrainState) -> bytes:
         graph.add("Relu")
     graph.add_layer("Dense")
     return graph.to_bytes(
-        {"config": json.dumps(config.training_fields()), "class_names": json.dumps(class_names_of(config.data))}
+        {"config": json.dumps(config.training_fields()), "class_names": json.dumps(list(class_names))}
     )
 
 
@@ -94,11 +94,11 @@ class _Graph:
     def __init__(self, state: TrainState) -> None:
         self._onnx = import_extra("onnx", "export")
         self._params = state.eval_params
-        self._statistics = state.model_state.get("batch_stats", {})
+        self._statistics = state.eval_model_state.get("batch_stats", {})
         self._nodes: list[Any] = []
         self._constants: dict[str, np.ndarray] = {}
         self._num_layers = {"Conv": 0, "Dense": 0, "BatchNorm": 0}
-        self._output = "image"
+        self._output, self._num_features = "image", 1
 
     def add(self, operator: str, constants: Mapping[str, Any] | None = None, **attributes: Any) -> None:
         """Adds an operator; ``constants`` are its inputs after the first."""
@@ -115,6 +115,7 @@ class _Graph:
             for key in ("kernel", "bias")
             if key in self._params[name]
         }
+        self._num_features = self._params[name]["kernel"].shape[-1]
         if kind == "Conv":
             kernel = f"{name}.kernel"
             constants[kernel] = constants[kernel].transpose(3, 2, 0, 1)  # features, channels, rows, columns
@@ -140,7 +141,7 @@ class _Graph:
             self._nodes,
             "mnist_jax",
             [helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["N", 28, 28, 1])],
-            [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", 10])],
+            [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", self._num_features])],
             [onnx.numpy_helper.from_array(value, name) for name, value in self._constants.items()],
         )
         model = helper.make_model(

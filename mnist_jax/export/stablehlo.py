@@ -1,27 +1,19 @@
-"""Writes a trained model for other programs. The command ``python -m mnist_jax.export RUN --format FORMAT``.
+"""The function that is evaluated, for JAX without this code: StableHLO as ``jax.export`` serializes it.
 
-    export_run("runs/mine", "onnx")                      # runs/mine/model.onnx
-    logits = load_stablehlo("runs/mine/model.stablehlo")(image)
+    path.write_bytes(to_stablehlo(config, state))
+    logits = load_stablehlo(path)(image)   # uint8[B, 28, 28, 1]
 
-json          parameters and config, for NumPy alone          see mnist_jax.export.weights
-safetensors   the same, in a third of the space               see mnist_jax.export.weights
-stablehlo     the function itself, for JAX without this code  see to_stablehlo
-onnx          the function itself, for ONNX Runtime           see mnist_jax.export.onnx
-
-What is exported is what is evaluated: the running average of the parameters, if there is one. Nothing is overwritten.
-What needs JAX is imported inside the functions: ``--help`` is answered at once.
+A checksum ends the file, so that a damaged one is refused before JAX sees it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_jax.cli.flags import OneLineParser, exit_status
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 
@@ -30,46 +22,7 @@ if TYPE_CHECKING:
 
     from mnist_jax.core.state import TrainState
 
-FORMATS = ("json", "safetensors", "stablehlo", "onnx")
 _SEAL = b"mnist_jax"  # with a sha256, after the bytes of jax.export, which does not look there
-
-
-def export_run(directory: str | os.PathLike[str], format: str, output: str | os.PathLike[str] | None = None) -> Path:
-    """Writes the newest state of a run to a new file, whole or not at all.
-
-    Args:
-        directory: of the run.
-        format: one of ``FORMATS``.
-        output: the file; default ``model.FORMAT`` in the directory.
-
-    Returns:
-        The file.
-
-    Raises:
-        InputError: there is no run, the file exists or cannot be written, or the format cannot hold the model.
-
-    Example:
-        >>> import tempfile
-        >>> from mnist_jax import TrainConfig, fit
-        >>> with tempfile.TemporaryDirectory() as directory:
-        ...     run = fit(TrainConfig(data="digits", epochs=1, workdir=directory + "/run", quiet=True))
-        ...     export_run(run.workdir, "json").name
-        'model.json'
-    """
-    if format not in FORMATS:
-        raise InputError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    path = Path(directory) / f"model.{format}" if output is None else Path(output)
-    if os.path.lexists(path):
-        raise InputError(f"{path} exists already: name another file with --output")
-
-    from mnist_jax.export.onnx import to_onnx
-    from mnist_jax.export.weights import to_json, to_safetensors
-    from mnist_jax.training.loading import load_run
-
-    config, state = load_run(directory)
-    writers = {"json": to_json, "safetensors": to_safetensors, "stablehlo": to_stablehlo, "onnx": to_onnx}
-    _write_new(path, writers[format](config, state))
-    return path
 
 
 def to_stablehlo(config: TrainConfig, state: TrainState) -> bytes:
@@ -80,7 +33,7 @@ def to_stablehlo(config: TrainConfig, state: TrainState) -> bytes:
         state: to be evaluated.
 
     Returns:
-        The file: a function from ``uint8[B, 28, 28, 1]``, of any B, to logits ``float32[B, 10]``, for CPU, CUDA and
+        The file: a function from ``uint8[B, 28, 28, 1]``, of any B, to logits ``float32[B, K]``, for CPU, CUDA and
         TPU. Without this package: ``jax.export.deserialize(bytearray(content)).call(image)``. JAX promises to read it
         for six months, and not with an older JAX than wrote it: deploy it, and archive JSON or safetensors.
 
@@ -120,7 +73,7 @@ def load_stablehlo(path: str | os.PathLike[str]) -> Callable[[Any], jax.Array]:
         path: of the file.
 
     Returns:
-        A function from ``uint8[B, 28, 28, 1]`` to logits ``float32[B, 10]``.
+        A function from ``uint8[B, 28, 28, 1]`` to logits ``float32[B, K]``.
 
     Raises:
         InputError: the file is damaged or another one, or this version of JAX cannot read it.
@@ -151,37 +104,14 @@ def load_stablehlo(path: str | os.PathLike[str]) -> Callable[[Any], jax.Array]:
     except Exception as error:  # JAX has no error of its own for a file of another version
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: cannot be used with JAX {jax.__version__} here: {reason}") from None
-    if getattr(result, "shape", None) != (2, 10):
-        raise InputError(f"{path}: a function to logits [B, 10] wanted, got another")
+    if not _is_logits(result):
+        raise InputError(f"{path}: a function to logits [B, K] wanted, got another")
     return function
 
 
-def _write_new(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        try:
-            part.write_bytes(content)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+def _is_logits(result: Any) -> bool:
+    """Whether the result for two images is one array ``float[2, K]``."""
+    import jax
 
-
-def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.export") -> int:
-    """The command: writes the file, and prints its name, format and size."""
-
-    def command() -> None:
-        parser = OneLineParser(prog=prog, description="Write the trained model of a run for other programs.")
-        parser.add_argument("run", metavar="RUN", help="directory of the run")
-        parser.add_argument("--format", required=True, choices=FORMATS, help="what to write")
-        parser.add_argument("--output", metavar="FILE", help="a new file; default: RUN/model.FORMAT")
-        flags = parser.parse_args(args)
-        path = export_run(flags.run, flags.format, flags.output)
-        print(f"{path}  {flags.format}  {path.stat().st_size:,} bytes")
-
-    return exit_status(command)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    shape: tuple[int, ...] = getattr(result, "shape", ())
+    return len(shape) == 2 and shape[0] == 2 and jax.numpy.issubdtype(result.dtype, jax.numpy.floating)

@@ -1,9 +1,9 @@
 """The parameters of a run in a file that other programs read, and back: JSON and safetensors.
 
     path.write_bytes(to_json(config, state))   # or to_safetensors
-    config, state = load_export("runs/mine/model.json")
+    header, found = read_weights(path)         # mnist_jax.load_export makes a state of them
 
-Both hold the parameters that are evaluated, ``state.eval_params``, the model's other arrays, ``state.model_state``, and
+Both hold the parameters that are evaluated, ``state.eval_params``, the model's other arrays, ``state.eval_model_state``, and
 the config; they are what to keep for years. A JSON reader needs nothing but NumPy. An MLP without ``batch_norm``:
 
     model = json.loads(Path("model.json").read_text())
@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +33,21 @@ import numpy as np
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.core.state import PyTree, TrainState
-from mnist_jax.data import class_names_of
 from mnist_jax.errors import InputError, import_extra
-from mnist_jax.training.build import build_state
 
 _FORMAT, _VERSION = "mnist_jax", 1
+_DIGITS = tuple("0123456789")
 _LARGEST_FILE = 10**9  # bytes
 _MOST_LAYERS = 1000  # or rows of kernels: tracing takes time for each
 
 
-def to_json(config: TrainConfig, state: TrainState) -> bytes:
+def to_json(config: TrainConfig, state: TrainState, class_names: Sequence[str] = _DIGITS) -> bytes:
     """The parameters as one JSON object: ``format, version, config, class_names, params, model_state``.
 
     Args:
         config: of the run.
         state: to be evaluated.
+        class_names: K names.
 
     Returns:
         The file. Each number is the shortest decimal that is read as the same float32, by way of a double as well.
@@ -56,6 +56,7 @@ def to_json(config: TrainConfig, state: TrainState) -> bytes:
         InputError: a parameter is not finite.
 
     Example:
+        >>> from mnist_jax import build_state
         >>> config = TrainConfig(hidden_sizes=(8,))
         >>> state = build_state(config)
         >>> layer = json.loads(to_json(config, state))["params"]["Dense_1"]
@@ -68,19 +69,20 @@ def to_json(config: TrainConfig, state: TrainState) -> bytes:
         "format": _FORMAT,
         "version": _VERSION,
         "config": config.training_fields(),
-        "class_names": class_names_of(config.data),
+        "class_names": list(class_names),
         "params": arrays["params"],
         "model_state": arrays["model_state"],
     }
     return json.dumps(content, separators=(",", ":")).encode() + b"\n"
 
 
-def to_safetensors(config: TrainConfig, state: TrainState) -> bytes:
+def to_safetensors(config: TrainConfig, state: TrainState, class_names: Sequence[str] = _DIGITS) -> bytes:
     """The parameters as safetensors: ``params.Dense_0.kernel`` and so on, the rest as metadata.
 
     Args:
         config: of the run.
         state: to be evaluated.
+        class_names: K names.
 
     Returns:
         The file. Its metadata are the strings ``format``, ``version``, and as JSON ``config`` and ``class_names``.
@@ -92,6 +94,7 @@ def to_safetensors(config: TrainConfig, state: TrainState) -> bytes:
 
     Example:
         >>> import safetensors.numpy
+        >>> from mnist_jax import build_state
         >>> config = TrainConfig(hidden_sizes=())
         >>> sorted(safetensors.numpy.load(to_safetensors(config, build_state(config))))
         ['params.Dense_0.bias', 'params.Dense_0.kernel']
@@ -102,32 +105,36 @@ def to_safetensors(config: TrainConfig, state: TrainState) -> bytes:
         "format": _FORMAT,
         "version": str(_VERSION),
         "config": json.dumps(config.training_fields()),
-        "class_names": json.dumps(class_names_of(config.data)),
+        "class_names": json.dumps(list(class_names)),
     }
     content: bytes = import_extra("safetensors.numpy", "export").save(arrays, metadata)
     return content
 
 
-def load_export(path: str | os.PathLike[str]) -> tuple[TrainConfig, TrainState]:
+def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads what :func:`to_json` or :func:`to_safetensors` wrote, whatever the name of the file.
 
     Args:
         path: of the file.
 
     Returns:
-        The config of the run, and a state to be evaluated, as from :func:`mnist_jax.load_run`: its step is 0.
+        The header, whose ``config`` is a ``TrainConfig`` and whose ``class_names`` are K strings; and by their names,
+        such as ``params.Dense_0.kernel``, the parameters as they were found: arrays, or what JSON holds instead.
+        :func:`arrays_like` checks them.
 
     Raises:
-        InputError: the file cannot be read, is damaged, or does not hold the arrays that its config describes.
+        InputError: the file cannot be read, is damaged or another one, or its config is none.
 
     Example:
         >>> import tempfile
+        >>> from mnist_jax import build_state
         >>> config = TrainConfig(hidden_sizes=(8,))
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     path = Path(directory) / "model.json"
         ...     _ = path.write_bytes(to_json(config, build_state(config)))
-        ...     load_export(path)[0] == config
-        True
+        ...     header, found = read_weights(path)
+        >>> header["config"] == config, len(found["params.Dense_1.bias"])
+        (True, 10)
     """
     path = Path(path)
     content = read_bounded(path)
@@ -142,12 +149,39 @@ def load_export(path: str | os.PathLike[str]) -> tuple[TrainConfig, TrainState]:
         for name, wanted in (("format", _FORMAT), ("version", _VERSION)):
             if header.get(name) not in (wanted, str(wanted)):
                 raise InputError(f"{name} must be {wanted}, got {reprlib.repr(header.get(name))}")
-        config = _read_config(header.get("config"))
-        return config, _fill(config, found)
+        config, class_names = _read_config(header.get("config")), _read_class_names(header.get("class_names", _DIGITS))
+        return {**header, "config": config, "class_names": class_names}, found
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except RecursionError:
         raise InputError(f"{path}: JSON that can be read wanted, got one nested too deeply") from None
+
+
+def arrays_like(shapes: TrainState, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays found, in the structure of a state.
+
+    Args:
+        shapes: the state that they are for; shapes will do, as ``jax.eval_shape`` has them.
+        found: from :func:`read_weights`.
+
+    Returns:
+        ``{"params": ..., "model_state": ...}``.
+
+    Raises:
+        InputError: an array is missing, one too many, of another shape, or not finite.
+    """
+    wanted = _named_leaves(shapes)
+    for name in sorted([*wanted, *found], key=lambda name: not name.startswith("params.")):
+        if name not in found:
+            raise InputError(f"{name} wanted as float32{list(wanted[name].shape)}, got none")
+        if name not in wanted:
+            raise InputError(f"{reprlib.repr(name)} found, which the model of its config has not")
+    arrays = {name: _to_array(found[name], leaf.shape, name) for name, leaf in wanted.items()}
+    _check_finite(arrays)
+    filled: dict[str, Any] = jax.tree.unflatten(
+        jax.tree.structure(_evaluated(shapes)), map(jnp.asarray, arrays.values())
+    )
+    return filled
 
 
 def read_bounded(path: Path) -> bytes:
@@ -168,7 +202,7 @@ def read_bounded(path: Path) -> bytes:
 
 
 def _evaluated(state: TrainState) -> PyTree:
-    return {"params": state.eval_params, "model_state": state.model_state}
+    return {"params": state.eval_params, "model_state": state.eval_model_state}
 
 
 def _named_leaves(state: TrainState) -> dict[str, Any]:
@@ -216,14 +250,16 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 dtype = file.get_slice(name).get_dtype()
                 if dtype != "F32":
                     raise InputError(f"{reprlib.repr(name)} must be F32, got {dtype}")
-            header = dict(file.metadata() or {})
+            header: dict[str, Any] = dict(file.metadata() or {})
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"a whole safetensors file wanted ({' '.join(str(error).split())})") from None
-    try:
-        return {**header, "config": json.loads(header.get("config", "null"))}, arrays
-    except ValueError as error:
-        raise InputError(f"config must be JSON ({error})") from None
+    for name in ("config", "class_names"):
+        try:
+            header |= {name: json.loads(header[name])} if name in header else {}
+        except ValueError as error:
+            raise InputError(f"{name} must be JSON ({error})") from None
+    return header, arrays
 
 
 def _read_config(fields: Any) -> TrainConfig:
@@ -233,22 +269,10 @@ def _read_config(fields: Any) -> TrainConfig:
     return config
 
 
-def _fill(config: TrainConfig, found: dict[str, Any]) -> TrainState:
-    """The state that a config describes, with the arrays found."""
-    wanted = _named_leaves(jax.eval_shape(lambda: build_state(config)))
-    for name in sorted([*wanted, *found], key=lambda name: not name.startswith("params.")):
-        if name not in found:
-            raise InputError(f"{name} wanted as float32{list(wanted[name].shape)}, got none")
-        if name not in wanted:
-            raise InputError(f"{reprlib.repr(name)} found, which the model of its config has not")
-    arrays = {name: _to_array(found[name], leaf.shape, name) for name, leaf in wanted.items()}
-    _check_finite(arrays)
-    state = build_state(config)
-    tree = jax.tree.unflatten(jax.tree.structure(_evaluated(state)), map(jnp.asarray, arrays.values()))
-    params, model_state = tree["params"], tree["model_state"]
-    return state.replace(
-        params=params, ema_params=None if state.ema_params is None else params, model_state=model_state
-    )
+def _read_class_names(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"class_names must be a list of words, got {reprlib.repr(names)}")
+    return tuple(names)
 
 
 def _to_array(found: Any, shape: tuple[int, ...], name: str) -> np.ndarray:

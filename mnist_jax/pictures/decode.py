@@ -1,6 +1,6 @@
 """Reads picture files of any kind as grey pixels.
 
-    picture = read_picture(Path("seven.jpg").read_bytes(), "seven.jpg")   # float32[H, W]
+    picture = read_picture(read_file("seven.jpg"), "seven.jpg")   # float32[H, W]
 
 A file is trusted no further than its header: what says that it is too large is not decoded.
 """
@@ -8,8 +8,10 @@ A file is trusted no further than its header: what says that it is too large is 
 from __future__ import annotations
 
 import io
+import os
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -101,3 +103,15 @@ def _project(pixels: np.ndarray) -> np.ndarray:
     weights = directions[:, -1].astype(np.float32)
     weights *= np.sign(weights.sum() or 1.0) / np.abs(weights).sum()
     return np.clip(pixels @ weights - 255 * weights[weights < 0].sum(), 0, 255)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Reads a file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{os.fspath(path)}: cannot be read ({error.strerror})") from None

@@ -18,7 +18,6 @@ from mnist_jax.core.calibration import Calibration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from tensorboardX import SummaryWriter
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -223,16 +222,6 @@ def sweep_results(
         legend |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, fontsize=8)
     _save(figure, path)
-
-
-def show_in_tensorboard(board: SummaryWriter, path: Path, step: int) -> None:
-    """Adds a PNG to the events of a run under the stem of its name, as it is: ``add_image`` would encode it anew."""
-    from matplotlib.image import imread
-    from tensorboardX.proto.summary_pb2 import Summary
-
-    height, width, channels = imread(path).shape
-    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=path.read_bytes())
-    board.file_writer.add_summary(Summary(value=[Summary.Value(tag=path.stem, image=image)]), step)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Searches hyperparameters on the validation split, several models in one program. ``python -m mnist_jax.sweep``.
+"""Searches hyperparameters on the validation split, several models in one program.
 
     search = Search(vary=("learning_rate=1e-4:1e-2", "hidden_sizes=128/512,256"), method="halving")
     sweep = run_sweep(TrainConfig(epochs=9), search)
@@ -20,7 +20,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import shlex
 import signal
 import sys
 import time
@@ -28,15 +27,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_jax.cli.flags import exit_status, parse_flags
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import InputError
-from mnist_jax.sweep.space import PER_TRIAL, Hyperparameters, Search, Trial, parse_search_flags
+from mnist_jax.sweep.space import PER_TRIAL, Hyperparameters, Search, Trial
 from mnist_jax.training.directory import lock_directory, new_directory, write_whole
 from mnist_jax.training.signals import StopSignals
-
-_LONGEST_TABLE = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,53 +241,3 @@ def _read_trials(path: Path, drawn: Sequence[Hyperparameters]) -> list[Trial]:
     if _to_lines(trials) != text:  # another version, of NumPy say, may draw others
         raise InputError(f"{file}: trials with what is drawn here wanted, got others: begin a new sweep")
     return trials
-
-
-def results_table(sweep: Sweep) -> str:
-    """The trials as text, each where it got to, best first; and the command that trains the best."""
-    last = sorted({trial.number: trial for trial in reversed(sweep.trials)}.values(), key=Trial.rank)
-    names = list(sweep.trials[0].hyperparameters)
-    rows = [["trial", "epochs", *names, "validation loss", "accuracy"]]
-    for trial in last[:_LONGEST_TABLE]:
-        loss = "diverged" if trial.validation_loss is None else f"{trial.validation_loss:.4f}"
-        drawn = (trial.hyperparameters[name] for name in names)
-        values = [",".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in drawn]
-        rows.append([str(trial.number), str(trial.epochs), *values, loss, f"{trial.validation_accuracy:.2%}"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    if len(last) > _LONGEST_TABLE:
-        lines.append(f"and {len(last) - _LONGEST_TABLE} more in {sweep.workdir / 'trials.jsonl'}")
-    seconds = sum(trial.seconds for trial in sweep.trials)
-    lines += [
-        "",
-        f"the best: python -m mnist_jax.train {shlex.join(_flags(sweep.best_config))}",
-        f"{seconds:.1f} s training; everything is in {sweep.workdir}",
-    ]
-    return "\n".join(lines)
-
-
-def _flags(config: TrainConfig) -> Iterator[str]:
-    """The flags of ``mnist_jax.train`` that make this config."""
-    for field in dataclasses.fields(TrainConfig):
-        value, flag = getattr(config, field.name), field.name.replace("_", "-")
-        if value == field.default or field.name in ("progress", "quiet"):
-            continue
-        if isinstance(value, bool):
-            yield f"--{flag}" if value else f"--no-{flag}"
-        else:
-            yield from (f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,)))
-
-
-def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.sweep") -> int:
-    """The command: parses ``args`` (default: the command line), searches, prints the table."""
-
-    def command() -> None:
-        fields, others = parse_search_flags(args, prog)
-        config = parse_flags(TrainConfig(), others, prog)  # which answers --help
-        print(results_table(run_sweep(config, Search(**fields))))
-
-    return exit_status(command)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

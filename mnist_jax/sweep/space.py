@@ -1,11 +1,11 @@
-"""What to search: ``--vary`` as dimensions, the settings drawn from them, and which are trained together, for how long.
+"""Search space: parses ``vary``, samples trials, groups them into populations and rungs.
 
     search = Search(vary=("learning_rate=1e-4:1e-2", "hidden_sizes=128/512,256"), trials=27, method="halving")
     drawn = search.draw(config)                     # 27 times {"learning_rate": ..., "hidden_sizes": ...}
     search.rungs(epochs=9)                          # [(27, 1), (9, 3), (3, 9)]
     search.populations(config, drawn, range(27))    # a config and the numbers of its trials, for each program
 
-Nothing here trains or needs JAX: that is ``sweep.py``.
+Nothing here trains or needs JAX: that is ``run.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mnist_jax.cli.flags import OneLineParser
 from mnist_jax.config import PRESENTATION, TrainConfig
 from mnist_jax.errors import InputError
 
@@ -219,28 +218,3 @@ def _parse_values(name: str, texts: Sequence[str], config: TrainConfig) -> tuple
             value = (value,)
         values.append(getattr(dataclasses.replace(config, **{name: value}), name))
     return tuple(values)
-
-
-def parse_search_flags(args: Sequence[str] | None, prog: str) -> tuple[dict[str, Any], list[str]]:
-    """The flags of a search as fields of ``Search``, and the other flags; writes its part of the help if asked."""
-    parser = OneLineParser(
-        prog=prog, usage=f"{prog} --vary NAME=VALUES ... [flags]", add_help=False, allow_abbrev=False
-    )
-    own = parser.add_argument_group(
-        "the search", description="validation accuracy decides; besides, it has the flags below"
-    )
-    vary = (
-        "LOW:HIGH (even on a logarithmic axis from a factor of 10) or A/B/C, for flags of mnist_jax.train: "
-        "learning_rate=1e-4:1e-2 hidden_sizes=128/512,256"
-    )
-    eta = "halving keeps one of so many, for so many times the epochs (%(default)s)"
-    population = f"trials in one program (%(default)s); they share all but {', '.join(sorted(PER_TRIAL))}"
-    own.add_argument("--vary", nargs="+", default=(), metavar="NAME=VALUES", help=vary)
-    own.add_argument("--trials", type=int, default=Search.trials, help="settings to try (%(default)s)")
-    own.add_argument("--method", choices=("random", "halving"), default=Search.method, help="(%(default)s)")
-    own.add_argument("--eta", type=int, default=Search.eta, help=eta)
-    own.add_argument("--population", type=int, default=Search.population, help=population)
-    flags, others = parser.parse_known_args(args)
-    if {"-h", "--help"} & set(others):
-        print(parser.format_help())
-    return {**vars(flags), "vary": tuple(flags.vary)}, others

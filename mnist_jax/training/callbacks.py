@@ -121,7 +121,7 @@ class TensorBoard(Callback):
 
     def on_finish(self, training: Training) -> None:
         """Adds the numbers of the test split, and the figure."""
-        from mnist_jax.report.figures import show_in_tensorboard
+        from mnist_jax.report.tensorboard import show_in_tensorboard
 
         for name in ("loss", "accuracy"):
             self._writer.add_scalar(f"{name}/test", training.summary[f"test_{name}"], training.step)

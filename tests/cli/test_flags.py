@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from mnist_jax import InputError, NonFiniteLossError, TrainConfig
-from mnist_jax.cli.flags import exit_status, parse_flags
+from mnist_jax.cli.flags import parse_flags, run_command
 from mnist_jax.errors import import_extra
 
 
@@ -81,7 +81,7 @@ def test_errors_become_a_line_and_a_status(capsys, error, status, message):
     def command():
         raise error
 
-    assert exit_status(command) == status
+    assert run_command(command) == status
     assert capsys.readouterr().err == message
 
 
@@ -90,14 +90,14 @@ def test_a_notice_is_a_line_on_stderr(capsys):
         logging.getLogger("mnist_jax").warning("using the %s", "digits")
 
     for _ in range(2):
-        assert exit_status(command) == 0
+        assert run_command(command) == 0
     assert capsys.readouterr().err == "using the digits\nusing the digits\n"
 
 
 def test_success_is_0_and_a_bug_keeps_its_traceback():
-    assert exit_status(lambda: None) == 0
+    assert run_command(lambda: None) == 0
     with pytest.raises(ZeroDivisionError):
-        exit_status(lambda: 1 // 0)
+        run_command(lambda: 1 // 0)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_success_is_0_and_a_bug_keeps_its_traceback():
     ],
 )
 def test_an_output_that_cannot_be_written_is_one_line(run_python, tmp_path, redirection, status, message):
-    code = "import sys\nfrom mnist_jax.cli.flags import exit_status\nsys.exit(exit_status(lambda: print('words')))"
+    code = "import sys\nfrom mnist_jax.cli.flags import run_command\nsys.exit(run_command(lambda: print('words')))"
     shell = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {code!r}], stdout=OUT))"
     shell = shell.replace(
         "stdout=OUT",

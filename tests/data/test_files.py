@@ -3,7 +3,7 @@ import struct
 
 import numpy as np
 import pytest
-from conftest import IDX_NAMES, idx_bytes, make_arrays, write_idx_files
+from conftest import CSV_HEADER, IDX_NAMES, idx_bytes, make_arrays, write_csv, write_idx_files
 
 from mnist_jax import InputError
 from mnist_jax.data.files import find_idx_files, read_csv, read_csv_images, read_idx, read_idx_files
@@ -113,15 +113,6 @@ def test_files_that_do_not_fit_together_are_named(tmp_path, change, message):
         read_directory(tmp_path)
 
 
-HEADER = ",".join(["label", *(f"pixel{i}" for i in range(784))])
-
-
-def write_csv(path, label, pixels, header=HEADER):
-    rows = [",".join(map(str, [y, *x])) for y, x in zip(label, pixels, strict=True)]
-    path.write_text("\n".join([header, *rows]) + "\n")
-    return path
-
-
 def test_a_csv_gives_back_what_was_written(tmp_path):
     arrays = make_arrays(14)
     image, label = arrays["train_image"], arrays["train_label"]
@@ -132,7 +123,7 @@ def test_a_csv_gives_back_what_was_written(tmp_path):
 
 
 def test_a_csv_may_begin_with_a_byte_order_mark(tmp_path):
-    path = write_csv(tmp_path / "train.csv", range(4), np.zeros((4, 784), int), header="\ufeff" + HEADER)
+    path = write_csv(tmp_path / "train.csv", range(4), np.zeros((4, 784), int), header="\ufeff" + CSV_HEADER)
     assert read_csv(path)["train_label"].tolist() == [0, 1, 2]
 
 
@@ -175,12 +166,12 @@ def test_images_of_a_csv_give_back_what_was_written(tmp_path, labels, num_rows):
     ("content", "message"),
     [
         ("", "columns pixel0,...,pixel783 wanted, missing pixel0 and 783 more"),
-        (HEADER.replace(",pixel7,", ","), "columns pixel0,...,pixel783 wanted, missing pixel7"),
-        (HEADER + ",more", "columns pixel0,...,pixel783 wanted in this order, got 786 columns"),
-        (HEADER, r"at least 1 row of 785 cells wanted, got .*"),
-        (HEADER + "\n" + ",".join(["1"] * 784), r"at least 1 row of 785 cells wanted, got \(1, 784\)"),
-        (HEADER + "\n" + ",".join(["-1"] * 785), "pixels must be 0 to 255, got -1 at example 0, pixel0"),
-        (HEADER + "\n" + ",".join(["x"] * 785), "whole numbers wanted in every cell below the header (.*'x'.*)"),
+        (CSV_HEADER.replace(",pixel7,", ","), "columns pixel0,...,pixel783 wanted, missing pixel7"),
+        (CSV_HEADER + ",more", "columns pixel0,...,pixel783 wanted in this order, got 786 columns"),
+        (CSV_HEADER, r"at least 1 row of 785 cells wanted, got .*"),
+        (CSV_HEADER + "\n" + ",".join(["1"] * 784), r"at least 1 row of 785 cells wanted, got \(1, 784\)"),
+        (CSV_HEADER + "\n" + ",".join(["-1"] * 785), "pixels must be 0 to 255, got -1 at example 0, pixel0"),
+        (CSV_HEADER + "\n" + ",".join(["x"] * 785), "whole numbers wanted in every cell below the header (.*'x'.*)"),
         (b"\xff\xff", "whole numbers wanted in every cell below the header .*can't decode.*"),
     ],
 )

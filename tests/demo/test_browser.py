@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 from conftest import MNIST_DIR
-from test_demo import DIGITS, SEVEN, picture, serving
+from pages import DIGITS, SEVEN, picture, serving
 
 from mnist_jax import InputError, TrainConfig, build_state, fit
 from mnist_jax.demo.__main__ import _DEFAULT_RUN
 from mnist_jax.demo.server import create_app
-from mnist_jax.predict import Prediction, Predictor
+from mnist_jax.pictures.predictor import Prediction, Predictor
 
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import io
 import json
 import logging
 import re
@@ -10,47 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import uvicorn
-from PIL import Image, ImageDraw
+from pages import DIGITS, SEVEN, picture, serving
 
 from mnist_jax import InputError, TrainConfig, build_state
 from mnist_jax.demo import __main__ as demo
 from mnist_jax.demo import server
 from mnist_jax.demo.server import LARGEST_BODY, create_app
-from mnist_jax.predict import Prediction, Predictor
-
-DIGITS = tuple("0123456789")
-SEVEN = [(80, 60), (200, 60), (130, 220)]
-
-
-@contextlib.contextmanager
-def serving(app):
-    """Serves an application at the address it yields."""
-    config = uvicorn.Config(app, loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None)
-    running = uvicorn.Server(config)
-    with demo.listen("127.0.0.1", 0) as listener:
-        thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            running.should_exit = True
-            thread.join()
-
-
-def picture(points=(), side=280):
-    """A drawing as PNG."""
-    image, file = Image.new("L", (side, side), "white"), io.BytesIO()
-    if points:
-        ImageDraw.Draw(image).line(points, "black", 20, joint="curve")
-    image.save(file, "PNG")
-    return file.getvalue()
+from mnist_jax.pictures.predictor import Prediction, Predictor
 
 
 def fake_predictor(content):

@@ -1,20 +1,19 @@
-"""The formats themselves, and what is refused; that others read them is tested with the command that writes them."""
+"""What is written, and what is refused; that other programs read it: ``test_formats.py``."""
 
 import json
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import assert_trees_equal, make_state
+from conftest import assert_trees_equal, make_split, make_state
+from readers import logits_of
 
-from mnist_jax import InputError, TrainConfig, build_state
-from mnist_jax.export.weights import load_export, to_json, to_safetensors
-
-OPTIONS = [
-    {"hidden_sizes": (16, 12), "batch_norm": True},
-    {"model": "cnn", "channels": (3, 4), "dense_size": 0, "batch_norm": True, "padding": "same"},
-]
+from mnist_jax import InputError, TrainConfig, build_state, load_export
+from mnist_jax.export import weights
+from mnist_jax.export.weights import read_weights, to_json, to_safetensors
 
 
 def evaluated(state):
@@ -25,30 +24,6 @@ def evaluated(state):
 def small():
     config = TrainConfig(hidden_sizes=(2,), batch_norm=True)
     return config, make_state(config)
-
-
-@pytest.mark.parametrize("write", [to_json, to_safetensors])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_what_is_read_back_is_what_was_written(tmp_path, options, write):
-    config = TrainConfig(**options, seed=3)
-    state = make_state(config)
-    path = tmp_path / "model"
-    path.write_bytes(write(config, state))
-    read_config, read = load_export(path)
-    assert read_config == config
-    assert_trees_equal(evaluated(read), evaluated(state))
-    assert_trees_equal(read.params, read.eval_params)
-    assert read.model == state.model
-
-
-@pytest.mark.parametrize("ema_decay", [None, 0.99])
-def test_with_and_without_a_running_average(tmp_path, ema_decay):
-    config = TrainConfig(hidden_sizes=(4,), ema_decay=ema_decay)
-    state = build_state(config)
-    (tmp_path / "model").write_bytes(to_json(config, state))
-    _, read = load_export(tmp_path / "model")
-    assert (read.ema_params is None) == (ema_decay is None)
-    assert_trees_equal(read.eval_params, state.eval_params)
 
 
 @pytest.mark.parametrize("write", [to_json, to_safetensors])
@@ -111,6 +86,12 @@ HOSTILE = {
     "long version": (lambda c: c.update(version="x" * 10**6), "version must be 1, got 'xxxxxxxxxxxx...xxxxxxxxxxxxx'"),
     "no config": (lambda c: c.pop("config"), "config: must be a JSON object, got NoneType"),
     "config list": (lambda c: c.update(config=[]), "config: must be a JSON object, got list"),
+    "class names": (
+        lambda c: c.update(class_names="0123456789"),
+        "class_names must be a list of words, got '0123456789'",
+    ),
+    "no class names": (lambda c: c.update(class_names=[]), r"class_names must be a list of words, got \[\]"),
+    "class numbers": (lambda c: c.update(class_names=[0, 1]), r"class_names must be a list of words, got \[0, 1\]"),
     "unknown field": (lambda c: c["config"].update(depth=3), "config: unknown field 'depth'"),
     "field": (lambda c: c["config"].update(hidden_sizes=["8"]), r"hidden_sizes must be whole numbers, got \['8'\]"),
     "huge number": (lambda c: c["config"].update(momentum=10**400), r"momentum must be in \[0, 1\), got inf"),
@@ -228,6 +209,8 @@ def save(tmp_path, small, change=lambda arrays, metadata: None):
         (lambda a, m: m.pop("config"), "config: must be a JSON object, got NoneType"),
         (lambda a, m: m.update(config="{"), "config must be JSON .*"),
         (lambda a, m: m.update(config="[" * 10**6), "JSON that can be read wanted, got one nested too deeply"),
+        (lambda a, m: m.update(class_names="["), "class_names must be JSON .*"),
+        (lambda a, m: m.update(class_names="{}"), "class_names must be a list of words, got {}"),
         (lambda a, m: m.update(config='{"width": 3}'), "config: unknown field 'width'"),
         (lambda a, m: a.pop("params.Dense_1.bias"), r"params.Dense_1.bias wanted as float32\[10\], got none"),
         (lambda a, m: a.update(more=np.zeros(3, np.float32)), "'more' found, which the model of its config has not"),
@@ -244,10 +227,30 @@ def save(tmp_path, small, change=lambda arrays, metadata: None):
             "params.Dense_1.bias: finite float32 numbers wanted, got others",
         ),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_safetensors_that_do_not_fit_are_named(tmp_path, small, change, message):
     assert_trees_equal(evaluated(load_export(save(tmp_path, small))[1]), evaluated(small[1]))
     path = save(tmp_path, small, change)
     with pytest.raises(InputError, match=f"^{path}: {message}$"):
         load_export(path)
+
+
+def test_the_reader_in_the_documentation(tmp_path, monkeypatch):
+    config = TrainConfig(hidden_sizes=(16, 12))
+    state = make_state(config)
+    monkeypatch.chdir(tmp_path)
+    Path("model.json").write_bytes(to_json(config, state))
+    names = {"json": json, "np": np, "Path": Path, "image": make_split(3).image}
+    exec(re.search(r"( {4}model = .*?\n)\n", weights.__doc__, re.DOTALL)[1].replace("\n    ", "\n").strip(), names)
+    np.testing.assert_allclose(names["logits"], logits_of(state, names["image"]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("write", [to_json, to_safetensors])
+def test_the_header_has_the_config_and_the_class_names(tmp_path, small, write):
+    names = tuple("abcdefghij")
+    path = tmp_path / "model"
+    path.write_bytes(write(*small, names))
+    header, found = read_weights(path)
+    assert (header["config"], header["class_names"]) == (small[0], names)
+    assert sorted(found)[-1] == "params.Dense_1.kernel"

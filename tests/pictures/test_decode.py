@@ -3,8 +3,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from drawing import SEVEN, distance, draw_seven, encode, grey
 from PIL import Image, ImageDraw
-from test_normalize import SEVEN, distance, draw_seven, encode, grey
 
 from mnist_jax import InputError
 from mnist_jax.pictures.decode import read_picture

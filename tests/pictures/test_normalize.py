@@ -1,9 +1,9 @@
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import MNIST_DIR
+from drawing import SEVEN, distance, draw_seven, grey
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
@@ -11,33 +11,6 @@ from benchmarks.pictures import RENDERINGS, render
 from mnist_jax import InputError, Split, TrainConfig, evaluate_dataset, fit, load_dataset
 from mnist_jax.pictures.decode import read_picture
 from mnist_jax.pictures.normalize import prepare_image
-
-
-def draw_seven(side=280, paper=255, ink=0, width=18, mode="L"):
-    """A seven in the upper left of a square."""
-    image = Image.new(mode, (side, side), paper)
-    corners = [(side * x, side * y) for x, y in ((0.15, 0.1), (0.45, 0.1), (0.3, 0.55))]
-    ImageDraw.Draw(image).line(corners, fill=ink, width=width, joint="curve")
-    return image
-
-
-def encode(image, format="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
-
-
-def grey(image):
-    return np.asarray(image, np.float32)
-
-
-def distance(one, other):
-    """Mean difference of two prepared images, of 255; the rounding of the centre may move one by a pixel."""
-    moves = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
-    return min(np.abs(np.roll(one, move, (0, 1)).astype(float) - other).mean() for move in moves)
-
-
-SEVEN = prepare_image(grey(draw_seven()))
 
 
 def test_the_image_is_as_mnist_makes_them():

@@ -117,9 +117,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, model):
     straight = fit(small(tmp_path, "straight", epochs=4, **options))
     fit(small(tmp_path, epochs=2, **options))
     resumed = fit(small(tmp_path, epochs=4, resume=True, **options))
-    assert_trees_equal(
-        resumed.state, straight.state.replace(recipe=resumed.state.recipe)
-    )
+    assert_trees_equal(resumed.state, straight.state.replace(recipe=resumed.state.recipe))
     assert [line["epoch"] for line in resumed.history] == [1, 2, 3, 4]
     for name in ("train_loss", "validation_loss", "validation_accuracy"):
         np.testing.assert_allclose(

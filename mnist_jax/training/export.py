@@ -1,0 +1,125 @@
+"""Exports the model of a run to a file, and loads one back.
+
+    export_run("runs/mine", "onnx")                        # runs/mine/model.onnx
+    config, state = load_export("runs/mine/model.json")    # or a .safetensors
+
+The formats are those of ``mnist_jax.export``. What needs JAX is imported inside the functions, so that the command
+answers ``--help`` at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.errors import InputError
+from mnist_jax.export import FORMATS
+
+if TYPE_CHECKING:
+    from mnist_jax.core.state import TrainState
+
+
+def export_run(directory: str | os.PathLike[str], format: str, output: str | os.PathLike[str] | None = None) -> Path:
+    """Writes the newest state of a run to a new file, whole or not at all.
+
+    Args:
+        directory: of the run.
+        format: ``json``, ``safetensors``, ``stablehlo`` or ``onnx``.
+        output: the file; default ``model.FORMAT`` in the directory.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: there is no run, the file exists or cannot be written, or the format cannot hold the model.
+
+    Example:
+        >>> import tempfile
+        >>> from mnist_jax import TrainConfig, fit
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     run = fit(TrainConfig(data="digits", epochs=1, workdir=directory + "/run", quiet=True))
+        ...     export_run(run.workdir, "json").name
+        'model.json'
+    """
+    if format not in FORMATS:
+        raise InputError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    path = Path(directory) / f"model.{format}" if output is None else Path(output)
+    if os.path.lexists(path):
+        raise InputError(f"{path} exists already: name another file with --output")
+
+    from mnist_jax.training.loading import load_class_names, load_run
+
+    config, state = load_run(directory)
+    _write_new(path, _to_bytes(format, config, state, load_class_names(directory)))
+    return path
+
+
+def load_export(path: str | os.PathLike[str]) -> tuple[TrainConfig, TrainState]:
+    """Reads a model that was exported as ``json`` or ``safetensors``, whatever the name of the file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The config of the run, and a state to be evaluated, as from :func:`mnist_jax.load_run`: its step is 0.
+
+    Raises:
+        InputError: the file cannot be read, is damaged, or does not hold the arrays that its config describes.
+
+    Example:
+        >>> import tempfile
+        >>> from mnist_jax import build_state
+        >>> from mnist_jax.export.weights import to_json
+        >>> config = TrainConfig(hidden_sizes=(8,))
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = Path(directory) / "model.json"
+        ...     _ = path.write_bytes(to_json(config, build_state(config)))
+        ...     load_export(path)[0] == config
+        True
+    """
+    import jax
+
+    from mnist_jax.export.weights import arrays_like, read_weights
+    from mnist_jax.training.build import build_state
+
+    header, found = read_weights(path)
+    config = header["config"]
+    create = functools.partial(build_state, config, num_classes=len(header["class_names"]))
+    try:
+        arrays = arrays_like(jax.eval_shape(create), found)  # before any array of the state is made
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    state, params, model_state = create(), arrays["params"], arrays["model_state"]
+    return config, state.replace(
+        params=params,
+        ema_params=None if state.ema_params is None else params,
+        model_state=model_state,
+        ema_model_state=None if state.ema_model_state is None else model_state,
+    )
+
+
+def _to_bytes(format: str, config: TrainConfig, state: TrainState, class_names: Sequence[str]) -> bytes:
+    from mnist_jax.export.onnx import to_onnx
+    from mnist_jax.export.stablehlo import to_stablehlo
+    from mnist_jax.export.weights import to_json, to_safetensors
+
+    if format == "stablehlo":  # which has no place for names
+        return to_stablehlo(config, state)
+    writers = {"json": to_json, "safetensors": to_safetensors, "onnx": to_onnx}
+    return writers[format](config, state, class_names)
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        try:
+            part.write_bytes(content)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,58 @@
+import pytest
+
+from mnist_jax import TrainConfig, export_run, fit, load_export
+from mnist_jax.export.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The directory of a run on the embedded digits."""
+    path = tmp_path_factory.mktemp("runs") / "mlp"
+    fit(TrainConfig(data="digits", hidden_sizes=(64, 32), epochs=1, optimizer="sgd", workdir=str(path), quiet=True))
+    return path
+
+
+def test_the_command_says_what_it_wrote(run, tmp_path, capsys):
+    path = tmp_path / "other.name"
+    assert main([str(run), "--format", "safetensors", "--output", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}  safetensors  {path.stat().st_size:,} bytes\n"
+    assert list(tmp_path.iterdir()) == [path]
+    assert load_export(path)[0].hidden_sizes == (64, 32)
+
+
+def test_the_file_goes_into_the_run_and_nothing_is_overwritten(run, capsys):
+    path = run / "model.json"
+    assert export_run(run, "json") == path
+    before = path.read_bytes()
+    assert main([str(run), "--format", "json"]) == 2
+    assert capsys.readouterr().err == f"error: {path} exists already: name another file with --output\n"
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["RUN"], "the following arguments are required: --format"),
+        (["RUN", "--format", "pickle"], "argument --format: invalid choice: 'pickle'"),
+        (["nowhere", "--format", "json"], "nowhere: a run with a config.json wanted, found none"),
+        (["RUN", "--format", "json", "--output", "RUN"], " exists already: name another file with --output"),
+        (["RUN", "--format", "json", "--output", "RUN/no/file"], "cannot be written (No such file or directory)"),
+        (["RUN", "--format", "json", "--output", "RUN/config.json/x"], "cannot be written (Not a directory)"),
+    ],
+    ids=range(6),
+)
+def test_bad_input_is_one_line(run, capsys, args, message):
+    assert main([arg.replace("RUN", str(run)) for arg in args]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_help_does_not_wait_for_jax(run_python):
+    code = "import sys\nfrom mnist_jax.export.__main__ import main\n"
+    code += "try: main(['--help'])\nfinally: print('jax' in sys.modules)"
+    done = run_python("-c", code)
+    assert done.returncode == 0
+    assert "--format" in done.stdout
+    assert done.stdout.endswith("False\n")

@@ -1,0 +1,29 @@
+import pytest
+from rundirs import SUMMARY, write_runs
+
+from mnist_jax import TrainConfig
+from mnist_jax.training.runs import find_runs, newest_run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return write_runs(tmp_path / "runs")
+
+
+def test_runs_come_newest_first_without_what_is_none(runs):
+    found = find_runs(runs)
+    assert [(run.path.name, run.num_epochs, run.modified) for run in found] == [
+        ("going", 1, 4000),
+        ("new", 2, 3000),
+        ("begun", 0, 2000),
+        ("old", 2, 1000),
+    ]
+    assert found[3].summary == SUMMARY
+    assert found[0].summary == {}
+    assert found[1].config == TrainConfig(data="digits", epochs=2, model="cnn")
+
+
+def test_the_newest_is_a_finished_one(runs, tmp_path):
+    assert newest_run(runs) == runs / "new"
+    assert newest_run(runs / "empty") is None
+    assert newest_run(tmp_path / "nowhere") is None
