@@ -31,7 +31,7 @@ def _predict_files(options: argparse.Namespace) -> Iterator[InputError]:
     """Predicts each file, prints the predictions, and yields what went wrong with a file."""
     from mnist_jax.training.loading import load_class_names, load_run
 
-    config, state = load_run(options.run)
+    _, state = load_run(options.run)
     class_names = load_class_names(options.run)
     predictor = Predictor(state, class_names)
     names = ["stdin" if file == "-" else file for file in options.file]

@@ -23,6 +23,7 @@ from mnist_jax import (
     evaluate_dataset,
     evaluate_views,
     load_dataset,
+    per_example_losses,
 )
 
 DIRECTORY = Path(__file__).parent.parent / "experiments"
