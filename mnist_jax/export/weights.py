@@ -4,7 +4,8 @@
     header, found = read_weights(path)         # mnist_jax.load_export makes a state of them
 
 Both hold the parameters that are evaluated, ``state.eval_params``, the model's other arrays that belong to them,
-``state.eval_model_state``, and the config; they are what to keep for years. A JSON reader needs nothing but NumPy. An MLP without ``batch_norm``:
+``state.eval_model_state``, and the config; they are what to keep for years. A JSON reader needs nothing but NumPy.
+An MLP without ``batch_norm``:
 
     model = json.loads(Path("model.json").read_text())
     x = image.reshape(-1, 784) / 255                      # uint8[N, 28, 28, 1]
