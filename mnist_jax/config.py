@@ -28,6 +28,16 @@ Schedule = Literal["constant", "cosine", "one_cycle", "warmup_constant", "warmup
 # Where a run and its data lie, and how it is shown: free to change when it is resumed.
 PRESENTATION = ("data_dir", "checkpoint_every", "keep_checkpoints", "workdir", "resume", "progress", "quiet")
 
+# Fields that have an effect under some values of another field only.
+_NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "hidden_sizes": ("model", ("mlp",)),
+    **dict.fromkeys(("channels", "kernel_sizes", "pool_sizes", "padding", "dense_size"), ("model", ("cnn",))),
+    "momentum": ("optimizer", ("momentum",)),
+    **dict.fromkeys(("b1", "b2"), ("optimizer", ("adam", "adamw"))),
+    "warmup_fraction": ("schedule", ("warmup_constant", "warmup_cosine")),
+}
+# And this one where the other is above 0.
+_NEEDS_ABOVE_0 = {"augment_smoothness": "augment_elastic"}
 # What describes the model, the optimizer, and the rest of a step: each is in vain beside one of the user's own.
 MODEL_FIELDS = (
     "model",
@@ -225,6 +235,9 @@ class TrainConfig:
         for name in ("data", "data_dir", "workdir"):
             _require(getattr(self, name) != "", name, "a name", "an empty one")
         _require(not (self.resume and self.workdir is None), "resume", "given together with --workdir", "no workdir")
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) != field.default:
+                check_effect(field.name, vars(self))
 
     def to_json(self) -> str:
         """The config as a JSON object, one field a line."""
@@ -256,6 +269,60 @@ class TrainConfig:
     def training_fields(self) -> dict[str, Any]:
         """What describes the training and not where, or how it is shown; by name."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in PRESENTATION}
+
+
+def check_effect(name: str, fields: Mapping[str, Any]) -> None:
+    """Checks that a field has an effect beside the others.
+
+    Raises:
+        InputError: it has none; the message names what would give it one.
+
+    Example:
+        >>> check_effect("momentum", {"optimizer": "adam"})
+        Traceback (most recent call last):
+        mnist_jax.errors.InputError: momentum has no effect with optimizer adam: leave it out, or choose momentum
+    """
+    if name in _NEEDS_ABOVE_0 and not fields[_NEEDS_ABOVE_0[name]]:
+        other = _NEEDS_ABOVE_0[name]
+        raise InputError(f"{name} has no effect without {other}: leave it out, or choose {other} above 0")
+    if name not in _NEEDS:
+        return
+    decider, values = _NEEDS[name]
+    if fields[decider] not in values:
+        choice = " or ".join(values)
+        raise InputError(f"{name} has no effect with {decider} {fields[decider]}: leave it out, or choose {choice}")
+
+
+def effective_config(fields: Mapping[str, Any]) -> TrainConfig:
+    """Builds a config from fields, leaving out those that have no effect beside the others.
+
+    Example:
+        >>> effective_config({"model": "mlp", "channels": (8, 8), "epochs": 3}) == TrainConfig(epochs=3)
+        True
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    effective = dict(fields)
+    for name in fields:
+        try:
+            check_effect(name, {**defaults, **fields})
+        except InputError:
+            del effective[name]
+    return TrainConfig(**effective)
+
+
+def choose_effect(name: str) -> dict[str, Any]:
+    """Returns the value of another field under which a field has an effect; nothing for one that always has.
+
+    Example:
+        >>> choose_effect("channels"), choose_effect("epochs")
+        ({'model': 'cnn'}, {})
+    """
+    if name in _NEEDS_ABOVE_0:
+        return {_NEEDS_ABOVE_0[name]: 1.0}
+    if name not in _NEEDS:
+        return {}
+    decider, values = _NEEDS[name]
+    return {decider: values[0]}
 
 
 _TYPES = typing.get_type_hints(TrainConfig)

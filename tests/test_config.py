@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mnist_jax import InputError, TrainConfig
+from mnist_jax.config import effective_config
 
 
 def test_defaults_are_those_of_the_readme():
@@ -94,3 +95,43 @@ def test_differences_leave_out_how_a_run_is_shown():
     one = TrainConfig(workdir="a", quiet=True, data_dir="x")
     assert one.differences(dataclasses.replace(one, workdir="b", quiet=False, data_dir=None, resume=True)) == []
     assert one.differences(dataclasses.replace(one, seed=1, epochs=2)) == ["epochs", "seed"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"channels": (8, 8)}, "channels has no effect with model mlp: leave it out, or choose cnn"),
+        ({"kernel_sizes": (3, 3)}, "kernel_sizes has no effect with model mlp: leave it out, or choose cnn"),
+        ({"pool_sizes": (1,)}, "pool_sizes has no effect with model mlp: leave it out, or choose cnn"),
+        ({"padding": "same"}, "padding has no effect with model mlp: leave it out, or choose cnn"),
+        ({"dense_size": 8}, "dense_size has no effect with model mlp: leave it out, or choose cnn"),
+        (
+            {"model": "cnn", "hidden_sizes": (8,)},
+            "hidden_sizes has no effect with model cnn: leave it out, or choose mlp",
+        ),
+        ({"momentum": 0.5}, "momentum has no effect with optimizer adam: leave it out, or choose momentum"),
+        ({"optimizer": "sgd", "b1": 0.5}, "b1 has no effect with optimizer sgd: leave it out, or choose adam or adamw"),
+        (
+            {"optimizer": "momentum", "b2": 0.5},
+            "b2 has no effect with optimizer momentum: leave it out, or choose adam or adamw",
+        ),
+        (
+            {"schedule": "cosine", "warmup_fraction": 0.5},
+            "warmup_fraction has no effect with schedule cosine: leave it out, "
+            "or choose warmup_constant or warmup_cosine",
+        ),
+        (
+            {"augment_smoothness": 5},
+            "augment_smoothness has no effect without augment_elastic: leave it out, or choose augment_elastic above 0",
+        ),
+    ],
+)
+def test_a_field_without_effect_is_refused(fields, message):
+    with pytest.raises(InputError) as refused:
+        TrainConfig(**fields)
+    assert str(refused.value) == message
+
+
+def test_fields_without_effect_can_be_left_out():
+    fields = {"model": "cnn", "hidden_sizes": (8,), "channels": (2, 3), "momentum": 0.5, "augment_smoothness": 5}
+    assert effective_config(fields) == TrainConfig(model="cnn", channels=(2, 3))

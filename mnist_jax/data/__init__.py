@@ -15,13 +15,15 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
+
 from mnist_jax.data.cache import load_cached
-from mnist_jax.data.dataset import Dataset, Split
+from mnist_jax.data.dataset import DIGITS, Dataset, Split
 from mnist_jax.data.digits import load_digits
 from mnist_jax.data.download import DownloadError
-from mnist_jax.data.files import find_idx_files, read_csv, read_idx_files
+from mnist_jax.data.files import find_idx_files, read_class_names, read_csv, read_idx_files
 from mnist_jax.data.stream import prefetch, stream_batches
-from mnist_jax.data.tfds import SOURCES, default_tfds_dir, load_named
+from mnist_jax.data.tfds import SOURCES, default_tfds_dir, load_named, locate_named
 from mnist_jax.errors import InputError
 
 __all__ = ["Dataset", "Split", "absolute_path", "class_names_of", "load_dataset", "prefetch", "stream_batches"]
@@ -61,7 +63,7 @@ def load_dataset(
     name = os.fspath(name_or_path) if name_or_path is not None else None
     if name is None:
         try:
-            return Dataset.from_arrays(load_named("mnist", _data_directory(data_dir)), "mnist", num_validation)
+            return _load_named("mnist", data_dir, num_validation)
         except DownloadError as error:
             notice = f"MNIST is not on disk and could not be downloaded ({error}): using the embedded digits instead"
         _log.warning(notice)
@@ -71,10 +73,9 @@ def load_dataset(
         return Dataset.from_arrays(load_digits(), name, num_validation)
     if name in SOURCES:
         try:
-            arrays = load_named(name, _data_directory(data_dir))
+            return _load_named(name, data_dir, num_validation)
         except DownloadError as error:
             raise InputError(f"data {name}: not on disk and not to be had: {error}; {_advice(name)}") from None
-        return Dataset.from_arrays(arrays, name, num_validation, SOURCES[name].class_names)
     try:
         return _load_path(Path(name), num_validation)
     except OSError as error:
@@ -94,24 +95,38 @@ def absolute_path(name_or_path: str | None) -> str | None:
 
 
 def class_names_of(name: str | None) -> tuple[str, ...]:
-    """The K class names of a data set, known without loading it: what ``load_dataset(name).class_names`` will be.
+    """Returns the class names of a named data set without loading it; of any other, the digits.
 
     Example:
         >>> class_names_of("fashion_mnist")[-1]
         'Ankle boot'
     """
-    return SOURCES[name].class_names if name in SOURCES else tuple("0123456789")
+    return SOURCES[name].class_names if name in SOURCES else DIGITS
+
+
+def _load_named(name: str, data_dir: str | os.PathLike[str] | None, num_validation: int | None) -> Dataset:
+    directory = _data_directory(data_dir)
+    arrays = load_named(name, directory)
+    path = locate_named(name, directory)
+    return Dataset.from_arrays(
+        arrays, name, num_validation, SOURCES[name].class_names, None if path is None else str(path)
+    )
 
 
 def _load_path(path: Path, num_validation: int | None) -> Dataset:
+    where = str(path.resolve())
     if path.is_dir():
         files = find_idx_files(path)
         if not files:
             raise InputError(f"data {path}: four IDX files wanted in this directory, found none")
-        arrays = load_cached([*files.values()], lambda: read_idx_files(files))
-        return Dataset.from_arrays(arrays, path.resolve().name, num_validation)
+        arrays = load_cached(
+            [*files.values()], lambda: read_idx_files(files, num_classes=256)
+        )  # all that bytes can say
+        names = read_class_names(path, np.concatenate([arrays["train_label"], arrays["test_label"]]))
+        return Dataset.from_arrays(arrays, path.resolve().name, num_validation, names, where)
     if path.is_file():
-        return Dataset.from_arrays(load_cached([path], lambda: read_csv(path)), path.stem, num_validation)
+        arrays = load_cached([path], lambda: read_csv(path))
+        return Dataset.from_arrays(arrays, path.stem, num_validation, path=where)
     known = ", ".join([*SOURCES, "digits"])
     raise InputError(
         f"data must be one of {known}, or an existing directory of IDX files or CSV file, got {str(path)!r}"

@@ -17,7 +17,7 @@ import numpy as np
 
 from mnist_jax.errors import InputError
 
-NUM_CLASSES = 10
+DIGITS = tuple("0123456789")  # the class names where there are no others
 IMAGE_SHAPE = (28, 28, 1)
 _DEFAULT_NUM_VALIDATION = 5_000
 
@@ -57,9 +57,9 @@ class Dataset:
         validation: the last examples of the original training set, for every choice.
         test: for the one evaluation at the end.
         name: for example ``"mnist"``.
-        num_classes: K.
         class_names: K names.
         notice: what the user should know about where the data came from, if anything.
+        path: absolute path of the directory or file that it was read from; None for the embedded digits.
 
     Example:
         >>> from mnist_jax import load_dataset
@@ -72,10 +72,14 @@ class Dataset:
     validation: Split
     test: Split
     name: str
-    num_classes: int = NUM_CLASSES
-    class_names: tuple[str, ...] = tuple("0123456789")
+    class_names: tuple[str, ...] = DIGITS
     notice: str | None = None
     path: str | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
 
     @classmethod
     def from_arrays(
@@ -83,7 +87,8 @@ class Dataset:
         arrays: Arrays,
         name: str,
         num_validation: int | None = None,
-        class_names: tuple[str, ...] = tuple("0123456789"),
+        class_names: tuple[str, ...] = DIGITS,
+        path: str | None = None,
     ) -> Dataset:
         """Cuts the validation split off the end of the training arrays.
 
@@ -93,6 +98,7 @@ class Dataset:
             num_validation: size of the validation split; None takes 5,000, or a tenth of a training set
                 with fewer than 50,000 examples.
             class_names: K names.
+            path: of the directory or file that they were read from.
 
         Raises:
             InputError: ``num_validation`` leaves nothing to train on.
@@ -112,6 +118,7 @@ class Dataset:
             test=Split(arrays["test_image"], arrays["test_label"].astype(np.int32)),
             name=name,
             class_names=class_names,
+            path=path,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -122,9 +129,13 @@ class Dataset:
         return {"name": self.name, **sizes, "label_checksum": f"{checksum:08x}"}
 
 
-def check_labels(label: np.ndarray, where: str) -> None:
-    """Raises ``InputError`` if a label lies outside [0, K)."""
-    wrong = np.flatnonzero((label < 0) | (label >= NUM_CLASSES))
+def check_labels(label: np.ndarray, where: str, num_classes: int = len(DIGITS)) -> None:
+    """Checks that labels lie in [0, K).
+
+    Raises:
+        InputError: one does not; the message names the first.
+    """
+    wrong = np.flatnonzero((label < 0) | (label >= num_classes))
     if wrong.size:
         row = int(wrong[0])
-        raise InputError(f"{where}: labels must be 0 to {NUM_CLASSES - 1}, got {label[row]} at example {row}")
+        raise InputError(f"{where}: labels must be 0 to {num_classes - 1}, got {label[row]} at example {row}")

@@ -22,7 +22,7 @@ from typing import TextIO
 
 import numpy as np
 
-from mnist_jax.data.dataset import IMAGE_SHAPE, Arrays, check_labels
+from mnist_jax.data.dataset import DIGITS, IMAGE_SHAPE, Arrays, check_labels
 from mnist_jax.errors import InputError
 
 _NUM_PIXELS = 28 * 28
@@ -67,7 +67,7 @@ def find_idx_files(directory: Path) -> dict[str, Path]:
     return found
 
 
-def read_idx_files(files: dict[str, Path]) -> Arrays:
+def read_idx_files(files: dict[str, Path], num_classes: int = len(DIGITS)) -> Arrays:
     """Reads the four files that :func:`find_idx_files` found.
 
     Raises:
@@ -82,11 +82,51 @@ def read_idx_files(files: dict[str, Path]) -> Arrays:
             raise InputError(f"{files[f'{split}_label']}: at least one example wanted, got none")
         if len(image) != len(label):
             raise InputError(f"{files[f'{split}_label']}: {len(image)} labels wanted, one an image, got {len(label)}")
-        check_labels(label, str(files[f"{split}_label"]))
+        check_labels(label, str(files[f"{split}_label"]), num_classes)
         if files[f"{split}_image"].name.startswith("emnist-"):
             image = image.transpose(0, 2, 1)  # EMNIST stores its images column by column
         arrays[f"{split}_image"] = np.ascontiguousarray(image).reshape(-1, *IMAGE_SHAPE)
     return arrays
+
+
+def read_class_names(directory: Path, label: np.ndarray) -> tuple[str, ...]:
+    """Returns the class names of a directory of IDX files: those of its ``class_names.txt``, or ``0`` to ``K-1``.
+
+    Args:
+        directory: with or without ``class_names.txt``, in UTF-8, a name on each line.
+        label: ``int[N]``, all labels of training and test set.
+
+    Raises:
+        InputError: there are fewer names than classes, or one is empty or there twice; or without names, a class
+            beyond the tenth has no example, as where a label is damaged.
+
+    Example:
+        >>> read_class_names(Path("no_names_here"), np.array([0, 2, 1]))
+        ('0', '1', '2')
+    """
+    num_classes = max(2, int(label.max()) + 1)
+    path = directory / "class_names.txt"
+    try:
+        names = tuple(path.read_text(encoding="utf-8-sig").rstrip().splitlines()) if path.exists() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    if names is None:
+        missing = np.setdiff1d(np.arange(num_classes), label)
+        if num_classes > len(DIGITS) and missing.size:
+            raise InputError(
+                f"{directory}: expected examples of each of the classes 0 to {num_classes - 1}, "
+                f"got none of {missing[0]}; where that is right, name the classes in class_names.txt"
+            )
+        return tuple(map(str, range(num_classes)))
+    names = tuple(name.strip() for name in names)
+    if len(names) < num_classes:
+        raise InputError(f"{path}: expected a name for each of {num_classes} classes, got {len(names)}")
+    if "" in names:
+        raise InputError(f"{path}: expected a name on each line, got an empty line {names.index('') + 1}")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{path}: expected each name once, got {twice!r} twice")
+    return names
 
 
 def read_idx(path: Path, rank: int) -> np.ndarray:

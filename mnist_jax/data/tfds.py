@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from mnist_jax.data.cache import load_cached
-from mnist_jax.data.dataset import IMAGE_SHAPE, NUM_CLASSES, Arrays, check_labels
+from mnist_jax.data.dataset import DIGITS, IMAGE_SHAPE, Arrays, check_labels
 from mnist_jax.data.download import DownloadError, download
 from mnist_jax.data.files import find_idx_files, read_idx_files
 from mnist_jax.errors import InputError
@@ -132,6 +132,17 @@ def load_named(name: str, data_dir: Path | None) -> Arrays:
     return _download_and_prepare(name, roots[-1])
 
 
+def locate_named(name: str, data_dir: Path | None) -> Path | None:
+    """Returns the directory that :func:`load_named` has read a data set from, for the record."""
+    if data_dir is not None and name == "mnist" and find_idx_files(data_dir):
+        return data_dir.resolve()
+    for root in (*([data_dir] if data_dir is not None else []), default_tfds_dir()):
+        if prepared := _find_prepared(name, root):
+            return prepared.resolve()
+    downloads = default_tfds_dir() / "downloads" / "mnist_jax" / name
+    return downloads.resolve() if downloads.is_dir() else None
+
+
 def default_tfds_dir() -> Path:
     """``$TFDS_DATA_DIR``, or ``~/tensorflow_datasets``, as tensorflow-datasets has it."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
@@ -226,7 +237,7 @@ def _prepare(name: str, root: Path, arrays: Arrays) -> Path:
             features = tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Tensor(shape=IMAGE_SHAPE, dtype=np.uint8),
-                    "label": tfds.features.ClassLabel(num_classes=NUM_CLASSES),
+                    "label": tfds.features.ClassLabel(num_classes=len(DIGITS)),
                 }
             )
             return tfds.core.DatasetInfo(

@@ -27,10 +27,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_jax.config import TrainConfig
+from mnist_jax.config import TrainConfig, effective_config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import InputError
-from mnist_jax.sweep.space import PER_TRIAL, Hyperparameters, Search, Trial
+from mnist_jax.sweep.space import Hyperparameters, Search, Trial
 from mnist_jax.training.directory import lock_directory, new_directory, write_whole
 from mnist_jax.training.signals import StopSignals
 
@@ -59,7 +59,7 @@ class Sweep:
         """The run that the best trial was, for :func:`mnist_jax.fit`."""
         best = self.trials[0]
         fields = {**best.hyperparameters, "epochs": best.epochs, "seed": best.seed, "workdir": None, "resume": False}
-        return dataclasses.replace(self.config, **fields)
+        return effective_config({**vars(self.config), **fields})
 
 
 def run_sweep(config: TrainConfig, search: Search) -> Sweep:
@@ -94,11 +94,7 @@ def run_sweep(config: TrainConfig, search: Search) -> Sweep:
 
     from mnist_jax.report.figures import sweep_results
     from mnist_jax.training.build import build_state, check_batch_size
-    from mnist_jax.training.optimizer import HYPERPARAMETERS
 
-    unused = PER_TRIAL.intersection(drawn[0]).difference(HYPERPARAMETERS[config.optimizer])
-    if unused and "optimizer" not in drawn[0]:
-        raise InputError(f"vary must name hyperparameters that {config.optimizer} has, got {min(unused)}")
     dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
     config = dataclasses.replace(config, data=config.data or dataset.name)
     for program, _ in search.populations(config, drawn, range(search.trials)):  # before the first one is trained

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mnist_jax.config import PRESENTATION, TrainConfig
+from mnist_jax.config import PRESENTATION, TrainConfig, check_effect, choose_effect, effective_config
 from mnist_jax.errors import InputError
 
 # Drawn for each trial, as train_population has them vary in one program; others are drawn for each population.
@@ -90,6 +90,9 @@ class Search:
         names = [dimension.name for dimension in dimensions]
         if len(set(names)) < len(names):
             raise InputError(f"vary must name each hyperparameter once, got {', '.join(names)}")
+        for name in names:
+            if not {*choose_effect(name)} & {*names}:
+                check_effect(name, vars(config))
         return dimensions
 
     def draw(self, config: TrainConfig) -> list[Hyperparameters]:
@@ -120,7 +123,7 @@ class Search:
         programs: dict[TrainConfig, list[int]] = {}
         for number in numbers:
             shared = {name: value for name, value in drawn[number].items() if name not in PER_TRIAL}
-            programs.setdefault(dataclasses.replace(config, **shared), []).append(number)
+            programs.setdefault(effective_config({**vars(config), **shared}), []).append(number)
         for program, members in programs.items():
             for start in range(0, len(members), self.population):
                 yield program, members[start : start + self.population]
@@ -216,5 +219,5 @@ def _parse_values(name: str, texts: Sequence[str], config: TrainConfig) -> tuple
             value = text
         if isinstance(getattr(config, name), tuple) and not isinstance(value, tuple):
             value = (value,)
-        values.append(getattr(dataclasses.replace(config, **{name: value}), name))
+        values.append(getattr(effective_config({**vars(config), **choose_effect(name), name: value}), name))
     return tuple(values)

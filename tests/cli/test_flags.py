@@ -14,8 +14,8 @@ def parse(*args):
 
 
 def test_flags_override_the_default():
-    config = parse("--model", "cnn", "--hidden-sizes", "4", "3", "--clip-norm", "1.5", "--ema-decay", "None", "--quiet")
-    assert config == TrainConfig(epochs=7, model="cnn", hidden_sizes=(4, 3), clip_norm=1.5, ema_decay=None, quiet=True)
+    config = parse("--model", "mlp", "--hidden-sizes", "4", "3", "--clip-norm", "1.5", "--ema-decay", "None", "--quiet")
+    assert config == TrainConfig(epochs=7, model="mlp", hidden_sizes=(4, 3), clip_norm=1.5, ema_decay=None, quiet=True)
 
 
 @pytest.mark.parametrize(

@@ -90,3 +90,44 @@ def test_the_real_mnist(mnist_dir, run_python):
     assert "numpy" in loaded
     assert not {"jax", "tensorflow_datasets", "sklearn"} & set(loaded)
     assert "tensorflow" not in sys.modules
+
+
+def test_own_data_has_the_classes_of_its_labels(tmp_path):
+    arrays = make_arrays()
+    for role in ("train_label", "test_label"):
+        arrays[role] = arrays[role] % 3
+    directory = write_idx_files(tmp_path / "three", arrays)
+    dataset = load_dataset(directory)
+    assert (dataset.num_classes, dataset.class_names) == (3, ("0", "1", "2"))
+    assert dataset.path == str(directory)
+    (directory / "class_names.txt").write_text("circle\nsquare\ntriangle\nstar\n\n")
+    assert load_dataset(directory).class_names == ("circle", "square", "triangle", "star")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("one\ntwo\n", "class_names.txt: expected a name for each of 10 classes, got 2"),
+        ("a\nb\nc\nd\n\nf\ng\nh\ni\nj\n", "class_names.txt: expected a name on each line, got an empty line 5"),
+        ("a\nb\nc\nd\na\nf\ng\nh\ni\nj\n", "class_names.txt: expected each name once, got 'a' twice"),
+        (b"\xff\xfe", "class_names.txt: cannot be read .*can't decode"),
+    ],
+)
+def test_wrong_class_names_are_named(tmp_path, names, message):
+    directory = write_idx_files(tmp_path / "own", make_arrays())
+    (directory / "class_names.txt").write_bytes(names if isinstance(names, bytes) else names.encode())
+    with pytest.raises(InputError, match=message):
+        load_dataset(directory)
+
+
+def test_a_stray_label_is_no_class(tmp_path):
+    arrays = make_arrays()
+    arrays["train_label"][5] = 200
+    directory = write_idx_files(tmp_path / "own", arrays)
+    message = (
+        "own: expected examples of each of the classes 0 to 200, got none of 10; where that is right, name the classes"
+    )
+    with pytest.raises(InputError, match=message):
+        load_dataset(directory)
+    (directory / "class_names.txt").write_text("\n".join(f"class {index}" for index in range(201)))
+    assert load_dataset(directory).num_classes == 201

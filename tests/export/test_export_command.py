@@ -34,7 +34,7 @@ def test_the_file_goes_into_the_run_and_nothing_is_overwritten(run, capsys):
     [
         (["RUN"], "the following arguments are required: --format"),
         (["RUN", "--format", "pickle"], "argument --format: invalid choice: 'pickle'"),
-        (["nowhere", "--format", "json"], "nowhere: a run with a config.json wanted, found none"),
+        (["nowhere", "--format", "json"], "nowhere: expected a run with a config.json, found none"),
         (["RUN", "--format", "json", "--output", "RUN"], " exists already: name another file with --output"),
         (["RUN", "--format", "json", "--output", "RUN/no/file"], "cannot be written (No such file or directory)"),
         (["RUN", "--format", "json", "--output", "RUN/config.json/x"], "cannot be written (Not a directory)"),

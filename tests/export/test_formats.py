@@ -62,7 +62,8 @@ def runs(tmp_path_factory):
     found = {}
     for model in ("mlp", "cnn"):
         path = tmp_path_factory.mktemp("runs") / model
-        fit(TrainConfig(model=model, hidden_sizes=(64, 32), ema_decay=0.9, workdir=str(path), **common))
+        fields = {"hidden_sizes": (64, 32)} if model == "mlp" else {}
+        fit(TrainConfig(model=model, ema_decay=0.9, workdir=str(path), **fields, **common))
         found[model] = path
     return found
 

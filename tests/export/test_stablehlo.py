@@ -13,7 +13,7 @@ from mnist_jax.export.stablehlo import load_stablehlo, to_stablehlo
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_stablehlo_needs_nothing_but_jax(run_python, tmp_path, model):
-    config = TrainConfig(model=model, hidden_sizes=(64, 32))
+    config = TrainConfig(model=model, **({"hidden_sizes": (64, 32)} if model == "mlp" else {}))
     state, path = make_state(config), tmp_path / "model.stablehlo"
     path.write_bytes(to_stablehlo(config, state))
     image = make_split(20).image

@@ -105,14 +105,17 @@ HOSTILE = {
     ),
     "many layers": (lambda c: c["config"].update(hidden_sizes=[1] * 10**5), "config: at most 1000 hidden layers, .*"),
     "large kernels": (
-        lambda c: c["config"].update(model="cnn", padding="same", kernel_sizes=[10**9, 1]),
+        lambda c: c["config"].update(model="cnn", hidden_sizes=[512, 256], padding="same", kernel_sizes=[10**9, 1]),
         "config: at most 1000 hidden layers, and rows of all kernels, wanted, got more",
     ),
     "kernels too large": (
-        lambda c: c["config"].update(model="cnn", kernel_sizes=[99, 1]),
+        lambda c: c["config"].update(model="cnn", hidden_sizes=[512, 256], kernel_sizes=[99, 1]),
         "kernel_sizes and pool_sizes must leave something of the image to pool, .*",
     ),
-    "other model": (lambda c: c["config"].update(model="cnn"), "params.[^ ]* wanted as .*, got none"),
+    "other model": (
+        lambda c: c["config"].update(model="cnn", hidden_sizes=[512, 256]),
+        "params.[^ ]* wanted as .*, got none",
+    ),
     "no params": (lambda c: c.pop("params"), r"params.BatchNorm_0.bias wanted as float32\[2\], got none"),
     "params list": (lambda c: c.update(params=[1]), r"params.BatchNorm_0.bias wanted as float32\[2\], got none"),
     "no bias": (lambda c: c["params"]["Dense_1"].pop("bias"), r"params.Dense_1.bias wanted as float32\[10\], got none"),

@@ -70,7 +70,7 @@ def test_choices_are_values_of_the_config(text, name, expected):
 def test_each_choice_is_drawn_once_before_one_is_drawn_again():
     per_population = values("batch_size=1/2/3", "batch_size", trials=24, population=2)
     assert per_population[0::2] == per_population[1::2]
-    per_trial = values("momentum=0.1/0.2/0.3", "momentum", trials=12, population=2)
+    per_trial = values("dropout_rate=0.1/0.2/0.3", "dropout_rate", trials=12, population=1)
     for turns in (np.reshape(per_population[::2], (4, 3)), np.reshape(per_trial, (4, 3))):
         assert {tuple(sorted(turn)) for turn in turns} == {tuple(sorted(turns[0]))}
         assert len(set(turns[0])) == 3
@@ -84,7 +84,7 @@ def test_two_populations_try_both_of_two_choices_whatever_the_seed():
 
 
 def test_choices_of_two_names_meet_evenly():
-    pairs = [(trial["batch_size"], trial["channels"]) for trial in draw("batch_size=1/2", "channels=3,4/5,6")]
+    pairs = [(trial["batch_size"], trial["hidden_sizes"]) for trial in draw("batch_size=1/2", "hidden_sizes=3,4/5,6")]
     assert len(set(pairs)) == 4
     np.testing.assert_allclose([pairs.count(pair) for pair in set(pairs)], 50, atol=20)
 
@@ -171,3 +171,18 @@ def test_what_cannot_be_varied_is_refused(vary, message):
 def test_a_search_that_cannot_be_is_refused(options, message):
     with pytest.raises(InputError, match=f"^{message}$"):
         Search(**{"vary": ("b1=0:0.5",), **options})
+
+
+def test_a_hyperparameter_without_effect_is_refused_unless_another_decides():
+    with pytest.raises(InputError, match="^momentum has no effect with optimizer adam: leave it out, or choose"):
+        draw("momentum=0.1/0.9")
+    search = Search(vary=("optimizer=adam/momentum", "momentum=0.1:0.5"), trials=4, population=1)
+    drawn = search.draw(TrainConfig())
+    assert all({"optimizer", "momentum"} == trial.keys() for trial in drawn)
+    search = Search(vary=("model=mlp/cnn", "channels=3,4/5,6", "hidden_sizes=7/8"), trials=4, population=1)
+    drawn = search.draw(TrainConfig())
+    for program, (number,) in search.populations(TrainConfig(), drawn, range(4)):
+        trial = drawn[number]
+        assert program.model == trial["model"]
+        expected = {"mlp": {"hidden_sizes": trial["hidden_sizes"]}, "cnn": {"channels": trial["channels"]}}
+        assert program == TrainConfig(model=trial["model"], **expected[trial["model"]])
