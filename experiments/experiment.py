@@ -227,7 +227,7 @@ def write_results(path: Path, config: TrainConfig, summaries: Sequence[dict[str,
             "device": summaries[0]["device"]["kind"],
         },
         "versions": summaries[0]["versions"],
-        "runs": list(summaries),
+        "runs": [{name: value for name, value in one.items() if name != "data_path"} for one in summaries],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")

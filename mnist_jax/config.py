@@ -262,8 +262,13 @@ class TrainConfig:
         return cls(**fields)
 
     def differences(self, other: TrainConfig) -> list[str]:
-        """Names of the fields that describe the training and differ, ``epochs`` among them."""
+        """Returns the names of the fields that describe the training and differ, ``epochs`` among them.
+
+        A ``microbatch_size`` that ``other`` leaves to be chosen is no difference.
+        """
         others = other.training_fields()
+        if other.microbatch_size is None:
+            others["microbatch_size"] = self.microbatch_size
         return [name for name, value in self.training_fields().items() if value != others[name]]
 
     def training_fields(self) -> dict[str, Any]:

@@ -213,7 +213,7 @@ def test_a_contestant_counts_its_steps(contestant, config):
 def test_the_plain_network_is_the_same_network():
     config = TrainConfig(model="cnn", channels=(2, 3), dense_size=4, batch_size=32)
     plain, ours = (contestant(config, small_dataset())._state for contestant in (LaxConv, Ours))
-    assert isinstance(ours.model, CNN)
+    assert isinstance(ours.recipe.model.module, CNN)
     image = make_split(9).image
     expected, _ = apply_model(plain, ours.params, image)
     np.testing.assert_allclose(apply_model(ours, ours.params, image)[0], expected, rtol=1e-4, atol=1e-5)

@@ -148,7 +148,7 @@ def test_the_command_prints_the_table(run, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere"], "nowhere: a run with a config.json wanted, found none"),
+        (["nowhere"], "nowhere: expected a run with a config.json, found none"),
         ([], "the following arguments are required: RUN"),
         (["RUN", "--split", "all"], "argument --split: invalid choice: 'all' .*"),
         (["RUN", "--data", "nowhere"], "data must be one of mnist, .* got 'nowhere'"),
@@ -165,14 +165,14 @@ def test_bad_input_is_one_line_and_status_2(run, capsys, args, message):
 def test_a_run_without_a_checkpoint_is_one_line(run, tmp_path, capsys):
     shutil.copy(run.workdir / "config.json", tmp_path / "config.json")
     assert main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path}: a checkpoint wanted, found none\n"
+    assert capsys.readouterr().err == f"error: {tmp_path}: expected a checkpoint, found none\n"
 
 
 def test_a_damaged_data_json_is_one_line(run, tmp_path, capsys):
     shutil.copytree(run.workdir, tmp_path / "run")
     (tmp_path / "run" / "data.json").write_text("{")
     assert main([str(tmp_path / "run")]) == 2
-    assert "data.json: a JSON object wanted" in capsys.readouterr().err
+    assert "data.json: expected a JSON object" in capsys.readouterr().err
 
 
 def test_figures_that_cannot_be_written_are_one_line(run, tmp_path, capsys):

@@ -204,7 +204,7 @@ def make_run(tmp_path, **options):
     config = dataclasses.replace(SMALL, **options)
     state, rng = build_state(config), np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), state.params)
-    state = state.replace(params=params, ema_params=None, ema_decay=None)
+    state = state.replace(params=params, ema_params=None)
     return Run(config, state, [], {}, evaluate_dataset(state, load_dataset("digits").test), tmp_path)
 
 

@@ -181,13 +181,13 @@ def test_a_submission_that_cannot_be_made_is_one_line(run, csv, files, submissio
 
 
 def test_class_names_are_those_of_the_data(run, picture, capsys):
-    config = Path(run) / "config.json"
-    text = config.read_text()
+    data = Path(run) / "data.json"
+    text = data.read_text()
     try:
-        config.write_text(text.replace('"digits"', '"fashion_mnist"'))
+        data.write_text(json.dumps({**json.loads(text), "class_names": class_names_of("fashion_mnist")}))
         assert main([run, picture, "--json"]) == 0
     finally:
-        config.write_text(text)
+        data.write_text(text)
     found = json.loads(capsys.readouterr().out)
     assert found["class_name"] == class_names_of("fashion_mnist")[found["label"]]
 
@@ -197,7 +197,7 @@ def test_class_names_are_those_of_the_data(run, picture, capsys):
     [
         ([], "the following arguments are required: RUN, FILE"),
         (["nowhere"], "the following arguments are required: FILE"),
-        (["nowhere", "seven.jpg"], "nowhere: a run with a config.json wanted, found none"),
+        (["nowhere", "seven.jpg"], "nowhere: expected a run with a config.json, found none"),
         (["nowhere", "seven.jpg", "--bogus"], "unrecognized arguments: --bogus"),
     ],
 )

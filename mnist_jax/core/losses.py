@@ -94,7 +94,13 @@ class MeanLoss:
         example_loss: ``(logits, label) -> float[B]``.
 
     Example:
-        See :func:`mnist_jax.create_train_state`, whose default ``loss_fn`` it is.
+        >>> import numpy as np
+        >>> from mnist_jax import MLP, create_train_state
+        >>> state = create_train_state(MLP(hidden_sizes=(8,)), optax.sgd(0.1), jax.random.key(0), loss_fn=MeanLoss())
+        >>> batch = {"image": np.zeros((4, 28, 28, 1), np.uint8), "label": np.arange(4)}
+        >>> loss, (metrics, _) = state.recipe.loss_fn(state.params, state, batch)
+        >>> bool(loss == metrics.loss)
+        True
     """
 
     example_loss: ExampleLoss = cross_entropy

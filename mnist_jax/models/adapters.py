@@ -175,7 +175,7 @@ def _find_train_argument(model: nn.Module, image_shape: Shape, given: str | None
     for argument in TRAIN_ARGUMENTS:
         if argument in parameters:
             return argument
-    for argument in TRAIN_ARGUMENTS if passes_on else ():
+    for argument in TRAIN_ARGUMENTS if passes_on and not _is_bridge(model) else ():
         try:
             _trace(model, image_shape, _mode(argument, False))
         except TypeError as error:
@@ -192,6 +192,11 @@ def _find_train_argument(model: nn.Module, image_shape: Shape, given: str | None
     return None
 
 
+def _is_bridge(model: nn.Module) -> bool:
+    """Whether a Linen module holds an NNX module, whose layers are no Linen modules."""
+    return _is_instance(model, "flax.nnx.bridge", "ToLinen")
+
+
 def _trace(model: nn.Module, image_shape: Shape, mode: Mapping[str, bool]) -> str | None:
     """Runs a Linen module on shapes alone, and names a part of it that behaves differently in training."""
     found: list[str] = []
@@ -206,11 +211,15 @@ def _trace(model: nn.Module, image_shape: Shape, mode: Mapping[str, bool]) -> st
         return call(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
-        rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
         image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-        variables = jax.eval_shape(lambda image: model.init(rngs, image, **mode), image)
-    # An NNX module inside a bridge shows itself by its collections only.
-    found += [name for name in variables if name in ("BatchStat", "RngKey", "RngCount")]
+        try:
+            variables = jax.eval_shape(lambda image: model.init(jax.random.key(0), image, **mode), image)
+        except KeyError as error:  # of dropout, which is in training mode and misses its random stream
+            if _is_bridge(model):
+                return " ".join(str(error.args[0]).split())
+            raise
+    if _is_bridge(model) and "batch_stats" in variables:
+        found.append("batch_stats")
     return found[0] if found else None
 
 

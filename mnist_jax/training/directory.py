@@ -25,8 +25,6 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 
 _LOCK = ".lock"  # held while a run is going
-# What is chosen for the user, unless they name it: a run to continue keeps what was.
-_CHOSEN = ("data", "microbatch_size")
 _OURS = ("config.json", "data.json", "metrics.jsonl", "summary.json", "checkpoints", "figures")
 
 
@@ -73,7 +71,7 @@ class RunDirectory:
         self.saved = read_config(path)
         for name in self.saved.differences(config):
             was, now = getattr(self.saved, name), getattr(config, name)
-            if name != "epochs" and not (name in _CHOSEN and now is None):
+            if name != "epochs" and not (name == "data" and now is None):
                 raise InputError(f"resume: {name} must be {was!r} as in {path}, got {now!r}")
 
     @property

@@ -208,7 +208,7 @@ def test_classes_that_are_no_digits_have_their_names_on_the_page():
         (["--host", "192.0.2.1"], "host must be a name or an address of this machine, got '192.0.2.1'"),
         (["--host", "x" * 70], f"host must be a name or an address of this machine, got '{'x' * 70}'"),
         (["--host", ""], "host must be a name or an address of this machine, got an empty one"),
-        (["nowhere", "--port", "0"], "nowhere: a run with a config.json wanted, found none"),
+        (["nowhere", "--port", "0"], "nowhere: expected a run with a config.json, found none"),
         (["--bogus"], "unrecognized arguments: --bogus"),
     ],
 )

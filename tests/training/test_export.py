@@ -33,7 +33,7 @@ def test_what_is_read_back_is_what_was_written(tmp_path, options, write):
     assert read_config == config
     assert_trees_equal(evaluated(read), evaluated(state))
     assert_trees_equal(read.params, read.eval_params)
-    assert read.model == state.model
+    assert read.recipe.model == state.recipe.model
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.99])
