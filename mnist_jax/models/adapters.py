@@ -153,7 +153,7 @@ def _init_linen(adapter: LinenAdapter, key: jax.Array, image_shape: Shape) -> Va
     return Variables(params, model_state)
 
 
-def _mode(argument: str | None, train: bool) -> dict[str, bool]:
+def _mode(argument: str | None, train: bool) -> dict[str, Any]:
     if argument is None:
         return {}
     in_training = TRAIN_ARGUMENTS.get(argument, not argument.startswith("not_"))
@@ -197,7 +197,7 @@ def _is_bridge(model: nn.Module) -> bool:
     return _is_instance(model, "flax.nnx.bridge", "ToLinen")
 
 
-def _trace(model: nn.Module, image_shape: Shape, mode: Mapping[str, bool]) -> str | None:
+def _trace(model: nn.Module, image_shape: Shape, mode: Mapping[str, Any]) -> str | None:
     """Runs a Linen module on shapes alone, and names a part of it that behaves differently in training."""
     found: list[str] = []
 
@@ -250,7 +250,8 @@ class NnxAdapter:
         logits = module(image)
         if key is None:
             return logits, model_state
-        _, _, _, changed = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        parts: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        changed = parts[3]
         return logits, nnx.to_pure_dict(changed)
 
     def _streams(self, key: jax.Array | None) -> Any:
@@ -274,7 +275,8 @@ def _adapt_nnx(model: Any) -> tuple[NnxAdapter, Variables]:
     module.eval()
     eval_graph = nnx.graphdef(module)
     module.train()
-    train_graph, params, rngs, others = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    parts: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    train_graph, params, rngs, others = parts
     leaves, treedef = jax.tree.flatten(rngs)
     kinds = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     adapter = NnxAdapter(type(model).__name__, train_graph, eval_graph, (treedef, kinds))
@@ -332,7 +334,9 @@ def _adapt_equinox(model: Any) -> tuple[EquinoxAdapter, Variables]:
     for inference in (False, True):
         leaves, treedef = jax.tree.flatten(equinox.nn.inference_mode(static, inference), is_leaf=lambda x: x is None)
         parts.append((_hashable(treedef), _hashable(tuple(leaves))))
-    return EquinoxAdapter(type(model).__name__, *parts, takes_key), Variables(params, {"constants": constants})
+    return EquinoxAdapter(type(model).__name__, parts[0], parts[1], takes_key), Variables(
+        params, {"constants": constants}
+    )
 
 
 @dataclasses.dataclass(frozen=True)

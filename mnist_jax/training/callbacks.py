@@ -11,6 +11,7 @@ fit(config, callbacks=[StopEarly()])
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mnist_jax.training.progress import Progress
@@ -191,6 +192,9 @@ class LearningCurves(Callback):
             _log.warning("%s could not be drawn (%s); the run is complete", path, " ".join(str(error).split()))
 
 
-def default_callbacks() -> tuple[Callback, ...]:
-    """Returns the callbacks that write the files of a run; the summary comes first, so that no other can prevent it."""
-    return SummaryFile(), MetricsFile(), LearningCurves(), TensorBoard(), ProgressReport(), Checkpoints()
+def arrange_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
+    """Puts a user's callbacks among those that write the files of a run.
+
+    The summary comes first, so that no other can prevent it; checkpoints come last, so that they know of a stop.
+    """
+    return SummaryFile(), MetricsFile(), LearningCurves(), TensorBoard(), ProgressReport(), *callbacks, Checkpoints()

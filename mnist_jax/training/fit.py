@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_jax.config import MODEL_FIELDS, OPTIMIZER_FIELDS, RECIPE_FIELDS, TrainConfig
-from mnist_jax.data import Dataset, absolute_path, load_dataset
+from mnist_jax.data import Dataset, Split, absolute_path, load_dataset
 from mnist_jax.errors import InputError, NonFiniteLossError
-from mnist_jax.training.callbacks import Callback, default_callbacks
+from mnist_jax.training.callbacks import Callback, arrange_callbacks
 from mnist_jax.training.directory import RunDirectory
 from mnist_jax.training.signals import Stopped, StopSignals
 
@@ -231,8 +231,7 @@ def _prepare(
     # From here on a signal waits for the end of a chunk: XLA does not survive an exit while it compiles.
     signals = stack.enter_context(StopSignals())
     steps_per_epoch = -(-dataset.train.num_examples // config.batch_size)
-    all_callbacks = (*default_callbacks(), *callbacks)
-    training = Training(config, dataset, directory, seconds, started, signals, all_callbacks)
+    training = Training(config, dataset, directory, seconds, started, signals, arrange_callbacks(callbacks))
     training.steps_per_epoch = steps_per_epoch
     return training
 
@@ -297,17 +296,23 @@ def _compile(
     # On CPU initialisation is mostly compilation, at this level half of it; the values are the same.
     cheaply: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
     initialise = Compiled(jax.jit(create), options=cheaply if jax.default_backend() == "cpu" else None)
-    shapes = initialise.out_info
+    shapes: TrainState = initialise.out_info
+    _check_fits(shapes, dataset)
     epochs = ChunkedEpoch(shapes, train, config.batch_size)
-    evaluations = [
-        Compiled(evaluate_arrays, shapes, split, batch_size=choose_batch_size(split)) for split in (validation, test)
-    ]
 
-    def evaluate(program: Compiled, split: Any, state: TrainState) -> Evaluation:
-        return Evaluation.from_metrics(*program(state, split), split.label)
+    def compile_evaluation(split: Split) -> tuple[Compiled, Callable[[TrainState], Evaluation]]:
+        program = Compiled(evaluate_arrays, shapes, split, batch_size=choose_batch_size(split))
 
+        def evaluate(state: TrainState) -> Evaluation:
+            metrics, logits = program(state, split)
+            return Evaluation.from_metrics(metrics, logits, split.label)
+
+        return program, evaluate
+
+    validation_program, evaluate_validation = compile_evaluation(validation)
+    test_program, evaluate_test = compile_evaluation(test)
     with ThreadPoolExecutor() as pool:  # all that is compiled at the same time, and what is imported meanwhile
-        compiling = [pool.submit(part.compile) for part in (epochs, *evaluations)]
+        compiling = [pool.submit(part.compile) for part in (epochs, validation_program, test_program)]
         for module in ("tensorboardX", "orbax.checkpoint", "matplotlib.figure"):
             pool.submit(importlib.import_module, module)
         training.state = initialise()
@@ -316,18 +321,26 @@ def _compile(
     training.has_own_model = model is not None or state is not None
     training.model = training.state.recipe.model.name if training.has_own_model else config.model
     training.seconds |= {"compile": time.perf_counter() - begun, "train": 0.0, "evaluate": 0.0}
-    functions = [functools.partial(evaluate, *pair) for pair in zip(evaluations, (validation, test), strict=True)]
-    return epochs, functions[0], functions[1]
+    return epochs, evaluate_validation, evaluate_test
+
+
+def _check_fits(state: TrainState, dataset: Dataset) -> None:
+    """Checks that a model of somebody's own takes these images and knows these classes."""
+    recipe, image_shape = state.recipe, tuple(dataset.train.image.shape[1:])
+    if recipe.image_shape != image_shape:
+        raise InputError(f"model must take the images {image_shape} of {dataset.name}, got {recipe.image_shape}")
+    if recipe.num_classes < dataset.num_classes:
+        raise InputError(
+            f"model must have a logit for each of the {dataset.num_classes} classes of {dataset.name}, "
+            f"got {recipe.num_classes}"
+        )
 
 
 def _restore(training: Training) -> None:
     """Takes up the run in the directory, if it goes on."""
-    import numpy as np
-
-    from mnist_jax.core.metrics import Metrics
     from mnist_jax.training.checkpoint import read_progress, restore_checkpoint, saved_steps
 
-    training.metrics = _no_metrics()
+    training.metrics = _to_metrics(0.0, 0, 0)
     directory, config = training.directory, training.config
     if directory.saved is None:
         return
@@ -348,16 +361,18 @@ def _restore(training: Training) -> None:
     training.seconds_before = before["total"]
     if epoch := progress.get("epoch"):
         training.epoch_seconds = epoch["seconds"]
-        training.metrics = Metrics(np.float32(epoch["loss_sum"]), np.int32(epoch["correct"]), np.int32(epoch["count"]))
+        training.metrics = _to_metrics(epoch["loss_sum"], epoch["correct"], epoch["count"])
 
 
-def _no_metrics() -> Metrics:
-    """Metrics of no examples, on the host."""
-    import numpy as np
+def _to_metrics(loss_sum: float, correct: int, count: int) -> Metrics:
+    """Returns metrics on the host, as those of a chunk are."""
+    import jax
+    import jax.numpy as jnp
 
     from mnist_jax.core.metrics import Metrics
 
-    return Metrics(np.float32(0), np.int32(0), np.int32(0))  # type: ignore[arg-type]
+    metrics: Metrics = jax.device_get(Metrics(jnp.float32(loss_sum), jnp.int32(correct), jnp.int32(count)))
+    return metrics
 
 
 def _check_continuation(config: TrainConfig, saved: TrainConfig, num_epochs: int) -> None:
@@ -424,7 +439,7 @@ def _end_epoch(training: Training, evaluate_validation: Callable[[TrainState], E
         line["learning_rate"] = float(training.schedule(training.step - 1))
     training.history.append(line)
     training.call("on_epoch_end")
-    training.metrics, training.epoch_seconds = _no_metrics(), 0.0
+    training.metrics, training.epoch_seconds = _to_metrics(0.0, 0, 0), 0.0
 
 
 def _check_signal(training: Training) -> None:

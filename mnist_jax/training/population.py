@@ -115,9 +115,7 @@ def train_population(
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     values = {name: jnp.asarray(values, jnp.float32) for name, values in held.items()}
     # What makes no difference to the states is left out of the config, so that one program creates them all.
-    shared = dataclasses.replace(
-        config, **dict.fromkeys(("data", "data_dir", "workdir")), resume=False, seed=0, epochs=1
-    )
+    shared = dataclasses.replace(config, data=None, data_dir=None, workdir=None, resume=False, seed=0, epochs=1)
     states = _create(shared, tx, dataset.num_classes, on_each, keys, values)
     epochs = ChunkedEpoch(states, train, config.batch_size, population=True)
     history = []

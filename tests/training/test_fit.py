@@ -13,18 +13,28 @@ import time
 
 import jax
 import numpy as np
+import optax
 import pytest
 from conftest import assert_trees_equal, make_arrays, read_events, write_idx_files
+from flax import linen as nn
 from matplotlib.image import imread
 
 from mnist_jax import (
+    CNN,
+    MLP,
+    Callback,
     InputError,
     NonFiniteLossError,
     TrainConfig,
+    build_state,
+    create_train_state,
+    cross_entropy,
     evaluate_dataset,
     fit,
     load_dataset,
+    load_run,
     restore_checkpoint,
+    train_epoch,
 )
 from mnist_jax.train import main
 
@@ -332,3 +342,237 @@ def test_two_epochs_on_the_real_mnist_are_good(tmp_path, mnist_dir):
     assert (summary["num_train"], summary["num_validation"], summary["num_test"]) == (55_000, 5_000, 10_000)
     assert summary["steps"] == 860
     assert summary["test_accuracy"] >= 0.975
+
+
+class OwnModel(nn.Module):
+    @nn.compact
+    def __call__(self, image, train=False):
+        x = nn.Dense(8)(image.reshape(image.shape[0], -1))
+        return nn.Dense(10)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+PLAIN = dataclasses.replace(SMALL, hidden_sizes=TrainConfig.hidden_sizes)
+
+
+class Recorder(Callback):
+    """Notes what it sees, and stops after an epoch if told to."""
+
+    def __init__(self, last_epoch=None):
+        self.events, self.metrics, self.last_epoch = [], [], last_epoch
+
+    def on_begin(self, training):
+        self.events.append(("begin", int(training.state.step)))
+
+    def on_epoch_begin(self, training):
+        self.events.append(("epoch", training.epoch))
+
+    def on_chunk(self, training):
+        self.metrics.append(training.chunk_metrics)
+
+    def on_epoch_end(self, training):
+        self.events.append(("end", training.epoch, int(training.state.step), training.validation.accuracy))
+        if training.epoch == self.last_epoch:
+            training.stop()
+
+    def on_finish(self, training):
+        self.events.append(("finish", training.test.accuracy, (training.directory.path / "summary.json").exists()))
+
+    def on_close(self, training):
+        self.events.append("close")
+
+
+def test_a_callback_sees_the_run_and_may_stop_it(tmp_path):
+    recorder = Recorder(last_epoch=2)
+    run = fit(small(tmp_path, epochs=9), callbacks=[recorder])
+    accuracies = [line["validation_accuracy"] for line in run.history]
+    assert recorder.events == [
+        ("begin", 0),
+        *(("epoch", 1), ("end", 1, 14, accuracies[0]), ("epoch", 2), ("end", 2, 28, accuracies[1])),
+        ("finish", run.summary["test_accuracy"], True),
+        "close",
+    ]
+    assert sum(int(metrics.count) for metrics in recorder.metrics) == 2 * 1350
+    assert (run.summary["epochs"], run.summary["steps"], run.summary["total_steps"]) == (2, 28, 9 * 14)
+    assert_trees_equal(restore_checkpoint(run.workdir, run.state), run.state)
+    assert fit(small(tmp_path, epochs=9, resume=True)).summary["epochs"] == 9
+
+
+def test_a_callback_is_closed_after_an_error(tmp_path):
+    class Failing(Recorder):
+        def on_epoch_end(self, training):
+            raise RuntimeError("mine")
+
+    recorder = Failing()
+    with pytest.raises(RuntimeError, match="mine"):
+        fit(small(tmp_path), callbacks=[recorder])
+    assert recorder.events[-1] == "close"
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_an_own_model_has_checkpoints_and_resume(tmp_path):
+    def train(name, epochs, resume=False):
+        config = dataclasses.replace(PLAIN, workdir=str(tmp_path / name), epochs=epochs, resume=resume)
+        return fit(config, model=OwnModel(), tx=optax.sgd(0.1))
+
+    straight = train("straight", 4)
+    train("run", 2)
+    resumed = train("run", 4, resume=True)
+    assert_trees_equal(resumed.state, straight.state.replace(recipe=resumed.state.recipe))
+    assert resumed.summary["model"] == "OwnModel"
+    assert "learning_rate" not in resumed.history[-1]
+    _, state = load_run(resumed.workdir, model=OwnModel(), tx=optax.sgd(0.1))
+    assert_trees_equal(state.params, straight.state.params)
+    with pytest.raises(InputError, match="run: the run has a model of its own, OwnModel: pass it as model="):
+        load_run(resumed.workdir)
+    with pytest.raises(InputError, match="resume: the run has a model of its own, OwnModel, got the model of its"):
+        fit(dataclasses.replace(PLAIN, workdir=str(tmp_path / "run"), epochs=5, resume=True))
+    with pytest.raises(InputError, match="straight: the run has a model of its own, OwnModel, got .* of its own, CNN"):
+        load_run(straight.workdir, model=CNN(), tx=optax.sgd(0.1))
+
+
+def test_an_own_state_brings_its_whole_recipe_and_stays_valid(tmp_path):
+    def doubled(logits, label):
+        return 2 * cross_entropy(logits, label)
+
+    state = create_train_state(OwnModel(), optax.sgd(0.1), jax.random.key(5), example_loss=doubled)
+    run = fit(dataclasses.replace(PLAIN, workdir=str(tmp_path / "run"), epochs=1), state=state)
+    expected, _ = train_epoch(state, load_dataset("digits").train, 100)
+    assert_trees_equal(run.state.params, expected.params)
+    np.testing.assert_allclose(run.test.losses.mean() * 2, run.summary["test_loss"], rtol=1e-5)
+
+
+def test_an_own_data_set_is_taken(tmp_path):
+    digits = load_dataset("digits")
+    half = digits.train._replace(image=digits.train.image[:700], label=digits.train.label[:700])
+    dataset = dataclasses.replace(digits, train=half, name="half", class_names=(*"0123456789", "ten"))
+    config = dataclasses.replace(SMALL, data=None, workdir=str(tmp_path / "run"), epochs=1)
+    run = fit(config, dataset=dataset)
+    assert (run.summary["dataset"], run.summary["num_train"]) == ("half", 700)
+    assert run.state.recipe.num_classes == 11
+    assert load_run(run.workdir)[1].recipe.num_classes == 11
+
+
+@pytest.mark.parametrize(
+    ("fields", "own", "message"),
+    [
+        (
+            {"hidden_sizes": (8,)},
+            {"model": OwnModel()},
+            "hidden_sizes has no effect on a model, tx or state of your own",
+        ),
+        ({"learning_rate": 0.5}, {"tx": optax.sgd(0.1)}, "learning_rate has no effect on a model, tx or state of your"),
+        ({"ema_decay": None}, {"state": "any"}, "ema_decay has no effect on a model, tx or state of your own"),
+        ({}, {"state": "any", "tx": "any"}, "state must be given without model and tx, which it holds already"),
+        ({}, {"model": MLP(num_classes=3)}, "model must have a logit for each of the 10 classes of digits, got 3"),
+    ],
+)
+def test_what_is_given_twice_or_does_not_fit_is_refused(tmp_path, fields, own, message):
+    config = dataclasses.replace(PLAIN, workdir=str(tmp_path / "run"), **fields)
+    with pytest.raises(InputError, match=f"^{message}"):
+        fit(config, **own)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_says_what_was_chosen_for_it(tmp_path, monkeypatch, idx_dir):
+    monkeypatch.chdir(idx_dir.parent)
+    run = fit(small(tmp_path, data="small", epochs=1, batch_size=10, model="cnn"))
+    assert run.config.microbatch_size == run.summary["microbatch_size"] == 32
+    assert run.config.data == run.summary["data_path"] == str(idx_dir)
+    assert run.summary["class_names"] == [*"0123456789"]
+    assert run.summary["total_steps"] == 6
+    assert TrainConfig.from_json((run.workdir / "config.json").read_text()) == run.config
+    monkeypatch.chdir("/")
+    config, _ = load_run(run.workdir)
+    assert load_dataset(config.data).train.num_examples == 54
+    monkeypatch.setattr("mnist_jax.training.build.jax.default_backend", lambda: "gpu")  # which would choose another
+    again = fit(dataclasses.replace(config, microbatch_size=None, epochs=2, resume=True, workdir=str(run.workdir)))
+    assert again.config.microbatch_size == 32
+
+
+def test_a_loaded_state_has_the_schedule_it_was_trained_with(tmp_path):
+    run = fit(small(tmp_path, schedule="cosine", epochs=2))
+    _, state = load_run(run.workdir)
+    assert state.recipe.tx is run.state.recipe.tx
+
+
+def test_an_interrupted_epoch_counts_all_its_examples_and_seconds(tmp_path, monkeypatch):
+    straight = fit(small(tmp_path, "straight", epochs=2))
+    monkeypatch.setattr("mnist_jax.training.epochs._CHUNK_S", 0.0)
+    config = small(tmp_path, epochs=2)
+
+    class Interrupt(Callback):
+        def on_chunk(self, training):
+            if training.step == STEPS_PER_EPOCH + 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, callbacks=[Interrupt()])
+    before = json.loads((tmp_path / "run" / "checkpoints" / "17" / "metrics" / "metrics").read_text())["progress"]
+    assert before["epoch"]["count"] == 300
+    resumed = fit(dataclasses.replace(config, resume=True))
+    assert_trees_equal(resumed.state, straight.state)
+    line = resumed.history[-1]
+    assert line["num_examples"] == 1350
+    for name in ("train_loss", "train_accuracy"):
+        np.testing.assert_allclose(line[name], straight.history[-1][name], rtol=1e-5)
+    assert line["seconds"] > before["epoch"]["seconds"] > 0
+    for name, seconds in resumed.summary["seconds"].items():
+        assert seconds > before["seconds"][name] > 0
+    total = sum(line["seconds"] for line in resumed.history)
+    np.testing.assert_allclose(resumed.summary["seconds"]["train"], total, rtol=1e-6)
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_a_finished_run(tmp_path, monkeypatch, caplog):
+    def fail(*args):
+        raise RuntimeError("no\nfonts")
+
+    monkeypatch.setattr("mnist_jax.report.figures.learning_curves", fail)
+    with caplog.at_level(logging.WARNING, "mnist_jax"):
+        run = fit(small(tmp_path, epochs=1))
+    assert read_json(run, "summary.json") == run.summary
+    assert re.search(r"learning_curves.png could not be drawn \(no fonts\); the run is complete$", caplog.messages[0])
+
+
+@pytest.mark.parametrize("event", ["on_finish", "on_close"])
+def test_a_signal_at_the_very_end_is_not_forgotten(tmp_path, event):
+    class Late(Callback):
+        pass
+
+    setattr(Late, event if event == "on_finish" else "on_epoch_end", lambda self, training: os.kill(os.getpid(), 15))
+    with pytest.raises(KeyboardInterrupt, match="the signal came when training was over; the run in .* is complete"):
+        fit(small(tmp_path, epochs=1), callbacks=[Late()])
+    assert "test_accuracy" in json.loads((tmp_path / "run" / "summary.json").read_text())
+
+
+def test_reading_a_run_changes_nothing_and_works_while_it_is_trained(tmp_path):
+    found = []
+
+    class Read(Callback):
+        def on_epoch_end(self, training):
+            if training.epoch == 2:
+                before = {path: path.stat().st_mtime_ns for path in training.directory.path.rglob("*")}
+                found.append(int(load_run(training.directory.path)[1].step))
+                assert {path: path.stat().st_mtime_ns for path in training.directory.path.rglob("*")} == before
+
+    fit(small(tmp_path), callbacks=[Read()])
+    assert found == [STEPS_PER_EPOCH]
+
+
+@pytest.mark.parametrize("ema_decay", [0.5, None])
+def test_batch_statistics_belong_to_the_parameters_that_are_evaluated(ema_decay):
+    """With a first layer that is normed and a decay of the average, the recurrence is that of the parameters."""
+    config = TrainConfig(hidden_sizes=(4,), batch_norm=True, ema_decay=ema_decay, dropout_rate=0.0)
+    state, split = build_state(config), load_dataset("digits").train
+    expected = np.asarray(state.model_state["batch_stats"]["BatchNorm_0"]["mean"])
+    for step in range(4):
+        state, _ = train_epoch(state, split, 100, num_steps=1)
+        newest = np.asarray(state.model_state["batch_stats"]["BatchNorm_0"]["mean"])
+        decay = 0.0 if ema_decay is None else min(ema_decay, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * newest
+    found = state.eval_model_state["batch_stats"]["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    by_hand = state.recipe.model.module.apply(
+        {"params": state.eval_params, **state.eval_model_state}, split.image[:50] / np.float32(255)
+    )
+    evaluated = evaluate_dataset(state, split._replace(image=split.image[:50], label=split.label[:50]))
+    np.testing.assert_allclose(evaluated.logits, by_hand, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,114 @@
+"""Guards against silent nonsense: each by its message, under jit and without."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import assert_trees_equal, make_split
+
+from mnist_jax import (
+    MLP,
+    AccumulatedGradient,
+    Split,
+    create_train_state,
+    cross_entropy,
+    eval_step,
+    evaluate_dataset,
+    train_epoch,
+    train_step,
+)
+
+STATE = create_train_state(MLP(hidden_sizes=(8,), dropout_rate=0.0), optax.sgd(0.1), jax.random.key(0))
+BATCH = make_split(4)._asdict()
+
+
+@pytest.mark.parametrize("step", [train_step, eval_step])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"image": BATCH["image"].astype(np.int32)}, r"^image must be uint8, or float in \[0, 1\], got int32"),
+        ({"image": BATCH["image"].astype(np.int8)}, "^image must be uint8, .* got int8"),
+        ({"image": BATCH["image"][..., 0]}, r"^image must be \[B, 28, 28, 1\], got \[4, 28, 28\]"),
+        (
+            {"label": BATCH["label"].astype(np.float32)},
+            r"^label must be int\[4\], or probabilities float\[4, 10\], for logits of 10 classes, got float32\[4\]",
+        ),
+        ({"label": BATCH["label"][:, None]}, r"^label must be int\[4\], .* got int32\[4, 1\]"),
+        ({"label": BATCH["label"][:3]}, r"^label must be int\[4\], .* got int32\[3\]"),
+        ({"label": np.full((4, 9), 1 / 9, np.float32)}, r"^label must be int\[4\], .* got float32\[4, 9\]"),
+        ({"label": np.eye(10, dtype=np.int32)[:4]}, r"^label must be int\[4\], .* got int32\[4, 10\]"),
+        ({"label": np.ones(4, bool)}, r"^label must be int\[4\], .* got bool\[4\]"),
+        ({"label": np.array([0, 10, 1, 2])}, r"^label must be in \[0, 10\), the classes of the model, got 10"),
+        ({"label": np.array([0, -1, 1, 2])}, r"^label must be in \[0, 10\), the classes of the model, got -1"),
+    ],
+    ids=range(11),
+)
+def test_a_batch_that_makes_no_sense_is_refused(step, changed, message):
+    with pytest.raises(ValueError, match=message):
+        step(STATE, {**BATCH, **changed})
+
+
+@pytest.mark.parametrize("wrong", [-1, 10, 255])
+def test_a_traced_label_that_is_no_class_makes_the_loss_nan(wrong):
+    label = jnp.array([0, wrong, 1, 2])
+    assert np.isnan(train_step(STATE, {**BATCH, "label": label})[1].loss_sum)
+    assert np.isnan(eval_step(STATE, {**BATCH, "label": label}).loss_sum)
+    for label_smoothing in (0.0, 0.1):
+        losses = cross_entropy(jnp.zeros((4, 10)), label, label_smoothing)
+        np.testing.assert_array_equal(np.isnan(losses), [False, True, False, False])
+    mask = np.array([True, False, True, True])  # it does not count
+    assert np.isfinite(train_step(STATE, {**BATCH, "label": label, "mask": mask})[1].loss_sum)
+
+
+def test_labels_of_a_split_are_checked_too():
+    split = Split(BATCH["image"], np.array([0, 1, 11, 2]))
+    message = r"^label must be in \[0, 10\), the classes of the model, got 11$"
+    with pytest.raises(ValueError, match=message):
+        train_epoch(STATE, split, 2)
+    with pytest.raises(ValueError, match=message):
+        evaluate_dataset(STATE, split)
+    assert np.isnan(train_epoch(STATE, jax.device_put(split), 2)[1].loss_sum)
+
+
+@pytest.mark.parametrize("gradient_fn", [None, AccumulatedGradient(3)])
+def test_a_batch_of_which_nothing_counts_changes_nothing(gradient_fn):
+    options = {} if gradient_fn is None else {"gradient_fn": gradient_fn}
+    state = create_train_state(STATE.recipe.model.module, optax.sgd(0.1), jax.random.key(0), **options)
+    after, metrics = train_step(state, {**BATCH, "mask": np.zeros(4, bool)})
+    assert_trees_equal(after.params, state.params)
+    assert (int(metrics.count), float(metrics.loss_sum)) == (0, 0.0)
+
+
+def test_more_steps_than_an_epoch_has_are_refused_and_the_end_is_never_passed():
+    split = make_split(10)
+    with pytest.raises(ValueError, match="^num_steps must be 0 to the 3 steps of an epoch, got 4$"):
+        train_epoch(STATE, split, 4, num_steps=4)
+    part, _ = train_epoch(STATE, split, 4, num_steps=2)
+    for rest, metrics in (train_epoch(part, split, 4, num_steps=3), train_epoch(part, split, 4)):
+        assert (int(rest.step), int(metrics.count)) == (3, 2)
+    whole, _ = train_epoch(STATE, split, 4)
+    np.testing.assert_allclose(whole.params["Dense_1"]["bias"], rest.params["Dense_1"]["bias"], rtol=1e-5, atol=1e-7)
+
+
+def test_a_traced_epoch_that_begins_in_the_middle_is_no_silent_nonsense():
+    split = make_split(10)
+    whole = jax.jit(lambda state: train_epoch(state, split, 4)[1].loss)
+    assert np.isfinite(whole(STATE))
+    assert np.isnan(whole(STATE.replace(step=jnp.int32(1))))
+
+
+def test_extra_keys_of_a_batch_are_passed_on():
+    batch = {**BATCH, "id": np.arange(4), "scale": np.float32(2)}
+    expected = train_step(STATE, BATCH)
+    assert_trees_equal(train_step(STATE, batch)[0].params, expected[0].params)
+    seen = []
+
+    def loss_fn(params, state, batch, key):
+        seen.append({name: np.shape(x) for name, x in batch.items() if name in ("id", "scale")})
+        return STATE.recipe.loss_fn(params, state, batch, key)
+
+    model, tx = STATE.recipe.model.module, optax.sgd(0.1)
+    options = {"loss_fn": loss_fn, "gradient_fn": AccumulatedGradient(2)}
+    train_step(create_train_state(model, tx, jax.random.key(0), **options), batch)
+    assert seen[0] == {"id": (2,), "scale": ()}
