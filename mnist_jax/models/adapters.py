@@ -203,9 +203,10 @@ def _trace(model: nn.Module, image_shape: Shape, mode: Mapping[str, Any]) -> str
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
-        if isinstance(module, nn.Dropout | nn.BatchNorm) and context.method_name == "__call__":
+        is_dropout = isinstance(module, nn.Dropout) and module.rate > 0
+        if (is_dropout or isinstance(module, nn.BatchNorm)) and context.method_name == "__call__":
             found.append(f"{'/'.join(module.path) or 'itself'} ({type(module).__name__})")
-            argument = "deterministic" if isinstance(module, nn.Dropout) else "use_running_average"
+            argument = "deterministic" if is_dropout else "use_running_average"
             if not mode and argument not in kwargs and getattr(module, argument) is None:
                 kwargs = {**kwargs, argument: True}  # Flax would stop here, before the message that helps
         return call(*args, **kwargs)

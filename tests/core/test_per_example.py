@@ -21,6 +21,7 @@ from mnist_jax import (
 )
 
 SPLIT = make_split(11)
+SPLIT = SPLIT._replace(label=SPLIT.label % 6)  # which all models have
 
 
 class OwnModel(nn.Module):
@@ -32,13 +33,49 @@ class OwnModel(nn.Module):
         return nn.Dense(10)(layer(nn.relu(layer(image.reshape(image.shape[0], -1)))))
 
 
+class Nested(nn.Module):
+    """Dense layers inside modules inside modules."""
+
+    @nn.compact
+    def __call__(self, image):
+        x = MLP(hidden_sizes=(5,), dropout_rate=0.0, num_classes=9)(image)
+        return MLP(hidden_sizes=(6,), dropout_rate=0.0, num_classes=7)(x)
+
+
+class Tied(nn.Module):
+    """A dense layer that is called once, and whose kernel is read elsewhere too."""
+
+    @nn.compact
+    def __call__(self, image):
+        x = nn.Dense(6, use_bias=False)(image.reshape(image.shape[0], -1))
+        layer = nn.Dense(6)
+        y = layer(x)
+        return y @ layer.variables["params"]["kernel"]
+
+
+class Spread(nn.Module):
+    """A dense layer over the pixels of each row."""
+
+    @nn.compact
+    def __call__(self, image):
+        return nn.Dense(7)(nn.Dense(3)(image[..., 0]).reshape(image.shape[0], -1))
+
+
+def apply_linear(params, image):
+    return image.reshape(image.shape[0], -1) @ params
+
+
 MODELS = {
     "mlp": MLP(hidden_sizes=(8,)),
     "linear": MLP(hidden_sizes=()),
     "mlp with batch norm": MLP(hidden_sizes=(8, 6), batch_norm=True),
     "cnn": CNN(channels=(2, 3), dense_size=5),
     "cnn without dense layer": CNN(channels=(2, 3), dense_size=0, batch_norm=True),
-    "own": OwnModel(),
+    "used twice": OwnModel(),
+    "nested": Nested(),
+    "tied": Tied(),
+    "spread": Spread(),
+    "functions": (lambda key: jax.random.normal(key, (784, 10)) / 28, apply_linear),
 }
 
 

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from mnist_jax import InputError, TrainConfig, build_optimizer, build_schedule
+from mnist_jax.config import effective_config
 from mnist_jax.training.optimizer import HYPERPARAMETERS
+
+
+def make_config(**fields):
+    return effective_config(fields)
+
 
 pytestmark = pytest.mark.uses_adam
 
@@ -57,7 +63,7 @@ def by_numpy(config, grads=GRADS):
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
 def test_the_update_is_the_textbook_one(optimizer, clip_norm, weight_decay):
-    config = TrainConfig(optimizer=optimizer, learning_rate=0.1, momentum=0.8, b1=0.7, b2=0.95)
+    config = make_config(optimizer=optimizer, learning_rate=0.1, momentum=0.8, b1=0.7, b2=0.95)
     config = dataclasses.replace(config, clip_norm=clip_norm, weight_decay=weight_decay)
     found, expected = run(config), by_numpy(config)
     for name in PARAMS:
@@ -67,9 +73,9 @@ def test_the_update_is_the_textbook_one(optimizer, clip_norm, weight_decay):
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle", "warmup_constant", "warmup_cosine"])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
 def test_the_optimizer_follows_its_schedule(optimizer, schedule):
-    config = TrainConfig(optimizer=optimizer, schedule=schedule, learning_rate=0.1, warmup_fraction=0.5)
+    config = make_config(optimizer=optimizer, schedule=schedule, learning_rate=0.1, warmup_fraction=0.5)
     rate = build_schedule(config, 4)
-    unscheduled = TrainConfig(optimizer=optimizer, learning_rate=1.0)
+    unscheduled = make_config(optimizer=optimizer, learning_rate=1.0)
     tx = build_optimizer(config, num_steps=4)
     plain = build_optimizer(unscheduled, num_steps=4)
     state, plain_state = tx.init(PARAMS), plain.init(PARAMS)
@@ -84,7 +90,7 @@ def test_the_optimizer_follows_its_schedule(optimizer, schedule):
 @pytest.mark.parametrize("warmup_fraction", [0.0, 0.5, 0.99])
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 def test_short_runs_learn(schedule, warmup_fraction, num_steps):
-    rate = build_schedule(TrainConfig(schedule=schedule, warmup_fraction=warmup_fraction), num_steps)
+    rate = build_schedule(make_config(schedule=schedule, warmup_fraction=warmup_fraction), num_steps)
     rates = [float(rate(step)) for step in range(num_steps)]
     assert all(0 <= value <= 1.001e-3 for value in rates)
     assert max(rates) > 0
@@ -101,7 +107,7 @@ def test_short_runs_learn(schedule, warmup_fraction, num_steps):
     ],
 )
 def test_schedules_pass_through_their_points(schedule, expected):
-    rate = build_schedule(TrainConfig(schedule=schedule, learning_rate=1.0, warmup_fraction=0.2), num_steps=100)
+    rate = build_schedule(make_config(schedule=schedule, learning_rate=1.0, warmup_fraction=0.2), num_steps=100)
     for step, value in expected.items():
         np.testing.assert_allclose(rate(step), value, atol=1e-6)
 
@@ -113,7 +119,7 @@ HELD = {"learning_rate": 0.03, "weight_decay": 0.2, "momentum": 0.6, "b1": 0.5, 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
 def test_the_state_can_hold_the_hyperparameters(optimizer, schedule):
     values = {name: HELD[name] for name in HYPERPARAMETERS[optimizer]}
-    config = TrainConfig(optimizer=optimizer, schedule=schedule, learning_rate=0.1, clip_norm=2.0)
+    config = make_config(optimizer=optimizer, schedule=schedule, learning_rate=0.1, clip_norm=2.0)
     tx = build_optimizer(config, len(GRADS), hyperparameters=tuple(values))
     params, opt_state = PARAMS, tx.init(PARAMS)
     assert {name: float(value) for name, value in opt_state.hyperparams.items()} == {
@@ -132,4 +138,14 @@ def test_the_state_can_hold_the_hyperparameters(optimizer, schedule):
 def test_the_state_holds_only_what_the_optimizer_uses(name):
     message = f"^hyperparameters of adam must be some of learning_rate, weight_decay, b1, b2, got {name}$"
     with pytest.raises(InputError, match=message):
-        build_optimizer(TrainConfig(), 1, hyperparameters=(name,))
+        build_optimizer(make_config(), 1, hyperparameters=(name,))
+
+
+def test_the_same_choices_give_the_same_object_whatever_else_differs():
+    config = TrainConfig(optimizer="adamw", schedule="cosine")
+    tx = build_optimizer(config, 10)
+    assert build_optimizer(dataclasses.replace(config, seed=3, workdir="x", batch_size=7), 10) is tx
+    assert build_optimizer(config, 11) is not tx
+    assert build_optimizer(dataclasses.replace(config, learning_rate=0.5), 10) is not tx
+    constant = TrainConfig()
+    assert build_optimizer(constant, 10) is build_optimizer(constant, 20)  # which has no schedule to span

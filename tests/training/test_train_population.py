@@ -9,6 +9,7 @@ from mnist_jax import (
     Dataset,
     InputError,
     TrainConfig,
+    build_optimizer,
     build_state,
     ensemble_probabilities,
     evaluate_dataset,
@@ -18,6 +19,7 @@ from mnist_jax import (
 )
 from mnist_jax.core.population import population_order
 from mnist_jax.training.epochs import _population_steps
+from mnist_jax.training.population import _choose_shardings, _create
 
 pytestmark = pytest.mark.uses_adam
 
@@ -85,6 +87,17 @@ def test_members_are_dealt_out_to_all_devices(plain_population):
     args = (plain_population.states, DATASET.train, order, SGD.batch_size, 0, 1)
     program = _population_steps.lower(*args).compile().as_text()
     assert not any(word in program for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
+
+
+def test_they_are_created_where_they_are_trained():
+    keys = jax.numpy.stack([jax.random.key(seed) for seed in range(4)])
+    sharding, _ = _choose_shardings(4)
+    program = _create.lower(SGD, build_optimizer(SGD, 8), 10, sharding, keys, {}).compile()
+    states = program(keys, {})
+    kernel = states.params["Dense_0"]["kernel"]
+    assert [shard.data.shape for shard in kernel.addressable_shards] == [(2, 784, 10)] * 2
+    # No device ever holds all members: the program has no larger buffer.
+    assert "f32[4,784,10]" not in program.as_text()
 
 
 def test_where_they_cannot_be_dealt_out_they_are_on_one_device(plain_population):
