@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import operator
 import os
 import re
 import signal
@@ -84,6 +85,7 @@ def test_a_loss_of_ones_own_trains_three_seeds_as_a_loop_over_them_does():
     losses = names["metrics"].loss
     assert losses.shape == (3,)
     assert len(set(losses.tolist())) == 3
+    params = [jax.tree.map(operator.itemgetter(index), names["states"].params) for index in range(3)]
     for index, key in enumerate(names["keys"]):
         state = create_train_state(names["model"], names["tx"], key, example_loss=names["focal_loss"])
         history = []
@@ -92,7 +94,7 @@ def test_a_loss_of_ones_own_trains_three_seeds_as_a_loop_over_them_does():
             history.append(float(metrics.loss))
         assert history[0] > 1.5 * history[-1]
         np.testing.assert_allclose(losses[index], metrics.loss, rtol=1e-4)
-        assert_trees_close(jax.tree.map(lambda leaf: leaf[index], names["states"].params), state.params, 1e-3, 1e-4)
+        assert_trees_close(params[index], state.params, 1e-3, 1e-4)
 
 
 def test_the_focal_loss_of_the_readme_is_the_published_one():
