@@ -1,6 +1,8 @@
 """What the README shows is what happens."""
 
+import inspect
 import json
+import operator
 import os
 import re
 import signal
@@ -11,11 +13,27 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
-from conftest import MNIST_DIR, assert_trees_equal
+from conftest import MNIST_DIR, assert_trees_close, assert_trees_equal
 from filelock import FileLock
 
-from mnist_jax import TrainConfig, fit
+import mnist_jax
+from mnist_jax import (
+    MLP,
+    TrainConfig,
+    create_train_state,
+    cross_entropy,
+    fit,
+    load_run,
+    loss_fn,
+    mean_gradient,
+    restore_checkpoint,
+    train_epoch,
+)
 from mnist_jax.cli.flags import parse_flags
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -23,6 +41,19 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run_snippet(text):
+    """Runs the snippet of Python that has a text in it; returns its names.
+
+    The README states its number of lines, without blank ones, right below it.
+    """
+    (code,) = (block for block in blocks("python") if text in block)
+    num_lines = len([line for line in code.splitlines() if line.strip()])
+    assert f"```\n\nThese are {num_lines} lines." in README[README.index(code) :][: len(code) + 30]
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    return names
 
 
 @pytest.mark.uses_adam
@@ -42,9 +73,82 @@ def test_the_loop_of_the_readme_runs(capsys):
 def test_a_run_comes_back_as_the_readme_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = fit(TrainConfig(data="digits", hidden_sizes=(8,), epochs=1, workdir="runs/mine", quiet=True))
-    names = {}
-    exec(compile(blocks("python")[1], "README.md", "exec"), names)
-    assert_trees_equal(names["state"].eval_params, run.state.eval_params)
+    (code,) = re.findall(r"`config, state = (load_run\(.*?\))`", README)
+    config, state = eval(code, {"load_run": load_run})
+    assert config == run.config
+    assert_trees_equal(state, run.state)
+
+
+@pytest.mark.uses_adam
+def test_a_loss_of_ones_own_trains_three_seeds_as_a_loop_over_them_does():
+    names = run_snippet("focal_loss")
+    losses = names["metrics"].loss
+    assert losses.shape == (3,)
+    assert len(set(losses.tolist())) == 3
+    params = [jax.tree.map(operator.itemgetter(index), names["states"].params) for index in range(3)]
+    for index, key in enumerate(names["keys"]):
+        state = create_train_state(names["model"], names["tx"], key, example_loss=names["focal_loss"])
+        history = []
+        for _ in range(3):
+            state, metrics = train_epoch(state, names["split"], 100)
+            history.append(float(metrics.loss))
+        assert history[0] > 1.5 * history[-1]
+        np.testing.assert_allclose(losses[index], metrics.loss, rtol=1e-4)
+        assert_trees_close(params[index], state.params, 1e-3, 1e-4)
+
+
+def test_the_focal_loss_of_the_readme_is_the_published_one():
+    """``(1 - p)^2`` times the cross-entropy, where ``p`` is the probability of the label."""
+    (code,) = (block for block in blocks("python") if "focal_loss" in block)
+    names = {"jax": jax, "jnp": jnp}
+    exec(code[code.index("def focal_loss") : code.index("model, tx")], names)
+    logits, label = jax.random.normal(jax.random.key(0), (5, 10)), jnp.array([3, 1, 4, 1, 5])
+    probability = jax.nn.softmax(logits)[jnp.arange(5), label]
+    expected = (1 - probability) ** 2 * cross_entropy(logits, label)
+    np.testing.assert_allclose(names["focal_loss"](logits, label), expected, rtol=1e-5)
+
+
+@pytest.mark.uses_adam
+def test_a_model_of_ones_own_is_trained_and_resumed_by_fit(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = run_snippet("nnx.Module")
+    epochs, norms = zip(*(line.split() for line in capsys.readouterr().out.splitlines()), strict=True)
+    assert epochs == ("1", "2")  # the callback, of the first call of fit alone
+    assert len(set(norms)) == 2
+    uninterrupted = fit(TrainConfig(data="digits", epochs=4, workdir="runs/whole", quiet=True), **names["own"])
+    assert_trees_equal(names["run"].state.params, uninterrupted.state.params)
+    assert_trees_equal(names["state"], names["run"].state)
+    assert names["config"] == names["run"].config
+    run = tmp_path / "runs" / "own"
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["model"], summary["epochs"]) == ("Net", 4)
+    assert summary["test_accuracy"] == uninterrupted.summary["test_accuracy"] > 0.8
+    assert [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    assert (run / "figures" / "learning_curves.png").exists()
+
+
+def test_a_state_of_ones_own_is_trained_by_fit_and_comes_back_as_the_readme_says(tmp_path):
+    assert "`restore_checkpoint(directory, state)`" in README
+    state = create_train_state(MLP(hidden_sizes=(8,)), optax.sgd(0.1), jax.random.key(0), gradient_fn=mean_gradient)
+    run = fit(TrainConfig(data="digits", epochs=1, workdir=str(tmp_path / "run"), quiet=True), state=state)
+    assert_trees_equal(restore_checkpoint(run.workdir, state), run.state)
+
+
+def test_gradients_of_examples_have_that_of_the_batch_as_their_mean():
+    names = run_snippet("equinox")
+    state, batch = names["state"], {"image": names["image"], "label": names["label"]}
+    grads, (metrics, _) = jax.grad(loss_fn, has_aux=True)(state.params, state, batch)
+    assert int(metrics.count) == 64
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(names["gradients"])} == {64}
+    assert_trees_close(jax.tree.map(lambda leaf: leaf.mean(axis=0), names["gradients"]), grads)
+
+
+def test_the_arguments_of_the_readme_are_those_of_create_train_state():
+    rows = README.split("| argument |")[1].split("\n\n")[0].splitlines()[2:]
+    arguments = {re.match(r"\| `(\w+)`", row).group(1) for row in rows}
+    assert arguments < inspect.signature(create_train_state).parameters.keys()
+    names = {name for row in rows for name in re.findall(r"`(\w+)", row)} - arguments
+    assert names <= set(mnist_jax.__all__)
 
 
 def test_the_commands_of_the_readme_parse():
@@ -111,9 +215,23 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert 'pip install --quiet -e ".[test]"' in ci
 
 
-def test_every_file_of_the_map_exists():
-    package = Path(__file__).parent.parent / "mnist_jax"
-    named = set(re.findall(r"\b(\w+)\.py`", README.split("## Map")[1]))
-    assert named <= {path.stem for path in package.glob("*.py")}
-    hidden = {"__init__", "command", "errors"}
-    assert {path.stem for path in package.glob("*.py")} - named == hidden
+def test_the_map_names_what_exists_and_every_folder():
+    root = Path(__file__).parent.parent
+    rows = re.findall(r"^\| (`.*?) \| (.*) \|$", README.split("## Map")[1], flags=re.MULTILINE)
+    folders = set()
+    for places, text in rows:
+        first, *others = re.findall(r"`([\w/.]+)`", places)
+        path = root / first
+        named = [path, *(path.parent / other for other in others)]
+        if first.endswith("/"):
+            folders.add(path)
+            named += [path / name for name in re.findall(r"`(\w+\.py)`", text)]
+        assert [str(place) for place in named if not place.exists()] == []
+    packages = {path.parent for path in (root / "mnist_jax").glob("*/__init__.py")}
+    assert packages | {root / "tests", root / "experiments", root / "benchmarks"} == folders
+
+
+def test_paths_into_the_package_exist():
+    paths = re.findall(r"`((?:mnist_jax|tests|benchmarks|experiments)/[\w./-]+)", README)
+    assert len(paths) > 15
+    assert [path for path in paths if not (Path(__file__).parent.parent / path).exists()] == []
