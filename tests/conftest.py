@@ -1,6 +1,7 @@
 """Strict JAX, two CPU devices, no network, no files outside temporary directories."""
 
 import gzip
+import importlib.metadata
 import os
 import struct
 import subprocess
@@ -18,6 +19,9 @@ COMPILATION_CACHE = tempfile.TemporaryDirectory()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILATION_CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    # It logs a line to stderr for each program that comes from the cache, and tests compare the stderr of commands.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 MNIST_DIR = os.environ.pop("MNIST_JAX_DATA_DIR", None)
 # A proxy where nobody listens: whoever asks for an address beyond this machine is refused at once.
 for name in ("http_proxy", "https_proxy"):
