@@ -74,6 +74,7 @@ RECIPE_FIELDS = (
     "augment_smoothness",
     "augment_erasing",
     "microbatch_size",
+    "seed",
 )
 
 
@@ -259,7 +260,10 @@ class TrainConfig:
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise InputError(f"config: unknown field {unknown[0]!r}")
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except _NoEffectError:  # in a run of an earlier version, which took it in silence
+            return effective_config(fields)
 
     def differences(self, other: TrainConfig) -> list[str]:
         """Returns the names of the fields that describe the training and differ, ``epochs`` among them.
@@ -276,6 +280,10 @@ class TrainConfig:
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in PRESENTATION}
 
 
+class _NoEffectError(InputError):
+    """A field has no effect beside the others."""
+
+
 def check_effect(name: str, fields: Mapping[str, Any]) -> None:
     """Checks that a field has an effect beside the others.
 
@@ -289,13 +297,13 @@ def check_effect(name: str, fields: Mapping[str, Any]) -> None:
     """
     if name in _NEEDS_ABOVE_0 and not fields[_NEEDS_ABOVE_0[name]]:
         other = _NEEDS_ABOVE_0[name]
-        raise InputError(f"{name} has no effect without {other}: leave it out, or choose {other} above 0")
+        raise _NoEffectError(f"{name} has no effect without {other}: leave it out, or choose {other} above 0")
     if name not in _NEEDS:
         return
     decider, values = _NEEDS[name]
     if fields[decider] not in values:
         choice = " or ".join(values)
-        raise InputError(f"{name} has no effect with {decider} {fields[decider]}: leave it out, or choose {choice}")
+        raise _NoEffectError(f"{name} has no effect with {decider} {fields[decider]}: leave it out, or choose {choice}")
 
 
 def effective_config(fields: Mapping[str, Any]) -> TrainConfig:

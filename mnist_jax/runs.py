@@ -25,7 +25,7 @@ def runs_table(runs: Sequence[FoundRun]) -> str:
 
 
 def _to_row(run: FoundRun) -> tuple[str, ...]:
-    name = (str(run.path), run.config.data or "", run.config.model)
+    name = (str(run.path), run.config.data or "", run.summary.get("model", run.config.model))
     summary = run.summary
     if not summary:
         return (*name, "", f"{run.num_epochs}/{run.config.epochs}", "", "unfinished", "")

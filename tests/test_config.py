@@ -135,3 +135,10 @@ def test_a_field_without_effect_is_refused(fields, message):
 def test_fields_without_effect_can_be_left_out():
     fields = {"model": "cnn", "hidden_sizes": (8,), "channels": (2, 3), "momentum": 0.5, "augment_smoothness": 5}
     assert effective_config(fields) == TrainConfig(model="cnn", channels=(2, 3))
+
+
+def test_a_run_of_an_earlier_version_may_have_had_fields_without_effect():
+    text = TrainConfig(epochs=3).to_json().replace('"momentum": 0.9', '"momentum": 0.5')
+    assert TrainConfig.from_json(text) == TrainConfig(epochs=3)
+    with pytest.raises(InputError, match=r"momentum must be in \[0, 1\), got 2.0"):
+        TrainConfig.from_json(text.replace('"momentum": 0.5', '"momentum": 2'))

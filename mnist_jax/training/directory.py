@@ -25,6 +25,7 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 
 _LOCK = ".lock"  # held while a run is going
+_BESIDE = ("path", "class_names", "model", "has_own_optimizer")  # in data.json, beside the identity of the data
 _OURS = ("config.json", "data.json", "metrics.jsonl", "summary.json", "checkpoints", "figures")
 
 
@@ -123,7 +124,7 @@ class RunDirectory:
         saved = read_data(self.path) if self.saved is not None else None
         if saved is None:
             return
-        identity = {name: value for name, value in data.items() if name not in ("path", "class_names", "model")}
+        identity = {name: value for name, value in data.items() if name not in _BESIDE}
         known, model = {name: saved.get(name) for name in identity}, data.get("model")
         if known != identity:
             raise InputError(

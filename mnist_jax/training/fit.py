@@ -207,7 +207,7 @@ def _prepare(
 ) -> Training:
     """Checks the config, claims the directory, and loads the data while JAX is imported."""
     started = time.perf_counter()
-    _check_own(config, own)
+    _check_own(config, own, callbacks)
     config = dataclasses.replace(config, data=absolute_path(config.data), data_dir=absolute_path(config.data_dir))
     directory = RunDirectory.claim(config)
     stack.callback(directory.close)
@@ -236,8 +236,11 @@ def _prepare(
     return training
 
 
-def _check_own(config: TrainConfig, own: Sequence[Any]) -> None:
-    """Checks that nothing is given twice, by the config and as an object."""
+def _check_own(config: TrainConfig, own: Sequence[Any], callbacks: Sequence[Callback]) -> None:
+    """Checks that callbacks are callbacks, and that nothing is given twice, by the config and as an object."""
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise InputError(f"callbacks must be instances of mnist_jax.Callback, got {callback!r}")
     model, tx, state = own
     if state is not None and (model is not None or tx is not None):
         raise InputError("state must be given without model and tx, which it holds already")
@@ -393,10 +396,16 @@ def _open_directory(training: Training) -> None:
 
 
 def _describe_data(training: Training) -> dict[str, Any]:
-    """Returns what ``data.json`` says; ``model`` is null for the model that the config describes."""
+    """Returns what ``data.json`` says: the data, and a model or an optimizer that is not that of the config."""
     dataset = training.dataset
     own_model = training.model if training.has_own_model else None
-    return {**dataset.identity(), "path": dataset.path, "class_names": [*dataset.class_names], "model": own_model}
+    return {
+        **dataset.identity(),
+        "path": dataset.path,
+        "class_names": [*dataset.class_names],
+        "model": own_model,
+        "has_own_optimizer": training.schedule is None,
+    }
 
 
 def _train_epoch(training: Training, epochs: ChunkedEpoch) -> None:

@@ -21,7 +21,11 @@ from mnist_jax.training.directory import describe_model, read_config, read_data
 
 
 def load_run(
-    directory: str | os.PathLike[str], *, model: Any = None, tx: optax.GradientTransformation | None = None
+    directory: str | os.PathLike[str],
+    *,
+    model: Any = None,
+    tx: optax.GradientTransformation | None = None,
+    state: TrainState | None = None,
 ) -> tuple[TrainConfig, TrainState]:
     """Loads the config of a run and its newest state, to be evaluated or trained further.
 
@@ -31,6 +35,7 @@ def load_run(
         directory: of the run.
         model: the model of a run that was trained with one of your own, as it was passed to ``fit``.
         tx: the optimizer of such a run, likewise.
+        state: a state like that of a run that was trained with ``fit(state=...)``, in place of both.
 
     Returns:
         The config, and the state with the schedule that it was trained with.
@@ -52,8 +57,12 @@ def load_run(
     directory = Path(directory)
     config = _read_run(directory)
     data = read_data(directory) or {}
+    if state is not None:
+        return config, restore_checkpoint(directory, state)
     if model is None and data.get("model") is not None:
-        raise InputError(f"{directory}: the run has {describe_model(data['model'])}: pass it as model=")
+        raise InputError(f"{directory}: the run has {describe_model(data['model'])}: in Python, pass it as model=")
+    if tx is None and data.get("has_own_optimizer"):
+        raise InputError(f"{directory}: the run has an optimizer of its own: in Python, pass it as tx=")
     num_steps = config.epochs * -(-data.get("num_train", 1) // config.batch_size)
     like = build_state(config, num_steps, model=model, tx=tx, num_classes=len(load_class_names(directory)))
     if model is not None and data.get("model") != like.recipe.model.name:

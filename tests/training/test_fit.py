@@ -422,10 +422,12 @@ def test_an_own_model_has_checkpoints_and_resume(tmp_path):
     assert "learning_rate" not in resumed.history[-1]
     _, state = load_run(resumed.workdir, model=OwnModel(), tx=optax.sgd(0.1))
     assert_trees_equal(state.params, straight.state.params)
-    with pytest.raises(InputError, match="run: the run has a model of its own, OwnModel: pass it as model="):
+    with pytest.raises(InputError, match="run: the run has a model of its own, OwnModel: in Python, pass it as model="):
         load_run(resumed.workdir)
     with pytest.raises(InputError, match="resume: the run has a model of its own, OwnModel, got the model of its"):
         fit(dataclasses.replace(PLAIN, workdir=str(tmp_path / "run"), epochs=5, resume=True))
+    with pytest.raises(InputError, match="run: the run has an optimizer of its own: in Python, pass it as tx="):
+        load_run(resumed.workdir, model=OwnModel())
     with pytest.raises(InputError, match="straight: the run has a model of its own, OwnModel, got .* of its own, CNN"):
         load_run(straight.workdir, model=CNN(), tx=optax.sgd(0.1))
 
@@ -438,6 +440,7 @@ def test_an_own_state_brings_its_whole_recipe_and_stays_valid(tmp_path):
     run = fit(dataclasses.replace(PLAIN, workdir=str(tmp_path / "run"), epochs=1), state=state)
     expected, _ = train_epoch(state, load_dataset("digits").train, 100)
     assert_trees_equal(run.state.params, expected.params)
+    assert_trees_equal(load_run(run.workdir, state=state)[1].params, run.state.params)
     np.testing.assert_allclose(run.test.losses.mean() * 2, run.summary["test_loss"], rtol=1e-5)
 
 
@@ -462,6 +465,8 @@ def test_an_own_data_set_is_taken(tmp_path):
         ),
         ({"learning_rate": 0.5}, {"tx": optax.sgd(0.1)}, "learning_rate has no effect on a model, tx or state of your"),
         ({"ema_decay": None}, {"state": "any"}, "ema_decay has no effect on a model, tx or state of your own"),
+        ({"seed": 1}, {"state": "any"}, "seed has no effect on a model, tx or state of your own"),
+        ({}, {"callbacks": [Callback]}, "callbacks must be instances of mnist_jax.Callback, got <class "),
         ({}, {"state": "any", "tx": "any"}, "state must be given without model and tx, which it holds already"),
         ({}, {"model": MLP(num_classes=3)}, "model must have a logit for each of the 10 classes of digits, got 3"),
     ],
