@@ -57,14 +57,14 @@ from .training.checkpoint import restore_checkpoint as restore_checkpoint
 from .training.checkpoint import save_checkpoint as save_checkpoint
 from .training.export import export_run as export_run
 from .training.export import load_export as load_export
-from .training.fit import Run as Run
-from .training.fit import Training as Training
 from .training.fit import fit as fit
 from .training.loading import load_run as load_run
 from .training.optimizer import build_optimizer as build_optimizer
 from .training.optimizer import build_schedule as build_schedule
 from .training.population import Population as Population
 from .training.population import train_population as train_population
+from .training.run import Run as Run
+from .training.run import Training as Training
 from .training.runs import FoundRun as FoundRun
 from .training.runs import find_runs as find_runs
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mnist_jax.training.progress import Progress
 
 if TYPE_CHECKING:
-    from mnist_jax.training.fit import Training
+    from mnist_jax.training.run import Training
 
 _log = logging.getLogger("mnist_jax")
 

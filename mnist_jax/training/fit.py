@@ -22,7 +22,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_jax.config import MODEL_FIELDS, OPTIMIZER_FIELDS, RECIPE_FIELDS, TrainConfig
@@ -30,6 +29,7 @@ from mnist_jax.data import Dataset, Split, absolute_path, load_dataset
 from mnist_jax.errors import InputError, NonFiniteLossError
 from mnist_jax.training.callbacks import Callback, arrange_callbacks
 from mnist_jax.training.directory import RunDirectory
+from mnist_jax.training.run import Run, Training, summarise
 from mnist_jax.training.signals import Stopped, StopSignals
 
 if TYPE_CHECKING:
@@ -41,108 +41,6 @@ if TYPE_CHECKING:
     from mnist_jax.training.epochs import ChunkedEpoch
 
 _log = logging.getLogger("mnist_jax")
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        config: what was trained, with what was chosen for the user.
-        state: after the last step.
-        history: one entry per epoch, as in ``metrics.jsonl``.
-        summary: the final numbers, as in ``summary.json``.
-        test: the one evaluation of the test split, with its logits.
-        workdir: the run directory.
-
-    Example:
-        See :func:`fit`.
-    """
-
-    config: TrainConfig
-    state: TrainState
-    history: list[dict[str, Any]]
-    summary: dict[str, Any]
-    test: Evaluation
-    workdir: Path
-
-
-@dataclasses.dataclass
-class Training:
-    """A run under way, as its callbacks see it.
-
-    Attributes:
-        config: with what was chosen for the user.
-        dataset: its three splits.
-        directory: of the run.
-        model: name of the model, and in ``has_own_model`` whether it is another than the config describes.
-        state: of this moment.
-        step: steps taken.
-        epoch: the epoch that is, or was last, trained; from 1.
-        steps_per_epoch: S.
-        metrics: of the epoch so far, added up.
-        chunk_metrics: of the last chunk.
-        history: a line for each finished epoch.
-        validation: evaluation on the validation split after the last epoch.
-        test: the evaluation on the test split, at the end.
-        summary: the final numbers, at the end.
-        seconds: wall seconds by stage, added up over resumes.
-        is_stopping: this epoch is the last one, by a signal or by :meth:`stop`.
-
-    Example:
-        See :class:`Callback`.
-    """
-
-    config: TrainConfig
-    dataset: Dataset
-    directory: RunDirectory
-    seconds: dict[str, float]
-    started: float
-    signals: StopSignals
-    callbacks: Sequence[Callback]
-    schedule: Callable[[int], Any] | None = None
-    model: str = ""
-    has_own_model: bool = False
-    state: Any = None
-    step: int = 0
-    epoch: int = 0
-    steps_per_epoch: int = 0
-    metrics: Any = None
-    chunk_metrics: Any = None
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    validation: Evaluation | None = None
-    test: Evaluation | None = None
-    summary: dict[str, Any] = dataclasses.field(default_factory=dict)
-    seconds_before: float = 0.0
-    epoch_seconds: float = 0.0
-    stop_requested: bool = False
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether training ends after this epoch, by a signal or by :meth:`stop`."""
-        return self.stop_requested or self.signals.requested is not None
-
-    def stop(self) -> None:
-        """Ends training after this epoch; the run is then finished as usual."""
-        self.stop_requested = True
-
-    def call(self, event: str) -> None:
-        """Calls a method of all callbacks."""
-        for callback in self.callbacks:
-            getattr(callback, event)(self)
-
-    def total_seconds(self) -> float:
-        """Returns the wall seconds of the run so far, over all resumes."""
-        return self.seconds_before + time.perf_counter() - self.started
-
-    def progress(self) -> dict[str, Any]:
-        """Returns what a resumed run must know besides the state: seconds, and the sums of an unfinished epoch."""
-        epoch = {name: value.item() for name, value in vars(self.metrics).items()}
-        is_unfinished = self.step < self.epoch * self.steps_per_epoch
-        return {
-            "seconds": {**self.seconds, "total": self.total_seconds()},
-            "epoch": {**epoch, "seconds": self.epoch_seconds} if is_unfinished else None,
-        }
 
 
 def fit(
@@ -462,7 +360,7 @@ def _finish(training: Training, evaluate_test: Callable[[TrainState], Evaluation
     begun = time.perf_counter()
     training.test = evaluate_test(training.state)
     training.seconds["evaluate"] += time.perf_counter() - begun
-    training.summary = _summarise(training)
+    training.summary = summarise(training)
     training.call("on_finish")
     training.summary["seconds"]["total"] = training.total_seconds()  # with the figures
     training.directory.write_summary(training.summary)
@@ -476,44 +374,3 @@ def _finish(training: Training, evaluate_test: Callable[[TrainState], Evaluation
         training.test,
         training.directory.path,
     )
-
-
-def _summarise(training: Training) -> dict[str, Any]:
-    """Returns what ``summary.json`` says."""
-    from importlib.metadata import version
-    from platform import python_version
-
-    import mnist_jax
-    from mnist_jax.core.state import count_parameters
-
-    config, dataset, test = training.config, training.dataset, training.test
-    assert test is not None
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    devices = sorted(training.state.step.devices(), key=lambda device: device.id)
-    last = training.history[-1]
-    return {
-        "dataset": dataset.name,
-        **({"notice": dataset.notice} if dataset.notice else {}),
-        "data_path": dataset.path,
-        "class_names": [*dataset.class_names],
-        "num_train": dataset.train.num_examples,
-        "num_validation": dataset.validation.num_examples,
-        "num_test": dataset.test.num_examples,
-        "model": training.model,
-        "num_parameters": count_parameters(training.state.params),
-        "epochs": len(training.history),
-        "steps": training.step,
-        "total_steps": config.epochs * training.steps_per_epoch,
-        "microbatch_size": config.microbatch_size,
-        "seed": config.seed,
-        **{name: last[name] for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")},
-        "test_loss": test.loss,
-        "test_accuracy": test.accuracy,
-        "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
-        "versions": {
-            "mnist_jax": mnist_jax.__version__,
-            "python": python_version(),
-            **{package: version(package) for package in packages},
-        },
-        "seconds": {**training.seconds, "total": training.total_seconds()},
-    }
