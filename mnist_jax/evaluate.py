@@ -107,6 +107,8 @@ def evaluate_run(
 
         config, state = load_run(run, model=model, tx=tx)
         num_validation = config.num_validation if data is None else None
+        if data is None and data_dir is None:
+            data_dir = config.data_dir or _recorded_directory(run)
         dataset = load_dataset(data or config.data, data_dir=data_dir or config.data_dir, num_validation=num_validation)
 
     begun = time.perf_counter()
@@ -145,6 +147,12 @@ def evaluate_run(
         content["seconds"] = seconds
         write_whole(directory / "evaluation.json", json.dumps(content, indent=2) + "\n")
     return RunReport(content, evaluation, directory)
+
+
+def _recorded_directory(run: str | os.PathLike[str]) -> str | None:
+    """Returns the directory that the data of a run was read from, if it is still there."""
+    path = (read_data(Path(run)) or {}).get("path")
+    return path if path is not None and Path(path).is_dir() else None
 
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.evaluate") -> int:

@@ -196,3 +196,17 @@ def test_help_does_not_wait_for_jax(run_python):
     done = run_python("-c", code)
     assert "usage: python -m mnist_jax.evaluate" in done.stdout
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.uses_adam
+def test_the_data_is_found_where_the_run_had_it(tmp_path, monkeypatch, idx_dir):
+    """Even if it was named by the environment, or by a directory of the name of a data set."""
+    monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(idx_dir))
+    config = TrainConfig(data="mnist", hidden_sizes=(4,), epochs=1, batch_size=10, quiet=True)
+    run = fit(dataclasses.replace(config, workdir=str(tmp_path / "one")))
+    monkeypatch.delenv("MNIST_JAX_DATA_DIR")
+    assert evaluate_run(run.workdir).content["accuracy"] == run.summary["test_accuracy"]
+    idx_dir.rename(tmp_path / "mnist")
+    monkeypatch.chdir(tmp_path)
+    run = fit(dataclasses.replace(config, data_dir="mnist", workdir=str(tmp_path / "two")))
+    assert run.config.data_dir == str(tmp_path / "mnist")

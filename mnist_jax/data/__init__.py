@@ -26,7 +26,7 @@ from mnist_jax.data.stream import prefetch, stream_batches
 from mnist_jax.data.tfds import SOURCES, default_tfds_dir, load_named, locate_named
 from mnist_jax.errors import InputError
 
-__all__ = ["Dataset", "Split", "absolute_path", "class_names_of", "load_dataset", "prefetch", "stream_batches"]
+__all__ = ["Dataset", "Split", "class_names_of", "is_name", "load_dataset", "prefetch", "stream_batches"]
 
 _log = logging.getLogger("mnist_jax")
 
@@ -82,16 +82,14 @@ def load_dataset(
         raise InputError(f"data {name[:80]}: cannot be read ({error.strerror})") from None
 
 
-def absolute_path(name_or_path: str | None) -> str | None:
-    """Returns the absolute form of a path of data, so that a run finds it from elsewhere; a name stays a name.
+def is_name(data: str | None) -> bool:
+    """Whether ``load_dataset`` takes this for a name, and not for a path.
 
     Example:
-        >>> absolute_path("mnist"), absolute_path(None)
-        ('mnist', None)
+        >>> is_name("mnist"), is_name("path/to/mnist")
+        (True, False)
     """
-    if name_or_path is None or name_or_path in (*SOURCES, "digits") or not Path(name_or_path).exists():
-        return name_or_path
-    return str(Path(name_or_path).resolve())
+    return data is None or data in (*SOURCES, "digits")
 
 
 def class_names_of(name: str | None) -> tuple[str, ...]:

@@ -22,10 +22,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_jax.config import MODEL_FIELDS, OPTIMIZER_FIELDS, RECIPE_FIELDS, TrainConfig
-from mnist_jax.data import Dataset, Split, absolute_path, load_dataset
+from mnist_jax.data import Dataset, Split, is_name, load_dataset
 from mnist_jax.errors import InputError, NonFiniteLossError
 from mnist_jax.training.callbacks import Callback, arrange_callbacks
 from mnist_jax.training.directory import RunDirectory
@@ -106,7 +107,8 @@ def _prepare(
     """Checks the config, claims the directory, and loads the data while JAX is imported."""
     started = time.perf_counter()
     _check_own(config, own, callbacks)
-    config = dataclasses.replace(config, data=absolute_path(config.data), data_dir=absolute_path(config.data_dir))
+    data = config.data if is_name(config.data) else _absolute(config.data)
+    config = dataclasses.replace(config, data=data, data_dir=_absolute(config.data_dir))
     directory = RunDirectory.claim(config)
     stack.callback(directory.close)
     if directory.saved is not None:
@@ -132,6 +134,11 @@ def _prepare(
     training = Training(config, dataset, directory, seconds, started, signals, arrange_callbacks(callbacks))
     training.steps_per_epoch = steps_per_epoch
     return training
+
+
+def _absolute(path: str | None) -> str | None:
+    """Returns a path as it is found from everywhere; one that does not exist is left for the message about it."""
+    return path if path is None or not Path(path).exists() else str(Path(path).resolve())
 
 
 def _check_own(config: TrainConfig, own: Sequence[Any], callbacks: Sequence[Callback]) -> None:
