@@ -291,9 +291,11 @@ def check_effect(name: str, fields: Mapping[str, Any]) -> None:
         InputError: it has none; the message names what would give it one.
 
     Example:
-        >>> check_effect("momentum", {"optimizer": "adam"})
-        Traceback (most recent call last):
-        mnist_jax.errors.InputError: momentum has no effect with optimizer adam: leave it out, or choose momentum
+        >>> try:
+        ...     check_effect("momentum", {"optimizer": "adam"})
+        ... except InputError as error:
+        ...     print(error)
+        momentum has no effect with optimizer adam: leave it out, or choose momentum
     """
     if name in _NEEDS_ABOVE_0 and not fields[_NEEDS_ABOVE_0[name]]:
         other = _NEEDS_ABOVE_0[name]
