@@ -87,7 +87,7 @@ def test_a_directory_without_a_run_is_named(tmp_path):
 
 
 def test_without_amounts_there_is_no_augmentation():
-    assert build_augmentation(TrainConfig(augment_smoothness=2)) is None
+    assert build_augmentation(TrainConfig(epochs=3)) is None
 
 
 @pytest.mark.parametrize(
