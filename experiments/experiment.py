@@ -125,8 +125,7 @@ def train(config: TrainConfig) -> Run:
     path = Path(config.workdir, f"seed-{config.seed}")
     config = dataclasses.replace(config, workdir=str(path))
     if not (path / "summary.json").exists():
-        run = fit(dataclasses.replace(config, resume=(path / "config.json").exists()))
-        return dataclasses.replace(run, summary=_with_all_seconds(run.summary, run.history))
+        return fit(dataclasses.replace(config, resume=(path / "config.json").exists()))
     from mnist_jax import evaluate_dataset, load_run
 
     saved, state = load_run(path)
@@ -139,7 +138,7 @@ def train(config: TrainConfig) -> Run:
 
 
 def _with_all_seconds(summary: dict[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A summary whose seconds count all epochs; ``fit`` counts those since it was last continued."""
+    """A summary whose seconds count all epochs; an earlier ``fit`` counted those since it was last continued."""
     seconds, train = summary["seconds"], math.fsum(line["seconds"] for line in history)
     return {**summary, "seconds": {**seconds, "train": train, "total": seconds["total"] + train - seconds["train"]}}
 

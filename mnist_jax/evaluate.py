@@ -18,7 +18,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,15 +107,15 @@ def evaluate_run(
 
         config, state = load_run(run, model=model, tx=tx)
         num_validation = config.num_validation if data is None else None
+        trained_on = read_data(Path(run)) or {}
         if data is None and data_dir is None:
-            data_dir = config.data_dir or _recorded_directory(run)
+            data_dir = config.data_dir or _directory_of(trained_on)
         dataset = load_dataset(data or config.data, data_dir=data_dir or config.data_dir, num_validation=num_validation)
 
     begun = time.perf_counter()
     seconds = {"start": begun - started}
     examples: Split = getattr(dataset, split)
     directory = Path(run)
-    trained_on = read_data(directory) or {}
     if split != "test" or not dataset.identity().items() <= trained_on.items():
         directory /= f"{dataset.name.replace('/', '-')}-{split}"
     with lock_directory(directory), ThreadPoolExecutor() as pool:
@@ -149,9 +149,9 @@ def evaluate_run(
     return RunReport(content, evaluation, directory)
 
 
-def _recorded_directory(run: str | os.PathLike[str]) -> str | None:
+def _directory_of(trained_on: Mapping[str, Any]) -> str | None:
     """Returns the directory that the data of a run was read from, if it is still there."""
-    path = (read_data(Path(run)) or {}).get("path")
+    path = trained_on.get("path")
     return path if path is not None and Path(path).is_dir() else None
 
 

@@ -81,9 +81,13 @@ class CrossEntropy:
         return cross_entropy(logits, label, self.label_smoothing)
 
 
-def mean_loss(metrics: Metrics) -> jax.Array:
-    """Returns the mean loss of a batch; 0, with a gradient of 0, where no example counts."""
-    return metrics.loss_sum / jnp.maximum(metrics.count, 1).astype(metrics.loss_sum.dtype)
+def _reduce(
+    losses: jax.Array, logits: jax.Array, batch: Mapping[str, Any], model_state: PyTree
+) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+    """Returns what a ``loss_fn`` returns; the mean is 0, with a gradient of 0, where no example counts."""
+    metrics = compute_metrics(logits, batch["label"], losses, batch.get("mask"))
+    loss = metrics.loss_sum / jnp.maximum(metrics.count, 1).astype(metrics.loss_sum.dtype)
+    return loss, (metrics, model_state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +115,7 @@ class MeanLoss:
         """Computes the loss, the metrics and the new model state of a batch."""
         logits, model_state = apply_model(state, params, batch["image"], key)
         losses = self.example_loss(logits, batch["label"])
-        metrics = compute_metrics(logits, batch["label"], losses, batch.get("mask"))
-        return mean_loss(metrics), (metrics, model_state)
+        return _reduce(losses, logits, batch, model_state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +152,7 @@ class VirtualAdversarialLoss:
         if key is not None:
             image = scale_image(batch["image"])
             losses += adversarial_divergences(state, params, image, logits, key, self.radius)
-        metrics = compute_metrics(logits, batch["label"], losses, batch.get("mask"))
-        return mean_loss(metrics), (metrics, model_state)
+        return _reduce(losses, logits, batch, model_state)
 
 
 def adversarial_divergences(
