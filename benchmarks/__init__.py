@@ -1,1 +1,1 @@
-"""Benchmarks: one question per file. ``python -m benchmarks --help``."""
+"""Benchmarks, one question per file; run ``python -m benchmarks --help``."""

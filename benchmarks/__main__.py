@@ -1,11 +1,11 @@
-"""How fast is mnist_jax on this machine, how far is that from the limit, and what would one get elsewhere?
+"""How fast is mnist_jax on this machine, compared with the limits of the machine and with other libraries?
 
 python -m benchmarks                          # every suite: half an hour on 2 cores
-python -m benchmarks --quick                  # only that each of them works: under two minutes
+python -m benchmarks --quick                  # checks that every suite works: under two minutes
 python -m benchmarks steps epochs --platform gpu
 python -m benchmarks compare BEFORE AFTER     # two results files
-python -m benchmarks plot RESULTS             # RESULTS with .png
-python -m benchmarks table RESULTS            # the peers, in Markdown; --into README.md puts it there
+python -m benchmarks plot RESULTS             # a PNG beside RESULTS
+python -m benchmarks table RESULTS            # the peers in Markdown; --into README.md inserts the table
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"some of {' '.join(SUITES)}; default all")
-    parser.add_argument("--quick", action="store_true", help="small and few: to see that it works")
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"any of {' '.join(SUITES)}; default all")
+    parser.add_argument("--quick", action="store_true", help="small workloads, to check that everything works")
     parser.add_argument("--data", help="as for mnist_jax.train")
-    parser.add_argument("--platform", choices=["cpu", "gpu", "tpu"], help="default: what JAX finds")
+    parser.add_argument("--platform", choices=["cpu", "gpu", "tpu"], help="default: chosen by JAX")
     parser.add_argument("--output", type=Path, help="results file; default benchmarks/results/<date>-<device>.json")
     return parser
 
@@ -56,16 +56,18 @@ def _files_parser(command: str) -> argparse.ArgumentParser:
     else:
         parser.add_argument("results", type=Path)
     if command == "table":
-        parser.add_argument("--into", type=Path, help="Markdown file to put it in, between two marks")
+        parser.add_argument(
+            "--into", type=Path, help="Markdown file; replaces its lines between <!-- peers --> and <!-- /peers -->"
+        )
     if command == "plot":
-        parser.add_argument("--output", type=Path, help="PNG; default RESULTS with .png")
+        parser.add_argument("--output", type=Path, help="PNG file; default RESULTS with .png")
     return parser
 
 
 def _run(flags: argparse.Namespace) -> None:
     if flags.platform is not None:
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(flags.platform, flags.platform)
-    # Several processes share the device.
+    # Other processes of the benchmarks share the device.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
@@ -84,7 +86,7 @@ def _run(flags: argparse.Namespace) -> None:
     except RuntimeError as error:
         raise InputError(f"platform: {str(error).splitlines()[0]}") from None
     dataset = load_dataset(flags.data)
-    # Commands that are run as a whole have another working directory.
+    # Commands in their own process have another working directory.
     data = str(Path(flags.data).resolve()) if flags.data and Path(flags.data).exists() else flags.data
     setting = Setting(data, dataset, measure_peaks(flags.quick), flags.quick)
     results = new_results(setting)
@@ -98,7 +100,7 @@ def _run(flags: argparse.Namespace) -> None:
                 print(f"\r{name}: {len(rows)} rows", end="", file=sys.stderr, flush=True)
         except SkippedError as reason:
             results["suites"][name] = {"skipped": str(reason)}
-        except Exception as error:  # the other suites shall not be lost
+        except Exception as error:  # keep the results of the other suites
             results["suites"][name] = {"failed": f"{type(error).__name__}: {error}", "rows": rows}
         print(file=sys.stderr)
         write_results(results, path)
@@ -109,7 +111,7 @@ def _run(flags: argparse.Namespace) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The command: returns 0, 1 if a suite failed, or 2 after bad input."""
+    """Runs the command; returns 0, 1 if a suite failed, or 2 after bad input."""
     arguments = list(sys.argv[1:] if args is None else args)
 
     def command() -> None:

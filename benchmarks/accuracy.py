@@ -1,7 +1,7 @@
-"""How many seconds to a mean test accuracy of 98 and 99 %: training alone, and the whole process?
+"""How many seconds does a mean test accuracy of 98 or 99 % take: training alone, and the whole process?
 
-Each recipe is a fixed command, chosen on the validation split; it counts if the mean over all seeds reaches its mark.
-Every accuracy is kept. The recipe for 99 % is in turns with the public one in eager PyTorch, whose network is larger.
+Each recipe is a fixed command, chosen on the validation split; it counts if the mean over all seeds reaches the target.
+Every accuracy is recorded. The 99 % recipe takes turns with the public one in eager PyTorch, whose network is larger.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ RECIPES = {0.98: _MLP, 0.99: "experiments/fast_99.py"}
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """A row for each mark and contestant."""
+    """Yields a row for each target and contestant."""
     sizes = setting.dataset.train.num_examples, setting.dataset.test.num_examples
     if sizes != (55_000, 10_000):
         raise SkippedError(f"needs MNIST with 55,000 and 10,000 examples, got {setting.dataset.name} with {sizes}")
-    for mark, command in list(RECIPES.items())[: 1 if setting.quick else None]:
-        with_torch = mark == 0.99 and importlib.util.find_spec("torch") is not None
+    for target, command in list(RECIPES.items())[: 1 if setting.quick else None]:
+        with_torch = target == 0.99 and importlib.util.find_spec("torch") is not None
         ours, torch = [], []
-        for seed in range(1 if setting.quick else 20 if mark == 0.99 else 10):
+        for seed in range(1 if setting.quick else 20 if target == 0.99 else 10):
             summary = run_training([*command.split(), "--seed", str(seed)], setting.data)
             ours.append((summary["test_accuracy"], summary["seconds"]["train"], summary["process_seconds"]))
             if with_torch:
@@ -38,20 +38,20 @@ def run(setting: Setting) -> Iterator[Row]:
                 text, elapsed = run_python(arguments)
                 found = json.loads(text)
                 torch.append((found["test_accuracy"], found["train_seconds"], elapsed))
-        yield _row(mark, "our recipe", command, ours)
+        yield _row(target, "our recipe", command, ours)
         if torch:
-            yield _row(mark, _PUBLIC, "-m benchmarks.torch_recipe", torch)
-        elif mark == 0.99:
-            yield {"name": f"{mark:.1%}", "contestant": _PUBLIC, "skipped": "torch is not installed"}
+            yield _row(target, _PUBLIC, "-m benchmarks.torch_recipe", torch)
+        elif target == 0.99:
+            yield {"name": f"{target:.1%}", "contestant": _PUBLIC, "skipped": "torch is not installed"}
 
 
-def _row(mark: float, contestant: str, command: str, runs: Sequence[tuple[float, float, float]]) -> Row:
+def _row(target: float, contestant: str, command: str, runs: Sequence[tuple[float, float, float]]) -> Row:
     accuracies, training, processes = (list(values) for values in zip(*runs, strict=True))
     return {
-        "name": f"{mark:.1%}",
+        "name": f"{target:.1%}",
         "contestant": contestant,
         "command": f"python {command}",
-        "reached": statistics.mean(accuracies) >= mark,
+        "reached": statistics.mean(accuracies) >= target,
         "test_accuracy": statistics.mean(accuracies),
         "test_accuracies": accuracies,
         **spread(training),

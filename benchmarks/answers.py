@@ -1,7 +1,7 @@
-"""How long does a trained run take to answer: a whole evaluation, a picture, a drawing on the page of the demo?
+"""How long does inference take with a trained run: an evaluation, a prediction, a drawing in the demo?
 
-``evaluate beyond start-up`` is ``python -m mnist_jax.evaluate`` on the test split without imports, data and checkpoint:
-predictions, gradient norms, figures, files. The others are single answers in turn, in the process and over HTTP.
+``evaluate beyond start-up`` is ``python -m mnist_jax.evaluate`` on the test split, without imports, data and
+checkpoint: predictions, gradient norms, figures, files. The others time single predictions, in process and over HTTP.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STROKES = [(60, 70, 200, 70), (200, 70, 120, 230)]  # a seven
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """Rows for an MLP and a CNN that were trained for an epoch."""
+    """Yields rows for an MLP and a CNN, each trained for one epoch."""
     for model in ("mlp",) if setting.quick else ("mlp", "cnn"):
         with tempfile.TemporaryDirectory() as directory:
             path = str(Path(directory, "run"))
@@ -39,16 +39,16 @@ def run(setting: Setting) -> Iterator[Row]:
 
 
 def _time_answers(path: str, quick: bool) -> dict[str, list[float]]:
-    processes, beyond = [], []
+    whole_process, beyond_start_up = [], []
     for _ in range(1 if quick else 7):
-        processes.append(run_python(["-m", "mnist_jax.evaluate", path])[1])
+        whole_process.append(run_python(["-m", "mnist_jax.evaluate", path])[1])
         seconds = json.loads(Path(path, "evaluation.json").read_text())["seconds"]
-        beyond.append(seconds["evaluate"] + seconds["write"])
+        beyond_start_up.append(seconds["evaluate"] + seconds["write"])
     predictor = Predictor(load_run(path)[1])
     picture, repeats = _draw(), 5 if quick else 300
     return {
-        "evaluate, whole process": processes,
-        "evaluate beyond start-up": beyond,
+        "evaluate, whole process": whole_process,
+        "evaluate beyond start-up": beyond_start_up,
         "predict a picture": _time_calls(lambda: predictor(picture), repeats),
         "demo, a drawing": _time_demo(path, picture, repeats),
     }
@@ -69,11 +69,11 @@ def _time_demo(path: str, picture: bytes, repeats: int) -> list[float]:
             assert server.stdout is not None
             (url,) = re.findall(r"http://\S+", server.stdout.readline())
 
-            def ask() -> None:
+            def predict() -> None:
                 with urllib.request.urlopen(f"{url}/api/predict", picture) as response:
                     assert len(json.load(response)["probabilities"]) == 10
 
-            return _time_calls(ask, repeats)
+            return _time_calls(predict, repeats)
         finally:
             server.send_signal(signal.SIGINT)
 
@@ -81,7 +81,7 @@ def _time_demo(path: str, picture: bytes, repeats: int) -> list[float]:
 def _time_calls(call: Callable[[], object], repeats: int) -> list[float]:
     seconds = []
     for _ in range(repeats + 5):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         call()
-        seconds.append(time.perf_counter() - begun)
-    return seconds[5:]  # without those that warm up
+        seconds.append(time.perf_counter() - start)
+    return seconds[5:]  # without warm-up calls

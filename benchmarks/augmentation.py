@@ -1,6 +1,6 @@
-"""What does augmentation add to a training step?
+"""How much time does augmentation add to a training step?
 
-``ratio`` is the time of a step with it over that of a step without it, measured in turns.
+``ratio`` is the time of a step with augmentation divided by the time without; the steps take turns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DISTORTIONS: dict[str, dict[str, Any]] = {
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """A row for each distortion, for either model."""
+    """Yields a row for each model and distortion."""
     for config in CONFIGS[: 1 if setting.quick else None]:
         yield from _rows(setting, config)
 
@@ -34,10 +34,10 @@ def run(setting: Setting) -> Iterator[Row]:
 def _rows(setting: Setting, config: TrainConfig) -> Iterator[Row]:
     num_steps = 5 if setting.quick else 60
     split = setting.examples(num_steps * config.batch_size)
-    begin = {name: build_state(dataclasses.replace(config, **fields)) for name, fields in DISTORTIONS.items()}
+    states = {name: build_state(dataclasses.replace(config, **fields)) for name, fields in DISTORTIONS.items()}
     calls: dict[str, Call] = {
         name: lambda state=state: train_epoch(state, split, config.batch_size)  # type: ignore[misc]
-        for name, state in begin.items()
+        for name, state in states.items()
     }
     for call in calls.values():
         state, metrics = call()

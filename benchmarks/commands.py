@@ -1,4 +1,4 @@
-"""Times commands as whole processes, from an empty shell prompt to their end."""
+"""Runs commands as separate processes and measures their wall time."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ _ROOT = Path(__file__).parent.parent
 
 
 def run_python(arguments: Sequence[str], **environment: str) -> tuple[str, float]:
-    """Runs ``python ARGUMENTS`` in the directory of the project.
+    """Runs ``python ARGUMENTS`` in the root of the project.
 
     Returns:
-        What it wrote to stdout, and its wall seconds.
+        Its stdout and its wall seconds.
 
     Raises:
-        RuntimeError: it failed; says what it wrote to stderr.
+        RuntimeError: the process failed; the message holds its stderr.
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, cwd=_ROOT, env=os.environ | environment
     )
-    elapsed = time.perf_counter() - begun
+    elapsed = time.perf_counter() - start
     if done.returncode:
         raise RuntimeError(f"python {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout, elapsed
 
 
 def run_training(command: Sequence[str], data: str | None = None, **environment: str) -> dict[str, Any]:
-    """Runs a command that trains and takes the flags of ``mnist_jax.train``.
+    """Runs a training command that accepts the flags of ``mnist_jax.train``.
 
     Args:
-        command: what follows ``python``: ``["-m", "mnist_jax.train", "--epochs", "1"]``.
+        command: the arguments of ``python``, such as ``["-m", "mnist_jax.train", "--epochs", "1"]``.
         data: the flag ``--data``; None leaves it out.
-        **environment: variables to add.
+        **environment: environment variables to add.
 
     Returns:
-        The run's ``summary.json``, with ``process_seconds`` for the whole process.
+        The content of ``summary.json``, with the wall time of the process as ``process_seconds``.
     """
     with tempfile.TemporaryDirectory() as directory:
         workdir = Path(directory) / "run"

@@ -1,10 +1,10 @@
-"""The contestants of ``peers``: the same training in other libraries and other ways. Each runs in a process of its own.
+"""The contestants of ``peers``: the same training in several libraries, each in its own process.
 
     python -m benchmarks.contestants torch '{"model": "mlp", ...}' 55000    # then lines "epoch" on stdin
 
 A contestant is built from a config and a data set, and has ``run_epoch() -> loss``, ``num_steps()``,
-``num_parameters`` and ``test_accuracy()``. All of them train on the same examples, shuffled anew for each epoch, the
-last and smaller batch included. Images are floats in [0, 1] in memory, but for mnist_jax, whose images are bytes.
+``num_parameters`` and ``test_accuracy()``. All train on the same examples, reshuffled for each epoch, including the
+last, smaller batch. Images are floats in [0, 1] in memory, except in mnist_jax, which uses uint8.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from mnist_jax import Dataset, Split, TrainConfig, count_parameters, evaluate_da
 
 
 class Ours:
-    """``train_epoch``: one compiled program an epoch."""
+    """Trains with ``train_epoch``, one compiled program per epoch."""
 
     def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
         import jax
 
         self._test, self._batch_size = dataset.test, config.batch_size
         self._train = jax.device_put(dataset.train)
-        self._state = self._begin(config)
+        self._state = self._create_state(config)
         self.num_parameters = count_parameters(self._state.params)
 
-    def _begin(self, config: TrainConfig) -> Any:
+    def _create_state(self, config: TrainConfig) -> Any:
         from mnist_jax import build_state
 
         return build_state(config)
@@ -51,9 +51,9 @@ class Ours:
 
 
 class LaxConv(Ours):
-    """The same epoch with the convolutions and pooling that Flax comes with."""
+    """Trains with ``train_epoch`` and Flax's own convolution and pooling layers."""
 
-    def _begin(self, config: TrainConfig) -> Any:
+    def _create_state(self, config: TrainConfig) -> Any:
         import jax
 
         from mnist_jax import build_optimizer, create_train_state
@@ -62,7 +62,7 @@ class LaxConv(Ours):
 
 
 def plain_model(config: TrainConfig) -> Any:
-    """The model of a config from Flax's own layers."""
+    """Builds the model of a config from Flax's own layers."""
     from flax import linen as nn
 
     class PlainModel(nn.Module):
@@ -82,7 +82,7 @@ def plain_model(config: TrainConfig) -> Any:
 
 
 class FlaxLoop:
-    """A loop in the style of Flax's MNIST example: batches come from the host, and each step is a dispatch."""
+    """Trains in the style of Flax's MNIST example: host batches, one dispatch per step."""
 
     def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
         import jax
@@ -131,7 +131,7 @@ class FlaxLoop:
 
 
 class Torch:
-    """A PyTorch loop over tensors in memory: eager, or with the forward pass and its gradient compiled."""
+    """Trains with a PyTorch loop over tensors in memory: eager, or with the model compiled."""
 
     def __init__(
         self, config: TrainConfig, dataset: Dataset, memory_format: str = "contiguous_format", compiled: bool = False
@@ -193,7 +193,7 @@ class Torch:
 
 
 class Keras:
-    """``Model.fit`` of Keras 3."""
+    """Trains with ``Model.fit`` of Keras 3."""
 
     def __init__(self, config: TrainConfig, dataset: Dataset, backend: str) -> None:
         os.environ["KERAS_BACKEND"] = backend
@@ -249,27 +249,27 @@ def _floats(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Builds a contestant and obeys its parent: a line with a command on stdin, a line of JSON on stdout."""
+    """Builds a contestant and serves its parent process: a command per line on stdin, a line of JSON on stdout."""
     name, config_json, num_examples = sys.argv[1:]
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # output of the libraries must not mix with the answers
 
     def answer(**fields: Any) -> None:
         print(json.dumps(fields), file=answers, flush=True)
 
     config = TrainConfig.from_json(config_json)
     dataset = load_dataset(config.data)
-    few = Split(dataset.train.image[: int(num_examples)], dataset.train.label[: int(num_examples)])
+    train = Split(dataset.train.image[: int(num_examples)], dataset.train.label[: int(num_examples)])
     try:
-        contestant = CONTESTANTS[name](config, dataclasses.replace(dataset, train=few))
+        contestant = CONTESTANTS[name](config, dataclasses.replace(dataset, train=train))
     except ImportError as error:
         answer(skipped=f"{error}"[:200])
         return
     answer(num_parameters=int(contestant.num_parameters))
     for command in sys.stdin:
         if command == "epoch\n":
-            begun = time.perf_counter()
+            start = time.perf_counter()
             loss = contestant.run_epoch()
-            answer(seconds=time.perf_counter() - begun, loss=loss)
+            answer(seconds=time.perf_counter() - start, loss=loss)
         else:
             answer(num_steps=contestant.num_steps(), test_accuracy=contestant.test_accuracy())
 

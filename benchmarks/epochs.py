@@ -1,4 +1,4 @@
-"""How long is an epoch of 55,000 examples, as one program?"""
+"""How long does an epoch of 55,000 examples take as one program?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import jax
 
-from benchmarks.setting import Row, Setting, check
+from benchmarks.setting import Row, Setting, check, expected_steps
 from benchmarks.timing import measure_in_turns
 from mnist_jax import TrainConfig, build_state, train_epoch
 
@@ -20,7 +20,7 @@ CONFIGS = [
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """A row for each model and batch size; the third is the second with a running average of the parameters."""
+    """Yields a row for each config; the third is the second with an EMA of the parameters."""
     num_examples = 2_560 if setting.quick else 55_000
     split = setting.examples(num_examples)
     states = [build_state(config) for config in CONFIGS]
@@ -30,7 +30,7 @@ def run(setting: Setting) -> Iterator[Row]:
     }
     for index, config in enumerate(CONFIGS):
         state, metrics = jax.block_until_ready(calls[str(index)]())
-        check(state, -(-num_examples // config.batch_size), metrics.loss)
+        check(state, expected_steps(num_examples, config.batch_size), metrics.loss)
     for name, seconds in measure_in_turns(calls, setting.repeats).items():
         config = CONFIGS[int(name)]
         averaged = config.ema_decay is not None

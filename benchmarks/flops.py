@@ -1,10 +1,10 @@
-"""Floating-point operations of the two models, counted by hand: 2 for each multiply-add of a matrix product.
+"""Counts the floating-point operations of the two models: 2 for each multiply-add of a matrix product.
 
     flops_per_example(TrainConfig(model="cnn"), train=True)
 
-Bias, activation, normalisation, pooling, dropout, augmentation and optimizer are left out: they are bound by memory,
-and not what a peak is about. Analytic, as XLA's own count leaves out the turns of a loop (jax-ml/jax#18672); tested
-against it for a single step.
+Bias, activation, normalisation, pooling, dropout, augmentation and optimizer are left out: they are bound by memory
+bandwidth. The count is analytic, because XLA counts the body of a loop only once (jax-ml/jax#18672); for a single step
+it is tested against XLA.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from mnist_jax import TrainConfig
 
 
 def flops_per_example(config: TrainConfig, train: bool) -> int:
-    """FLOPs of one example: forward alone, or with the gradient by all weights and all inputs but the image."""
+    """Returns the FLOPs of one example: the forward pass, and with ``train`` also the backward pass."""
     layers = _layers(config)
     if not train:
         return sum(layers)
-    return 3 * sum(layers) - layers[0]  # nobody asks for the gradient by the image
+    return 3 * sum(layers) - layers[0]  # no gradient with respect to the image
 
 
 def _layers(config: TrainConfig) -> list[int]:

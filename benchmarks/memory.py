@@ -1,7 +1,7 @@
-"""How much memory does an epoch take, and a whole run?
+"""How much memory do an epoch and a whole run take?
 
-For a program what XLA's plan of its buffers says: arguments (the data set among them), temporaries and results. For a
-whole run the largest resident set of its process, and where the device counts it, the peak of the device.
+For a program: XLA's buffer sizes of arguments (including the data set), temporaries and results. For a whole run: the
+peak resident set of its process, and the peak memory of the device if the device reports it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mnist_jax.train import main
 status = main(sys.argv[1:])
 import jax
 device = jax.devices()[0].memory_stats() or {}
-try:  # not ru_maxrss, which on Linux begins at the peak of the parent
+try:  # not ru_maxrss, which on Linux starts at the peak of the parent
     peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1))
 except OSError:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
@@ -31,7 +31,7 @@ sys.exit(status)
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """A row for each program, then a row for each whole run."""
+    """Yields a row for each program, then a row for each whole run."""
     split = setting.examples(2_560 if setting.quick else 55_000)
     for model in ("mlp", "cnn"):
         for batch_size in (128,) if setting.quick else (128, 1024, 8192):

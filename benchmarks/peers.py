@@ -1,8 +1,8 @@
-"""How long is an epoch here, and how long elsewhere?
+"""How long does an epoch take in mnist_jax and in other libraries?
 
-The same model, number of parameters, batch size, optimizer, number of steps and training examples for every
-contestant, in turns, an epoch each: A B C, A B C. The first epoch of each, which compiles, is kept apart. Each must
-end with the right number of steps and a finite loss, and with a test accuracy like that of mnist_jax.
+Every contestant has the same model, number of parameters, batch size, optimizer, number of steps and training examples.
+They take turns, an epoch each: A B C, A B C. The first epoch, which compiles, is recorded separately. Each must end
+with the right number of steps, a finite loss and a test accuracy close to that of mnist_jax.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from typing import Any
 
 import jax
 
-from benchmarks.setting import Row, Setting, SkippedError, spread
+from benchmarks.setting import Row, Setting, SkippedError, expected_steps, spread
 from mnist_jax import TrainConfig
 
-_TOLERANCE = 0.0075
+_TOLERANCE = 0.0075  # of the test accuracies
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """What the contestants have to do.
+class Workload:
+    """A workload for the contestants.
 
     Attributes:
-        config: model, batch size and so on.
-        contestants: who takes part.
-        rounds: epochs to time.
-        num_examples: training examples of an epoch, at most.
+        config: model, batch size and optimizer.
+        contestants: names of the contestants.
+        rounds: number of epochs to time.
+        num_examples: maximum number of training examples per epoch.
     """
 
     config: TrainConfig
@@ -44,17 +44,17 @@ class Work:
 
 _ALL_MODELS = ("mnist_jax", "PyTorch eager", "PyTorch compile", "Keras on TensorFlow", "Keras on JAX", "Flax loop")
 _CNN = TrainConfig(model="cnn", batch_size=256, ema_decay=None)
-WORKS = {
-    "MLP 128": Work(TrainConfig(hidden_sizes=(128,), batch_size=32, ema_decay=None), _ALL_MODELS, 6),
-    "MLP 512-256": Work(TrainConfig(hidden_sizes=(512, 256), ema_decay=None), _ALL_MODELS, 6),
-    "CNN 24-32-256": Work(_CNN, (*_ALL_MODELS, "PyTorch channels_last", "PyTorch channels_last, compile"), 4),
-    # A ninth of the examples, as an epoch of lax.conv takes more than a minute.
-    "CNN 24-32-256, 6,144 examples": Work(_CNN, ("mnist_jax", "lax.conv in a scan"), 5, 6_144),
+WORKLOADS = {
+    "MLP 128": Workload(TrainConfig(hidden_sizes=(128,), batch_size=32, ema_decay=None), _ALL_MODELS, 6),
+    "MLP 512-256": Workload(TrainConfig(hidden_sizes=(512, 256), ema_decay=None), _ALL_MODELS, 6),
+    "CNN 24-32-256": Workload(_CNN, (*_ALL_MODELS, "PyTorch channels_last", "PyTorch channels_last, compile"), 4),
+    # Fewer examples, because a full epoch with lax.conv takes more than a minute.
+    "CNN 24-32-256, 6,144 examples": Workload(_CNN, ("mnist_jax", "lax.conv in a scan"), 5, 6_144),
 }
 
 
 class _Worker:
-    """A contestant in a process of its own."""
+    """A contestant in its own process."""
 
     def __init__(self, name: str, config: TrainConfig, num_examples: int) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -66,10 +66,10 @@ class _Worker:
             text=True,
         )
         self.seconds: list[float] = []
-        self.begin = self._read()
+        self.ready = self._read()
 
-    def stop(self) -> None:
-        """Until the next turn: idle threads of some libraries go on spinning."""
+    def pause(self) -> None:
+        """Stops the process until its next turn, because idle threads of some libraries keep spinning."""
         self._process.send_signal(signal.SIGSTOP)
 
     def run_epoch(self) -> None:
@@ -100,54 +100,56 @@ class _Worker:
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """A row for each contestant and work."""
+    """Yields a row for each workload and contestant."""
     if jax.default_backend() != "cpu":
-        raise SkippedError(f"the contestants are compared on CPU, this is {jax.default_backend()}")
-    for name, work in WORKS.items():
+        raise SkippedError(f"the contestants are compared on CPU only, got {jax.default_backend()}")
+    for name, workload in WORKLOADS.items():
         if not setting.quick:
-            yield from _compare(setting, name, work)
+            yield from _compare(setting, name, workload)
         elif name not in ("MLP 512-256", "CNN 24-32-256"):
             slow_to_start = ("PyTorch compile", "Keras on JAX")
-            few = tuple(contestant for contestant in work.contestants if contestant not in slow_to_start)
-            yield from _compare(setting, name, dataclasses.replace(work, contestants=few, rounds=1, num_examples=640))
+            few = tuple(contestant for contestant in workload.contestants if contestant not in slow_to_start)
+            yield from _compare(
+                setting, name, dataclasses.replace(workload, contestants=few, rounds=1, num_examples=640)
+            )
 
 
-def _compare(setting: Setting, name: str, work: Work) -> Iterator[Row]:
-    config = dataclasses.replace(work.config, data=setting.data)
-    num_examples = min(work.num_examples, setting.dataset.train.num_examples)
+def _compare(setting: Setting, name: str, workload: Workload) -> Iterator[Row]:
+    config = dataclasses.replace(workload.config, data=setting.data)
+    num_examples = min(workload.num_examples, setting.dataset.train.num_examples)
     workers: dict[str, _Worker] = {}
-    for contestant in work.contestants:
+    for contestant in workload.contestants:
         worker = _Worker(contestant, config, num_examples)
-        if "skipped" in worker.begin:
-            yield {"name": name, "contestant": contestant, "skipped": worker.begin["skipped"]}
+        if "skipped" in worker.ready:
+            yield {"name": name, "contestant": contestant, "skipped": worker.ready["skipped"]}
         else:
             workers[contestant] = worker
-            worker.stop()
-    for _ in range(work.rounds + 1):
+            worker.pause()
+    for _ in range(workload.rounds + 1):
         for contestant, worker in list(workers.items()):
             try:
                 worker.run_epoch()
-            except RuntimeError as error:  # such as a C++ compiler that PyTorch does not find
+            except RuntimeError as error:  # such as a missing C++ compiler for PyTorch
                 if contestant == "mnist_jax":
                     raise
                 yield {"name": name, "contestant": contestant, "skipped": str(error)}
                 del workers[contestant]
             else:
-                worker.stop()
+                worker.pause()
 
-    num_steps = (work.rounds + 1) * -(-num_examples // config.batch_size)
+    num_steps = (workload.rounds + 1) * expected_steps(num_examples, config.batch_size)
     ends = {contestant: worker.finish() for contestant, worker in workers.items()}
     ours = workers["mnist_jax"]
     for contestant, worker in workers.items():
         end = ends[contestant]
         assert end["num_steps"] == num_steps, f"{contestant}: {end['num_steps']} steps instead of {num_steps}"
-        assert worker.begin["num_parameters"] == ours.begin["num_parameters"], f"{contestant}: {worker.begin}"
-        apart = abs(end["test_accuracy"] - ends["mnist_jax"]["test_accuracy"])
-        assert num_examples < 55_000 or apart <= _TOLERANCE, f"{contestant}: test accuracies {ends}"
+        assert worker.ready["num_parameters"] == ours.ready["num_parameters"], f"{contestant}: {worker.ready}"
+        difference = abs(end["test_accuracy"] - ends["mnist_jax"]["test_accuracy"])
+        assert num_examples < 55_000 or difference <= _TOLERANCE, f"{contestant}: test accuracies {ends}"
         first, *seconds = worker.seconds
         yield setting.row(name, seconds, config, num_examples, train=True, contestant=contestant) | {
             "first_epoch_seconds": first,
             "ratio": spread(seconds)["seconds"] / spread(ours.seconds[1:])["seconds"],
             "test_accuracy": end["test_accuracy"],
-            "num_parameters": worker.begin["num_parameters"],
+            "num_parameters": worker.ready["num_parameters"],
         }

@@ -1,7 +1,7 @@
-"""How well are pictures read that are not as MNIST's: enlarged, inverted, with thin or thick strokes, in uneven light?
+"""How accurate is ``predict`` on pictures unlike MNIST: enlarged, inverted, thin or thick strokes, uneven light?
 
-``test_accuracy`` of test digits drawn at random, each somewhere on a canvas, through what ``predict`` does to pictures;
-of the default run and of a CNN trained with augmentation.
+``test_accuracy`` is measured on random test digits, each drawn somewhere on a canvas and prepared as ``predict`` does,
+for the default run and for a CNN trained with augmentation.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ RENDERINGS: dict[str, dict[str, Any]] = {
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """A row for each rendering and network, after one of MNIST's images as they are."""
+    """Yields a row for each network and rendering, first for the original images."""
     num_digits = 20 if setting.quick else 1000
     test = setting.dataset.test
     for config in CONFIGS[: 1 if setting.quick else None]:
@@ -80,7 +80,7 @@ def render(
     light: float = 0.0,
     noise: float = 0.0,
 ) -> np.ndarray:
-    """A digit of MNIST as a picture: enlarged, its strokes ``width`` times as wide, somewhere on a canvas."""
+    """Returns a picture of an MNIST digit: enlarged, strokes ``width`` times as wide, somewhere on a canvas."""
     side = 28 * scale
     enlarged = Image.fromarray(digit[..., 0]).resize((side, side), Image.Resampling.BICUBIC)
     large = np.asarray(enlarged, np.float32) / 255

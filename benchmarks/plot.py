@@ -1,4 +1,4 @@
-"""A picture of a results file: an epoch of each contestant, and the fraction of the peak by batch size."""
+"""Plots a results file: the epoch of each contestant, and the fraction of the peak by batch size."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from mnist_jax import InputError
 
 
 def plot_results(results: dict[str, Any], path: Path) -> None:
-    """Writes a PNG, a panel for each work of ``peers`` and one for ``steps``.
+    """Writes a PNG with a panel for each workload of ``peers`` and one for ``steps``.
 
     Raises:
-        InputError: the results have neither.
+        InputError: the results have neither suite.
     """
     from matplotlib.figure import Figure
 
     suites = results["suites"]
     peers = [row for row in suites.get("peers", {}).get("rows", ()) if "seconds" in row]
     steps = [row for row in suites.get("steps", {}).get("rows", ()) if row["train"]]
-    works = list(dict.fromkeys(row["name"] for row in peers))
-    if not works and not steps:
+    workloads = list(dict.fromkeys(row["name"] for row in peers))
+    if not workloads and not steps:
         raise InputError("there is nothing to plot: run python -m benchmarks peers steps")
-    num_panels = len(works) + bool(steps)
+    num_panels = len(workloads) + bool(steps)
     num_columns = min(2, num_panels)
     num_rows = -(-num_panels // num_columns)
     figure = Figure(figsize=(6.4 * num_columns, 3.6 * num_rows), layout="constrained")
     axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
-    for axis, work in zip(axes, works, strict=False):
-        _epochs(axis, work, [row for row in peers if row["name"] == work])
+    for axis, workload in zip(axes, workloads, strict=False):
+        _epochs(axis, workload, [row for row in peers if row["name"] == workload])
     if steps:
-        _steps(axes[len(works)], steps)
+        _steps(axes[len(workloads)], steps)
     for axis in axes[num_panels:]:
         axis.axis("off")
     device = results["device"]
@@ -41,13 +41,13 @@ def plot_results(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _epochs(axis: Any, work: str, rows: list[dict[str, Any]]) -> None:
+def _epochs(axis: Any, workload: str, rows: list[dict[str, Any]]) -> None:
     rows = sorted(rows, key=lambda row: -row["seconds"])
     names = [row["contestant"] for row in rows]
     colours = ["tab:orange" if name == "mnist_jax" else "tab:blue" for name in names]
     bars = axis.barh(names, [row["seconds"] for row in rows], color=colours)
     axis.bar_label(bars, [f"{row['seconds']:.2f} s, {row['ratio']:.1f}x" for row in rows], padding=3, fontsize=8)
-    axis.set_title(f"An epoch of {work}, batch {rows[0]['batch_size']}", fontsize=10)
+    axis.set_title(f"An epoch of {workload}, batch {rows[0]['batch_size']}", fontsize=10)
     axis.set_xlabel("seconds")
     axis.set_xlim(right=1.3 * rows[0]["seconds"])
     axis.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,6 @@
-"""How long is an epoch of many models, on 11,000 examples, as one program and one after the other?
+"""How long does an epoch of several models on 11,000 examples take, as one program and one after the other?
 
-``ratio`` is how many times as long the models take one after the other: by the same compiled program for each.
+``ratio`` is the time relative to one program; one after the other, all models share the same compiled program.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from benchmarks.setting import Row, Setting, check
+from benchmarks.setting import Row, Setting, check, expected_steps
 from benchmarks.timing import Call, measure_in_turns
 from mnist_jax import TrainConfig, TrainState, build_state, train_epoch
 
@@ -23,7 +23,7 @@ CONFIGS = [
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """Two rows for each model and number of models."""
+    """Yields two rows for each config and number of models."""
     for config in CONFIGS[: 1 if setting.quick else None]:
         for num_models in (2,) if setting.quick else (2, 8):
             yield from _rows(setting, config, num_models)
@@ -42,7 +42,7 @@ def _rows(setting: Setting, config: TrainConfig, num_models: int) -> Iterator[Ro
     }
     trained, metrics = calls["one program"]()
     for index, (alone, alone_metrics) in enumerate(calls["in turn"]()):
-        check(alone, -(-num_examples // config.batch_size), alone_metrics.loss)
+        check(alone, expected_steps(num_examples, config.batch_size), alone_metrics.loss)
         check(jax.tree.map(lambda leaf: leaf[index], trained), int(alone.step), metrics.loss[index])  # noqa: B023
     seconds = measure_in_turns(calls, 3 if setting.quick else 5)
     medians = {driver: statistics.median(values) for driver, values in seconds.items()}

@@ -1,11 +1,11 @@
-"""A results file: what was measured, where and with what; and how it is read as a table or against another one.
+"""Writes and reads results files, and formats them as a table or as a comparison of two files.
 
     results = new_results(setting); results["suites"]["steps"] = {"rows": [...]}; write_results(results, path)
     print(table(results)); print(comparison(read_results(a), read_results(b)))
 
 Schema version 1: ``schema_version, created, command, git, device, versions, flags, load, dataset, quick, peaks`` and
-``suites``, from the name of a suite to its ``rows``, or to the reason why it was ``skipped`` or ``failed``. All times
-are in seconds.
+``suites``, which maps the name of a suite to its ``rows``, or to the reason why it was ``skipped`` or ``failed``. All
+times are in seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mnist_jax import InputError
 
 SCHEMA_VERSION = 1
 DIRECTORY = Path(__file__).parent / "results"
-# What tells one row from another; the rest of a row is what was measured.
+# These fields identify a row; the other fields are measurements.
 _IDENTITY = ("name", "contestant", "model", "layers", "batch_size", "dtype", "driver", "averaged", "value")
 _ENVIRONMENT = ("JAX_", "XLA_", "NVIDIA_TF32", "OMP_", "PJRT_")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "keras", "tensorflow-cpu")
@@ -36,14 +36,14 @@ Results = dict[str, Any]
 
 
 def new_results(setting: Any) -> Results:
-    """Results without rows: everything about the machine and the versions."""
+    """Returns results without rows: machine, versions, flags and peaks."""
     import jax
 
     device = jax.devices()[0]
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        # Without the directories of this machine.
+        # Without directories of this machine.
         "command": " ".join(["python -m benchmarks", *(Path(word).name for word in sys.argv[1:])]),
         "git": _git(),
         "device": {
@@ -67,10 +67,10 @@ def new_results(setting: Any) -> Results:
 
 
 def choose_path(results: Results, path: Path | None) -> Path:
-    """``path``, or else ``benchmarks/results/<date>-<device>.json``, with a number behind it where that exists.
+    """Returns ``path``, or ``benchmarks/results/<date>-<device>.json``, with a number appended if that exists.
 
     Raises:
-        InputError: the directory cannot be made.
+        InputError: the directory cannot be created.
     """
     device = results["device"]
     if path is None:
@@ -86,16 +86,16 @@ def choose_path(results: Results, path: Path | None) -> Path:
 
 
 def write_results(results: Results, path: Path) -> None:
-    """Writes what there is so far."""
+    """Writes the results so far."""
     results["load"]["after"] = _load()
     path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def read_results(path: Path) -> Results:
-    """Reads what :func:`write_results` wrote.
+    """Reads a file of :func:`write_results`.
 
     Raises:
-        InputError: there is no such file, or it is none of ours; names it.
+        InputError: there is no such file, or it is not a results file; the message names it.
     """
     try:
         results = json.loads(path.read_text())
@@ -113,7 +113,7 @@ def read_results(path: Path) -> Results:
 
 
 def table(results: Results) -> str:
-    """All rows, for the terminal."""
+    """Returns all rows as text for the terminal."""
     peaks = results["peaks"]
     lines = [
         f"{_machine(results)}; peak {peaks['float32_flops'] / 1e9:,.0f} GFLOP/s float32, "
@@ -127,13 +127,13 @@ def table(results: Results) -> str:
 
 
 def comparison(before: Results, after: Results) -> str:
-    """The rows that both have, with the time of the second as a multiple of the first's; ``~`` where ranges overlap.
+    """Compares the rows that both files have: ``ratio`` is after over before, ``~`` marks overlapping ranges.
 
     Raises:
-        InputError: they have no row in common, or one is quick and the other is not.
+        InputError: the files have no row in common, or only one is from a quick run.
     """
     if before["quick"] != after["quick"]:
-        raise InputError("one of the two files is of a --quick run: they measured different work")
+        raise InputError("one of the two files is from a --quick run: the workloads differ")
     lines = [f"{name}: {_machine(results)}" for name, results in (("before", before), ("after", after))]
     lines.append(f"{'':<72}{'before':>12}{'after':>12}{'ratio':>9}")
     found = {(suite, _identity(row), row.get("examples")): row for suite, row in _rows(after)}
@@ -152,10 +152,10 @@ def comparison(before: Results, after: Results) -> str:
 
 
 def insert_table(path: Path, text: str) -> None:
-    """Puts ``text`` between the lines ``<!-- peers -->`` and ``<!-- /peers -->`` of a Markdown file.
+    """Inserts ``text`` between the lines ``<!-- peers -->`` and ``<!-- /peers -->`` of a Markdown file.
 
     Raises:
-        InputError: there is no such file, or it has no such lines.
+        InputError: there is no such file, or it lacks these lines.
     """
     try:
         content = path.read_text()
@@ -169,20 +169,20 @@ def insert_table(path: Path, text: str) -> None:
 
 
 def peers_table(results: Results) -> str:
-    """The table of the README: an epoch of each contestant, in Markdown.
+    """Returns the Markdown tables for the README: the epoch of each contestant.
 
     Raises:
-        InputError: the file has no peers.
+        InputError: the results have no peers.
     """
     rows = [row for row in results["suites"].get("peers", {}).get("rows", ()) if "seconds" in row]
     if not rows:
         raise InputError("the results have no peers: run python -m benchmarks peers")
     lines = []
-    for work in dict.fromkeys(row["name"] for row in rows):
-        found = [row for row in rows if row["name"] == work]
+    for workload in dict.fromkeys(row["name"] for row in rows):
+        found = [row for row in rows if row["name"] == workload]
         first = found[0]
         lines += [
-            f"{work}, {first['num_parameters']:,} parameters, batch {first['batch_size']}, n = {first['n']}:",
+            f"{workload}, {first['num_parameters']:,} parameters, batch {first['batch_size']}, n = {first['n']}:",
             "",
             "| | an epoch | of the peak | times ours | test accuracy |",
             "|---|---|---|---|---|",

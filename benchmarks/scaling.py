@@ -1,8 +1,8 @@
-"""What does an example cost, as the examples, the batch, the width and the devices grow?
+"""How does the time per example scale with the number of examples, batch size, width and number of devices?
 
-The first three series end with the exponent of a fitted power law of the time of an epoch. Where an example costs the
-same throughout it is 1 by the number of examples and 0 by the batch size, of which there are fewer the larger they are;
-by the width it is against the number of parameters.
+Each of the first three series ends with the exponent of a power law fitted to the time of an epoch. If the time per
+example is constant, the exponent is 1 for the number of examples and 0 for the batch size. The series by width is
+fitted against the number of parameters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks.setting import Row, Setting, check
+from benchmarks.setting import Row, Setting, check, expected_steps
 from benchmarks.timing import measure_in_turns
 from mnist_jax import TrainConfig, build_state, count_parameters, train_epoch, train_step
 
@@ -23,7 +23,7 @@ _CONFIG = TrainConfig(hidden_sizes=(128,), batch_size=128, ema_decay=None)
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """The four series."""
+    """Yields the rows of the four series."""
     few = setting.quick
     sizes = (1_280, 2_560) if few else (6_000, 19_000, 60_000, 190_000, 600_000)
     yield from _series(setting, "examples", [(size, _CONFIG, size) for size in sizes])
@@ -45,7 +45,7 @@ def _series(setting: Setting, name: str, series: list[tuple[int, TrainConfig, in
             state, split, size
         )
         state, metrics = calls[str(value)]()
-        check(state, -(-num_examples // config.batch_size), metrics.loss)
+        check(state, expected_steps(num_examples, config.batch_size), metrics.loss)
     timings = measure_in_turns(calls, setting.repeats)
     for value, config, num_examples in series:
         row = setting.row(f"by {name}", timings[str(value)], config, num_examples, train=True, value=value)
@@ -56,12 +56,12 @@ def _series(setting: Setting, name: str, series: list[tuple[int, TrainConfig, in
 
 
 def _devices(setting: Setting) -> Iterator[Row]:
-    """The same step with its batch spread over more and more devices."""
+    """Yields rows for the same step with its batch sharded over 1, 2, 4 and 8 devices."""
     devices = jax.devices()
     if len(devices) == 1:
         yield {
             "name": "by devices",
-            "skipped": "there is one device",
+            "skipped": "needs more than one device, got 1",
         }
         return
     config = TrainConfig(batch_size=1024, ema_decay=None)
@@ -69,20 +69,20 @@ def _devices(setting: Setting) -> Iterator[Row]:
     split = setting.examples(config.batch_size)
     counts = [count for count in (1, 2, 4, 8) if count <= len(devices)]
 
-    def spread_over(count: int) -> Any:
+    def shard_over(count: int) -> Any:
         mesh = jax.sharding.Mesh(np.array(devices[:count]), ("data",))
         batch = jax.device_put(split._asdict(), NamedSharding(mesh, PartitionSpec("data")))
-        begin = jax.device_put(build_state(config), NamedSharding(mesh, PartitionSpec()))
+        initial = jax.device_put(build_state(config), NamedSharding(mesh, PartitionSpec()))
 
         def call() -> Any:
-            state = begin
+            state = initial
             for _ in range(num_steps):
                 state, metrics = train_step(state, batch)
             return state, metrics
 
         return call
 
-    calls = {str(count): spread_over(count) for count in counts}
+    calls = {str(count): shard_over(count) for count in counts}
     for call in calls.values():
         state, metrics = call()
         check(state, num_steps, metrics.loss)

@@ -1,4 +1,4 @@
-"""What every question is asked with: the data, the peaks, quick or thorough. And how an answer is written down.
+"""``Setting``: what every suite gets, the data, the peaks and the flags; and the rows that a suite yields.
 
 def run(setting: Setting) -> Iterator[Row]:
     seconds = measure(call, setting.repeats)
@@ -23,18 +23,18 @@ Row = dict[str, Any]
 
 
 class SkippedError(Exception):
-    """A question that this machine cannot answer; says why."""
+    """Raised when this machine cannot run a suite; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a question is asked with.
+    """The data, the peaks and the flags for a suite.
 
     Attributes:
-        data: the flag ``--data``, for commands that are run as a whole.
+        data: the flag ``--data``, for commands in their own process.
         dataset: the data set.
-        peaks: of this machine, measured in this run.
-        quick: only enough to see that it works.
+        peaks: peaks of this machine, measured at the start.
+        quick: whether to run small workloads only.
     """
 
     data: str | None
@@ -44,11 +44,11 @@ class Setting:
 
     @property
     def repeats(self) -> int:
-        """How often to time a call."""
+        """Number of times to time a call."""
         return 3 if self.quick else 10
 
     def examples(self, num_examples: int) -> Split:
-        """So many training examples, on the device; they repeat where the data set has fewer."""
+        """Returns ``num_examples`` training examples on the device, repeated if the data set has fewer."""
         index = np.arange(num_examples) % self.dataset.train.num_examples
         return jax.device_put(Split(self.dataset.train.image[index], self.dataset.train.label[index]))
 
@@ -62,7 +62,7 @@ class Setting:
         num_devices: int = 1,
         **fields: Any,
     ) -> Row:
-        """A row of the results: ``seconds`` for ``examples`` examples, and what that is of the peak of the devices."""
+        """Returns a row of the results: timings, examples per second and fraction of the peak of the devices."""
         flops = flops_per_example(config, train) * examples
         median = statistics.median(seconds)
         peak = getattr(self.peaks, f"{config.dtype}_flops")
@@ -82,8 +82,13 @@ class Setting:
         }
 
 
+def expected_steps(num_examples: int, batch_size: int) -> int:
+    """Returns ``ceil(num_examples / batch_size)``, independent of the library that is checked."""
+    return -(-num_examples // batch_size)
+
+
 def spread(seconds: Sequence[float]) -> Row:
-    """Median, range and number of timings."""
+    """Returns median, range and number of timings."""
     return {
         "seconds": statistics.median(seconds),
         "seconds_min": min(seconds),
@@ -93,6 +98,6 @@ def spread(seconds: Sequence[float]) -> Row:
 
 
 def check(state: TrainState, num_steps: int, loss: Any) -> None:
-    """Proves that the work was done: so many steps, and a loss that is a number."""
+    """Asserts that the work was done: the number of steps, and a finite loss."""
     assert int(state.step) == num_steps, f"{int(state.step)} steps instead of {num_steps}"
     assert np.isfinite(float(loss)), f"the loss is {float(loss)}"

@@ -1,7 +1,7 @@
-"""What does a short run spend before its first step: import, data, compilation; without and with a compilation cache?
+"""How long do import, data and compilation of a short run take, without and with a compilation cache?
 
 Each timing is a whole process, ``python -m mnist_jax.train --epochs 1``, with its phases. ``cold`` has no compilation
-cache, ``cached`` has one that an earlier run has filled: ``JAX_COMPILATION_CACHE_DIR`` in a private directory.
+cache; ``cached`` uses one that an earlier run filled, ``JAX_COMPILATION_CACHE_DIR`` in a private directory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PHASES = ("import", "data", "compile", "train", "evaluate")
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """A row for each command and cache, with its phases."""
+    """Yields a row for each command and cache, with the phases."""
     repeats = 1 if setting.quick else 7
     commands = {"--help": ["-m", "mnist_jax.train", "--help"], "import all": ["-c", "from mnist_jax import *"]}
     for name, arguments in commands.items():

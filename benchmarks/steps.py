@@ -1,8 +1,7 @@
-"""How long is a step, by model, batch size, dtype and driver?
+"""How long does a step take, by model, batch size, dtype and driver?
 
-``dispatched``: a call from Python for each step, on a batch that lies on the device. ``scanned``: ``train_epoch``,
-where a step includes its share of shuffling and gathering; for evaluation ``evaluate_dataset``, which also returns the
-logits.
+``dispatched``: a call from Python per step, with the batch on the device. ``scanned``: ``train_epoch``, where a step
+includes its share of shuffling and gathering; for evaluation ``evaluate_dataset``, which also returns the logits.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from mnist_jax import TrainConfig, build_state, eval_step, evaluate_dataset, tra
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """A row for each combination."""
+    """Yields a row for each combination."""
     for model in ("mlp", "cnn"):
         for batch_size in (128,) if setting.quick else (32, 128, 512, 2048, 8192):
             yield from _rows(setting, TrainConfig(model=model, batch_size=batch_size, ema_decay=None))
@@ -31,22 +30,22 @@ def _rows(setting: Setting, config: TrainConfig) -> Iterator[Row]:
     split = setting.examples(num_steps * size)
     starts = range(0, num_steps * size, size)[:4]
     batches = [{"image": split.image[i : i + size], "label": split.label[i : i + size]} for i in starts]
-    begin = build_state(config)
+    initial = build_state(config)
 
     def train_dispatched() -> Any:
-        state = begin
+        state = initial
         for index in range(num_steps):
             state, metrics = train_step(state, batches[index % len(batches)])
         return state, metrics
 
     def evaluate_dispatched() -> Any:
-        return [eval_step(begin, batches[index % len(batches)]) for index in range(num_steps)]
+        return [eval_step(initial, batches[index % len(batches)]) for index in range(num_steps)]
 
     def train_scanned() -> Any:
-        return train_epoch(begin, split, size)
+        return train_epoch(initial, split, size)
 
     def evaluate_scanned() -> Any:
-        return evaluate_dataset(begin, split, size)
+        return evaluate_dataset(initial, split, size)
 
     for train_call in (train_dispatched, train_scanned):
         state, metrics = train_call()

@@ -1,10 +1,10 @@
-"""How long a call takes, and what the machine could do at most.
+"""Measures the wall time of calls, and the peaks of this machine.
 
-    seconds = measure(lambda: train_epoch(state, split, 128), repeats=5)     # one warm-up, then 5 times
+    seconds = measure(lambda: train_epoch(state, split, 128), repeats=5)     # one warm-up, then 5 calls
     seconds = measure_in_turns({"A": a, "B": b}, rounds=5)                   # A B A B ...
     peaks = measure_peaks()
 
-A call must return what it computed: the clock stops when all of that is there.
+A call must return its result: the clock stops when the result is ready.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ Call = Callable[[], Any]
 
 
 def measure(call: Call, repeats: int) -> list[float]:
-    """Wall seconds of ``repeats`` calls, after one that warms up and compiles."""
+    """Returns the wall seconds of ``repeats`` calls, after a warm-up call that compiles."""
     return measure_in_turns({"": call}, repeats)[""]
 
 
 def measure_in_turns(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Wall seconds of each call in each round, after one round that warms up: A B, A B, A B."""
+    """Returns the wall seconds of each call in each round, after a warm-up round: A B, A B, A B."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(rounds + 1):
         for name, call in calls.items():
-            begun = time.perf_counter()
+            start = time.perf_counter()
             jax.block_until_ready(call())
             if round_:
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """What this machine reached in this run: the limits that rows are held against.
+    """The peak performance of this machine, measured, to compare rows with.
 
     Attributes:
         float32_flops: FLOP/s of a float32 matrix product.
@@ -53,7 +53,7 @@ class Peaks:
 
 
 def measure_peaks(quick: bool = False) -> Peaks:
-    """The best of several runs of each, as a peak is what can be reached."""
+    """Measures the peaks, each as the best of several runs."""
     size = (1024 if quick else 2048) if jax.default_backend() == "cpu" else 8192
     repeats = 5 if quick else 10
 

@@ -1,9 +1,9 @@
-"""The public recipe for 99 % in one epoch, in eager PyTorch: what ``experiments/fast_99.py`` is held against.
+"""Trains the public recipe for 99 % in one epoch in eager PyTorch, the peer of ``experiments/fast_99.py``.
 
     python -m benchmarks.torch_recipe path/to/mnist SEED      # a line of JSON: train_seconds, test_accuracy
 
-Adam with beta 0.7 and 0.9, one cycle up to 1e-2, batch 256, a CNN 24-32-256 without dropout. Unlike the original it
-trains on 55,000 examples, as the last 5,000 are for validation here, and shuffles them.
+Adam with betas 0.7 and 0.9, one cycle up to 1e-2, batch 256, a CNN 24-32-256 without dropout. Unlike the original, it
+shuffles, and trains on 55,000 examples, as the last 5,000 are the validation split here.
 Reference: https://github.com/tuomaso/train_mnist_fast.
 """
 
@@ -38,13 +38,13 @@ def main() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.7, 0.9))
     num_steps = -(-len(label) // _BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=num_steps, cycle_momentum=False)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for index in torch.randperm(len(label)).split(_BATCH_SIZE):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(image[index]), label[index]).backward()
         optimizer.step()
         schedule.step()
-    elapsed = time.perf_counter() - begun
+    elapsed = time.perf_counter() - start
     with torch.no_grad():
         accuracy = (model(test_image).argmax(dim=1) == test_label).float().mean().item()
     print(json.dumps({"train_seconds": elapsed, "test_accuracy": accuracy}))

@@ -1,7 +1,7 @@
-"""What every experiment shares: flags that override its config, variants, several seeds, and a file with every value.
+"""Runs an experiment: flags that override its config, variants, several seeds, and a results file.
 
-CLAIM = "98 % test accuracy"                         # of the known system
-BARS = {"test_accuracy": 0.98, "test_loss": 0.07}    # accuracies at least, losses and seconds at most
+CLAIM = "98 % test accuracy"                         # claim of the known system
+TARGETS = {"test_accuracy": 0.98, "test_loss": 0.07}    # minimum of accuracies, maximum of others
 CONFIG = TrainConfig(...)
 VARIANTS = {"plain": dataclasses.replace(CONFIG, ...)}
 if __name__ == "__main__":
@@ -29,13 +29,13 @@ from mnist_jax import Dataset, InputError, Run, TrainConfig, fit, load_dataset
 from mnist_jax.cli.flags import OneLineParser, parse_flags, run_command
 
 if TYPE_CHECKING:
-    from mnist_jax import Evaluation  # loads JAX, for which --help does not wait
+    from mnist_jax import Evaluation  # loads JAX, which --help does not need
 
-# Test images of MNIST with a wrong label by human vote: with the right one, or where the votes settled on none. See
-# Northcutt, Athalye and Mueller, https://arxiv.org/abs/2103.14749; the votes, https://github.com/cleanlab/label-errors.
+# MNIST test images whose label is wrong by human vote: index to correct label, and indices without a majority. See
+# Northcutt, Athalye and Mueller, https://arxiv.org/abs/2103.14749; votes, https://github.com/cleanlab/label-errors.
 CORRECT_LABELS = {947: 9, 1621: 6, 1901: 4, 2462: 0, 2597: 3, 3558: 0, 5937: 3, 6651: 6, 6783: 6, 9729: 6}
 WITHOUT_LABEL = (2130, 2654, 3520, 8527, 9679)
-_MNIST_TEST = 4001760473  # checksum of the labels
+_MNIST_TEST = 4001760473  # CRC-32 of the labels
 
 
 def main(
@@ -96,10 +96,10 @@ def main(
 
 
 def parse_seeds(text: str) -> list[int]:
-    """``0-3`` or ``1,4`` or both as numbers.
+    """Parses seeds such as ``0-3``, ``1,4`` or ``0-3,7``.
 
     Raises:
-        InputError: it is neither.
+        InputError: the text has another form.
     """
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
         raise InputError(f"seeds must be like 0-9 or 1,4, got {text}")
@@ -113,12 +113,12 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def train(config: TrainConfig) -> Run:
-    """A run in ``seed-N`` inside ``config.workdir``, if it has one.
+    """Trains a run, in ``seed-N`` inside ``config.workdir`` if that is set.
 
-    A run that is finished there is taken as it is, and one that was stopped is continued.
+    A finished run found there is loaded, an unfinished one is resumed.
 
     Raises:
-        InputError: it holds a run with another config.
+        InputError: the directory holds a run with another config.
     """
     if config.workdir is None:
         return fit(config)
@@ -138,26 +138,26 @@ def train(config: TrainConfig) -> Run:
 
 
 def _with_all_seconds(summary: dict[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A summary whose seconds count all epochs; an earlier ``fit`` counted those since it was last continued."""
+    """Returns a summary whose seconds cover all epochs; older versions left out those before the last resume."""
     seconds, train = summary["seconds"], math.fsum(line["seconds"] for line in history)
     return {**summary, "seconds": {**seconds, "train": train, "total": seconds["total"] + train - seconds["train"]}}
 
 
 def measure_run(config: TrainConfig, finish: Callable[[Run], Mapping[str, float]] | None) -> dict[str, Any]:
-    """The summary of a run, with its accuracy on the cleaned test split if it has one, and what ``finish`` adds."""
+    """Trains a run; returns its summary with the cleaned test accuracy, if any, and the numbers of ``finish``."""
     run = train(config)
     return {**run.summary, **cleaned_accuracy(run.test), **({} if finish is None else finish(run))}
 
 
 def load_data(config: TrainConfig) -> Dataset:
-    """The data set of a run, once more."""
+    """Loads the data set of a run."""
     return load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
 
 
 def evaluate_training(run: Run) -> dict[str, float]:
-    """Loss and accuracy of the finished model on the training split, without dropout and augmentation.
+    """Evaluates the final model on the training split, without dropout and augmentation; a ``finish`` of :func:`main`.
 
-    A ``finish`` of :func:`main`: ``train_loss`` and ``train_accuracy`` are those of a model that is still changing.
+    ``train_loss`` and ``train_accuracy``, in contrast, are measured during the last epoch.
     """
     from mnist_jax import evaluate_dataset
 
@@ -166,10 +166,7 @@ def evaluate_training(run: Run) -> dict[str, float]:
 
 
 def evaluate_with_views(run: Run) -> dict[str, float]:
-    """Accuracies where 16 distorted copies of each test image are evaluated with it.
-
-    A ``finish`` of :func:`main`.
-    """
+    """Evaluates each test image together with 16 distorted copies; a ``finish`` of :func:`main`."""
     import jax
 
     from mnist_jax import evaluate_views
@@ -181,10 +178,10 @@ def evaluate_with_views(run: Run) -> dict[str, float]:
 
 
 def cleaned_accuracy(test: Evaluation) -> dict[str, float]:
-    """Accuracy on MNIST's test split as human vote has it: ten labels corrected, five images left out.
+    """Evaluates on MNIST's cleaned test split: ten labels corrected by human vote, five images left out.
 
     Returns:
-        ``cleaned_test_accuracy``, a fraction of 9,995 images; nothing for another test split.
+        ``cleaned_test_accuracy``, a fraction of 9,995 images; empty for another test split.
     """
     label = test.label.astype(np.uint8)
     if zlib.crc32(label.tobytes()) != _MNIST_TEST:
@@ -194,7 +191,7 @@ def cleaned_accuracy(test: Evaluation) -> dict[str, float]:
 
 
 def _goes_on(path: Path, config: TrainConfig, variant: str | None) -> bool:
-    """Whether a file of results is of this experiment, and its runs are in the workdir."""
+    """Returns whether a results file is from this experiment and config, with its runs in a workdir."""
     try:
         found = json.loads(path.read_text())
         same = (found["name"], found["variant"]) == (Path(sys.argv[0]).stem, variant)
@@ -205,7 +202,7 @@ def _goes_on(path: Path, config: TrainConfig, variant: str | None) -> bool:
 
 
 def _check_same(summaries: Sequence[Mapping[str, Any]]) -> None:
-    """Runs from several calls may be from several machines: they are no sample of one experiment."""
+    """Checks that all runs are from the same data, device and versions: a workdir may hold runs of several machines."""
     for name in ("dataset", "device", "versions"):
         first, *others = (summary[name] for summary in summaries)
         for other in others:
@@ -214,7 +211,7 @@ def _check_same(summaries: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_results(path: Path, config: TrainConfig, summaries: Sequence[dict[str, Any]], variant: str | None) -> None:
-    """Writes every value of an experiment as JSON, with config, machine and versions, but no directories."""
+    """Writes all values of an experiment as JSON, with config, machine and versions, but without directories."""
     _check_same(summaries)
     content = {
         "name": Path(sys.argv[0]).stem,
@@ -241,7 +238,7 @@ def _processor() -> str:
 
 
 def report(summaries: Sequence[dict[str, Any]]) -> str:
-    """A line for each seed, and the mean and standard deviation of all."""
+    """Formats a line per seed, and mean and standard deviation over the seeds."""
     lines = [f"{'seed':>6}{'validation':>12}{'test':>9}{'training':>12}{'in all':>10}"]
     for summary in summaries:
         seconds = summary["seconds"]

@@ -1,15 +1,15 @@
-"""How well do three different networks do together: those of ``record_cnn``, ``record_mlp`` and ``record_small``?
+"""How accurate is the ensemble of three networks: ``record_cnn``, ``record_mlp`` and ``record_small``?
 
-Run it with ``python experiments/record_ensemble.py --data path/to/mnist --seeds 0-4 --workdir runs``; the networks of
-runs in ``runs/record_cnn``, ``runs/record_mlp`` and ``runs/record_small`` are taken, the others trained.
+Run it with ``python experiments/record_ensemble.py --data path/to/mnist --seeds 0-4 --workdir runs``. Finished runs in
+``runs/record_cnn``, ``runs/record_mlp`` and ``runs/record_small`` are reused, the other networks are trained.
 
-On one of 2 cores of an AMD EPYC (Zen 5), the other busy too: 99.660 ± 0.019 % on the test split over 5 ensembles, seeds
-0 to 4 (99.64 to 99.69), 99.706 ± 0.025 % on the cleaned one; 15.4 min of training at the median. The bar of 99.78 % is
-missed by 0.120 points.
+On one of 2 cores of an AMD EPYC (Zen 5), the other also busy: 99.660 ± 0.019 % on the test split over 5 ensembles,
+seeds 0 to 4 (99.64 to 99.69), 99.706 ± 0.025 % on the cleaned one; median training time 15.4 min. The target of 99.78 %
+is missed by 0.120 points.
 
-Ensemble number e is the three networks with seed e, each after its last step; the mean of their probabilities counts.
-On the validation split two such ensembles had 99.68 % each, three of the convolutional networks 99.66 %, all five of
-them 99.68 %. The best ensembles in the literature (99.87 to 99.91 %) chose their members by accuracy on the test split.
+Ensemble e averages the probabilities of the three networks with seed e, each after its last step. On the validation
+split two such ensembles had 99.68 % each, three of the convolutional networks 99.66 %, all five of them 99.68 %. The
+best ensembles in the literature (99.87 to 99.91 %) chose their members by accuracy on the test split.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from experiment import cleaned_accuracy, load_data, main, train
 from mnist_jax import TrainConfig
 
 if TYPE_CHECKING:
-    from mnist_jax import Evaluation  # loads JAX, for which --help does not wait
+    from mnist_jax import Evaluation  # loads JAX, which --help does not need
 
 CLAIM = "99.87 to 99.91 % (members chosen on the test split); 99.78 % to reach"
-BARS = {"test_accuracy": 0.9978}
+TARGETS = {"test_accuracy": 0.9978}
 MEMBERS = {"record_cnn": record_cnn.CONFIG, "record_mlp": record_mlp.CONFIG, "record_small": record_small.CONFIG}
 CONFIG = record_cnn.CONFIG
 
 
 def choose_members(config: TrainConfig) -> list[TrainConfig]:
-    """The configs of the members: what differs from ``CONFIG`` in ``config``, the seed say, is for all of them."""
+    """Returns the configs of the members; fields of ``config`` that differ from ``CONFIG`` apply to all members."""
     changed = {name: getattr(config, name) for name in config.differences(CONFIG)} | {"quiet": config.quiet}
     return [
         dataclasses.replace(member, **changed, workdir=config.workdir and f"{config.workdir}/{name}")
@@ -44,7 +44,7 @@ def choose_members(config: TrainConfig) -> list[TrainConfig]:
 
 
 def measure_ensemble(config: TrainConfig) -> dict[str, Any]:
-    """Trains the members, one after the other, and evaluates the mean of their probabilities."""
+    """Trains the members one after the other, and evaluates the mean of their probabilities."""
     import numpy as np
 
     from mnist_jax import Evaluation, ensemble_probabilities, evaluate_dataset

@@ -1,9 +1,9 @@
-"""The table of ``experiments/README.md``, from the files in ``experiments/results``.
+"""Writes the table of ``experiments/README.md`` from the files in ``experiments/results``.
 
 python experiments/table.py    # writes it between the lines <!-- table --> and <!-- /table -->
 
-A row is a file of results: of an experiment, or of one of its variants. What it claims and the bars it is held to are
-``CLAIM`` and ``BARS`` of the experiment.
+Each results file, of an experiment or of one of its variants, is a row. Its claim and its targets are ``CLAIM`` and
+``TARGETS`` of the experiment.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BEGIN, END = "<!-- table -->\n", "<!-- /table -->\n"
 
 
 def main() -> int:
-    """The command."""
+    """Runs the command."""
     readme = DIRECTORY / "README.md"
 
     def command() -> None:
@@ -36,10 +36,10 @@ def main() -> int:
 
 
 def insert_table(text: str, table: str) -> str:
-    """``text`` with another table between its marks.
+    """Returns ``text`` with ``table`` between its marks.
 
     Raises:
-        InputError: it has no marks.
+        InputError: the text has no marks.
     """
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
@@ -49,16 +49,16 @@ def insert_table(text: str, table: str) -> str:
 
 
 def build_table(results: Path) -> str:
-    """The table in Markdown, and below it which rows were measured where.
+    """Returns the table in Markdown, followed by the machine of each row.
 
     Args:
-        results: directory of the JSON files; each names an experiment that can be imported.
+        results: directory of the JSON files; each names an experiment to import.
     """
     rows, machines = [], {}
     everything = [json.loads(path.read_text()) for path in results.glob("*.json")]
     for found in sorted(everything, key=lambda found: (found["name"], found["variant"] or "")):
         experiment = importlib.import_module(found["name"])
-        rows.append(build_row(found, experiment.CLAIM, experiment.BARS))
+        rows.append(build_row(found, experiment.CLAIM, experiment.TARGETS))
         machines.setdefault(describe_machine(found), []).append(describe_name(found))
     return "\n".join(
         [
@@ -71,31 +71,30 @@ def build_table(results: Path) -> str:
     )
 
 
-def build_row(found: Mapping[str, Any], claim: str, bars: Mapping[str, float]) -> str:
-    """A row of the table.
+def build_row(found: Mapping[str, Any], claim: str, targets: Mapping[str, float]) -> str:
+    """Returns a row of the table.
 
     Args:
-        found: the content of a file of results.
-        claim: of the known system.
-        bars: from a field of a run's summary, ``seconds.total`` for one inside ``seconds``, to its bar: accuracies are
-            at least this, everything else at most.
+        found: content of a results file.
+        claim: claim of the known system.
+        targets: target by field of a run's summary, with a dot for nested fields such as ``seconds.total``: the minimum
+            of an accuracy, the maximum of any other field.
     """
     runs = found["runs"]
-    # A dot leads into an object of the summary.
-    values = {name: [functools.reduce(operator.getitem, name.split("."), run) for run in runs] for name in bars}
+    values = {name: [functools.reduce(operator.getitem, name.split("."), run) for run in runs] for name in targets}
     cleaned = [run["cleaned_test_accuracy"] for run in runs if "cleaned_test_accuracy" in run]
     test_accuracy = format_values("test_accuracy", [run["test_accuracy"] for run in runs])
-    if "views_test_accuracy" in runs[0] and "views_test_accuracy" not in bars:
+    if "views_test_accuracy" in runs[0] and "views_test_accuracy" not in targets:
         values |= {"views_test_accuracy": [run["views_test_accuracy"] for run in runs]}
     others = [
         f"{describe_field(name)} {format_values(name, values[name])}"
         for name in values
-        if name != "test_accuracy" and not name.startswith("seconds.")  # seconds have a column of their own
+        if name != "test_accuracy" and not name.startswith("seconds.")  # seconds have their own column
     ]
     missed = [
         f"{describe_field(name)} by {shortfall}"
-        for name, bar in bars.items()
-        if (shortfall := describe_shortfall(name, values[name], bar))
+        for name, target in targets.items()
+        if (shortfall := describe_shortfall(name, values[name], target))
     ]
     seconds = [statistics.median(run["seconds"][name] for run in runs) for name in ("train", "total")]
     cells = (
@@ -104,32 +103,32 @@ def build_row(found: Mapping[str, Any], claim: str, bars: Mapping[str, float]) -
         ", ".join([f"{test_accuracy} (n = {len(runs)})", *others]),
         format_values("test_accuracy", cleaned) if cleaned else "",
         " / ".join(map(format_seconds, seconds)),
-        f"missed: {', '.join(missed)}" if missed else "met" if bars else "",
+        f"missed: {', '.join(missed)}" if missed else "met" if targets else "",
     )
     return f"| {' | '.join(cells)} |"
 
 
-def describe_shortfall(name: str, values: list[float], bar: float) -> str | None:
-    """How far the mean (of seconds: the median) is on the wrong side of its bar; None where it is not."""
+def describe_shortfall(name: str, values: list[float], target: float) -> str | None:
+    """Returns by how much the mean (of seconds: the median) misses its target; None if it is met."""
     if name.endswith("accuracy"):
-        distance = bar - statistics.mean(values)
+        distance = target - statistics.mean(values)
         return f"{100 * distance:.3f} points" if distance > 0 else None
     if name.startswith("seconds."):
-        distance = statistics.median(values) - bar
+        distance = statistics.median(values) - target
         return format_seconds(distance) if distance > 0 else None
-    distance = statistics.mean(values) - bar
+    distance = statistics.mean(values) - target
     return format_number(distance) if distance > 0 else None
 
 
 def describe_field(name: str) -> str:
-    """A field of a summary in words."""
+    """Returns a field of a summary in words."""
     if name == "views_test_accuracy":
         return "with 16 distorted copies of each image"
     return "time" if name.startswith("seconds.") else name.removeprefix("num_").replace("_", " ")
 
 
 def format_values(name: str, values: list[float]) -> str:
-    """Mean ± standard deviation; accuracies in percent."""
+    """Formats mean ± standard deviation; accuracies in percent."""
     if name.endswith("accuracy"):
         values, form, unit = [100 * value for value in values], "{:.3f}".format, " %"
     else:
@@ -139,22 +138,22 @@ def format_values(name: str, values: list[float]) -> str:
 
 
 def format_number(value: float) -> str:
-    """A count with commas, anything else with four decimals."""
+    """Formats an integer with commas, any other number with four decimals."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds, or minutes from two on."""
+    """Formats a time in seconds, or in minutes from 2 minutes on."""
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
 def describe_name(found: Mapping[str, Any]) -> str:
-    """An experiment, with its variant."""
+    """Returns the name of an experiment with its variant."""
     return " ".join(filter(None, (found["name"], found["variant"])))
 
 
 def describe_machine(found: Mapping[str, Any]) -> str:
-    """Where it was measured and with what."""
+    """Returns machine and versions in words."""
     machine, versions = found["machine"], found["versions"]
     device = "" if machine["device"] == "cpu" else f"{machine['device']}, "
     cores = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''} of {machine['processor']}"

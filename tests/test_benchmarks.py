@@ -133,7 +133,7 @@ def test_two_files_are_compared_row_by_row():
     assert comparison(results(1.0), results(1.5)).endswith("1.50x ~")  # 1 to 3 s and 1.5 to 4.5 s
     with pytest.raises(InputError, match="the two files have no row in common"):
         comparison(results(), results(suites={}))
-    with pytest.raises(InputError, match="one of the two files is of a --quick run: they measured different work"):
+    with pytest.raises(InputError, match="one of the two files is from a --quick run: the workloads differ"):
         comparison(results(), results(quick=True))
 
 

@@ -62,7 +62,7 @@ def test_it_runs_on_the_digits(name, tmp_path, monkeypatch, capsys):
     assert (found["name"], found["variant"]) == (name, None)
     assert [run["dataset"] for run in found["runs"]] == ["digits"]
     assert f"{found['runs'][0]['test_accuracy']:.2%}" in capsys.readouterr().out
-    for field in importlib.import_module(name).BARS:
+    for field in importlib.import_module(name).TARGETS:
         assert functools.reduce(operator.getitem, field.split("."), found["runs"][0]) > 0
 
 
@@ -339,7 +339,7 @@ def test_the_misclassified_come_by_confidence(tmp_path, monkeypatch):
     np.testing.assert_array_equal(image, test.image[[8, 290, 5]])
     np.testing.assert_array_equal(label, test.label[[8, 290, 5]])
     np.testing.assert_array_equal(shown_logits, logits[[8, 290, 5]])
-    assert title == "3 of 3 misclassified test images, the surest first"
+    assert title == "3 of 3 misclassified test images, most confident first"
     np.testing.assert_array_equal(drawn["predictions.png"][0], test.image[:30])
 
 

@@ -1,4 +1,4 @@
-"""Runs: from a ``TrainConfig`` to a state, through the epochs, to a directory of files, and back from it.
+"""Trains the run that a ``TrainConfig`` describes, writes its directory, and loads it again.
 
-Only ``checkpoint.py`` knows Orbax, and only this room knows where the files of a run lie.
+Only ``checkpoint.py`` imports Orbax, and only this folder knows the layout of a run directory.
 """

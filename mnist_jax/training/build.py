@@ -1,4 +1,4 @@
-"""From a ``TrainConfig`` to the model, the recipe and the state that a run starts from.
+"""Builds model, loss, augmentation and initial state from a ``TrainConfig``.
 
 state = build_state(config, num_steps=config.epochs * steps_per_epoch)
 """
@@ -32,14 +32,14 @@ def build_state(
     tx: optax.GradientTransformation | None = None,
     num_classes: int = 10,
 ) -> TrainState:
-    """Builds the state before the first step of the run that a config describes.
+    """Builds the initial state of a run.
 
     Args:
         config: the run.
-        num_steps: steps of the whole run, for the schedule; any number will do where the state is only evaluated.
-        key: where all randomness comes from; default ``jax.random.key(config.seed)``.
-        model: in place of the one that the config describes; see :func:`mnist_jax.create_train_state`.
-        tx: in place of the optimizer that the config describes.
+        num_steps: steps of the whole run, for the schedule; any number will do if the state is only evaluated.
+        key: source of all randomness; default ``jax.random.key(config.seed)``.
+        model: replaces the one that the config describes; see :func:`mnist_jax.create_train_state`.
+        tx: replaces the optimizer that the config describes.
         num_classes: K.
 
     Example:
@@ -60,7 +60,7 @@ def build_state(
 
 
 def build_loss(config: TrainConfig) -> LossFn:
-    """Builds the training loss that a config describes; evaluation is by the plain cross-entropy.
+    """Builds the training loss; evaluation always uses the plain cross-entropy.
 
     Example:
         >>> build_loss(TrainConfig(label_smoothing=0.1))
@@ -73,10 +73,10 @@ def build_loss(config: TrainConfig) -> LossFn:
 
 
 def check_batch_size(config: TrainConfig, dataset: Dataset) -> None:
-    """Checks that a batch is not larger than the training split.
+    """Checks that the batch is not larger than the training split.
 
     Raises:
-        InputError: it is.
+        InputError: the batch is larger.
     """
     num_train = dataset.train.num_examples
     if config.batch_size > num_train:
@@ -86,7 +86,7 @@ def check_batch_size(config: TrainConfig, dataset: Dataset) -> None:
 
 
 def build_augmentation(config: TrainConfig) -> Augmentation | None:
-    """Builds the augmentation that a config describes; None if all amounts are 0.
+    """Builds the augmentation; None if all amounts are 0.
 
     Example:
         >>> build_augmentation(TrainConfig()) is None
@@ -105,10 +105,10 @@ def build_augmentation(config: TrainConfig) -> Augmentation | None:
 
 
 def choose_microbatch_size(config: TrainConfig) -> int | None:
-    """Chooses how many examples have their gradient computed at a time: as the config says, or what is fastest here.
+    """Returns the microbatch size of the config or, if it has none, the fastest on this platform.
 
-    That is the whole batch (None), but 32 for the CNN on CPU, whose activations then stay in the cache. With
-    ``batch_norm`` it is more than speed: name it in the config where a run on GPU is to equal one on CPU.
+    The fastest is the whole batch (None), except for the CNN on CPU: 32, so that activations stay in the cache. With
+    ``batch_norm`` the size changes the result: set it in the config if runs on GPU and CPU must match.
 
     Example:
         >>> choose_microbatch_size(TrainConfig(microbatch_size=16))
@@ -120,7 +120,7 @@ def choose_microbatch_size(config: TrainConfig) -> int | None:
 
 
 def build_model(config: TrainConfig, num_classes: int = 10) -> MLP | CNN:
-    """Builds the network that a config describes.
+    """Builds the network.
 
     Example:
         >>> build_model(TrainConfig(hidden_sizes=(100,), dropout_rate=0.1))

@@ -1,4 +1,4 @@
-"""Callbacks: what a run does besides training. The library's own write its files; yours stand beside them.
+"""Callbacks of ``fit``: the library's own write the files of a run and report progress; add yours to them.
 
 class StopEarly(Callback):
     def on_epoch_end(self, training):
@@ -23,10 +23,10 @@ _log = logging.getLogger("mnist_jax")
 
 
 class Callback:
-    """What is called while ``fit`` trains; override what you need.
+    """Base class of callbacks: ``fit`` calls these methods, override the ones that you need.
 
-    Each method gets the :class:`Training`, whose ``state``, ``metrics``, ``history`` and ``validation`` are of this
-    moment. A state is given away to the next chunk: copy what you want to keep.
+    Each method gets the :class:`Training`, with the current ``state``, ``metrics``, ``history`` and ``validation``. The
+    buffers of the state are donated to the next chunk: copy what you want to keep.
 
     Example:
         >>> class CountChunks(Callback):
@@ -54,13 +54,13 @@ class Callback:
         """Called after each chunk of an epoch, about twice a second."""
 
     def on_epoch_end(self, training: Training) -> None:
-        """Called after an epoch and its evaluation on the validation split."""
+        """Called after an epoch and its evaluation of the validation split."""
 
     def on_interrupt(self, training: Training) -> None:
-        """Called where a signal ends training in the middle of an epoch."""
+        """Called when a signal ends training in the middle of an epoch."""
 
     def on_finish(self, training: Training) -> None:
-        """Called after the evaluation on the test split; ``training.summary`` and ``training.test`` are there."""
+        """Called after the evaluation of the test split; ``training.summary`` and ``training.test`` are set."""
 
     def on_close(self, training: Training) -> None:
         """Called at the very end, also after an error."""
@@ -70,15 +70,15 @@ class MetricsFile(Callback):
     """Writes ``metrics.jsonl``."""
 
     def on_epoch_end(self, training: Training) -> None:
-        """Adds the line of the epoch."""
+        """Adds a line for the epoch."""
         training.directory.write_history(training.history)
 
 
 class Checkpoints(Callback):
-    """Saves states, with the sums of an unfinished epoch and the seconds so far."""
+    """Saves checkpoints, with the sums of an unfinished epoch and the seconds so far."""
 
     def on_epoch_end(self, training: Training) -> None:
-        """Saves every ``checkpoint_every`` epochs, and the last one."""
+        """Saves every ``checkpoint_every`` epochs, and after the last one."""
         config, epoch = training.config, training.epoch
         if epoch % config.checkpoint_every == 0 or epoch == config.epochs or training.is_stopping:
             self._save(training, {"validation_accuracy": training.history[-1]["validation_accuracy"]})
@@ -100,13 +100,13 @@ class Checkpoints(Callback):
 
 
 class TensorBoard(Callback):
-    """Writes loss, accuracy and learning rate, and the learning curves, as events for TensorBoard."""
+    """Writes loss, accuracy, learning rate and the learning curves as TensorBoard events."""
 
     def __init__(self) -> None:
         self._writer: Any = None
 
     def on_begin(self, training: Training) -> None:
-        """Opens the file of events; what an interrupted run wrote beyond its checkpoint is purged."""
+        """Opens the event file; events of an interrupted run after its checkpoint are purged."""
         from tensorboardX import SummaryWriter
 
         self._writer = SummaryWriter(str(training.directory.path), purge_step=training.step + 1)
@@ -121,7 +121,7 @@ class TensorBoard(Callback):
             self._writer.add_scalar("learning_rate", line["learning_rate"], training.step)
 
     def on_finish(self, training: Training) -> None:
-        """Adds the numbers of the test split, and the figure."""
+        """Adds the numbers of the test split and the learning curves."""
         from mnist_jax.report.tensorboard import show_in_tensorboard
 
         for name in ("loss", "accuracy"):
@@ -138,7 +138,7 @@ class TensorBoard(Callback):
 
 
 class ProgressReport(Callback):
-    """Reports on stderr: a bar on a terminal, a line an epoch elsewhere."""
+    """Reports on stderr: a progress bar on a terminal, otherwise a line per epoch."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
@@ -163,17 +163,17 @@ class ProgressReport(Callback):
         self._progress.end_epoch(training.history[-1])
 
     def on_close(self, training: Training) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         del training
         if self._progress is not None:
             self._progress.close()
 
 
 class SummaryFile(Callback):
-    """Writes ``summary.json``, which makes a run a finished one."""
+    """Writes ``summary.json``, which marks the run as finished."""
 
     def on_finish(self, training: Training) -> None:
-        """Writes it."""
+        """Writes the summary."""
         training.directory.write_summary(training.summary)
 
 
@@ -181,7 +181,7 @@ class LearningCurves(Callback):
     """Draws ``figures/learning_curves.png``."""
 
     def on_finish(self, training: Training) -> None:
-        """Draws it; a failure is logged, since the run is complete without."""
+        """Draws the figure; a failure is only logged, as the run is complete without it."""
         from mnist_jax.report.figures import learning_curves
 
         path = training.directory.path / "figures" / "learning_curves.png"
@@ -193,8 +193,8 @@ class LearningCurves(Callback):
 
 
 def arrange_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
-    """Puts a user's callbacks among those that write the files of a run.
+    """Returns the library's callbacks and the user's, in the order in which they are called.
 
-    The summary comes first, so that no other can prevent it; checkpoints come last, so that they know of a stop.
+    The summary comes first, so that no failing callback prevents it; checkpoints come last, so that they see a stop.
     """
     return SummaryFile(), MetricsFile(), LearningCurves(), TensorBoard(), ProgressReport(), *callbacks, Checkpoints()

@@ -1,9 +1,9 @@
-"""Checkpoints: a ``TrainState`` on disk, by Orbax. The only module that imports it.
+"""Saves and restores a ``TrainState`` with Orbax; no other module imports it.
 
     save_checkpoint("my_checkpoints", state, metrics={"validation_accuracy": 0.98})
     state = restore_checkpoint("my_checkpoints", like=state)
 
-Only arrays are stored; model and optimizer come from ``like``, the freshly created state of the same config.
+Only arrays are stored; model and optimizer come from ``like``, a new state of the same config.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mnist_jax.core.state import TrainState
 from mnist_jax.errors import InputError
 
 _RANKED_BY, _PROGRESS = "validation_accuracy", "progress"
-_CHECKSUMS = "checksums.json"  # of the files of a checkpoint, beside them
+_CHECKSUMS = "checksums.json"  # in each checkpoint, covers its files
 _log = logging.getLogger("mnist_jax")
 
 
@@ -41,11 +41,11 @@ def save_checkpoint(
     """Saves a state under its step number.
 
     Args:
-        directory: of the checkpoints; created if need be.
-        state: the state to save; replaces a checkpoint of the same step.
+        directory: directory of the checkpoints; created if missing.
+        state: the state to save; it replaces a checkpoint of the same step.
         metrics: numbers to save with it. The checkpoint with the best ``validation_accuracy`` is always kept.
         progress: a JSON object to save with it, for :func:`read_progress`.
-        keep: newest checkpoints to keep besides.
+        keep: number of newest checkpoints to keep, besides the best.
 
     Example:
         >>> import optax, tempfile
@@ -62,7 +62,7 @@ def save_checkpoint(
             checkpoint_managers.BestN(n=1, get_metric_fn=_rank, keep_checkpoints_without_metrics=False),
         ]
     )
-    # Synchronous: a save takes about 30 ms at this size, and one that fails is known at once.
+    # Synchronous: a save takes about 30 ms at this size, and a failure is raised at once.
     options = ocp.CheckpointManagerOptions(
         enable_async_checkpointing=False, create=True, preservation_policy=policy, best_fn=_rank
     )
@@ -88,17 +88,17 @@ def save_checkpoint(
 def restore_checkpoint(
     directory: str | os.PathLike[str], like: TrainState, *, step: int | None = None, set_aside: bool = False
 ) -> TrainState:
-    """Restores the newest state that can be read, and says in the log which newer ones could not.
+    """Restores the newest intact checkpoint, and logs a warning for each newer one that is damaged.
 
     Args:
-        directory: of the checkpoints, or a run directory that has ``checkpoints/`` in it.
+        directory: directory of the checkpoints, or a run directory with ``checkpoints/`` in it.
         like: a state with the same shapes, for example from ``create_train_state``.
-        step: the step to restore; None takes the newest that is not damaged.
-        set_aside: rename a damaged checkpoint to ``STEP.damaged``, as a training must that goes on here; a reader
-            leaves everything as it is.
+        step: the step to restore; None takes the newest intact checkpoint.
+        set_aside: rename damaged checkpoints to ``STEP.damaged``, which is required before training continues here;
+            False changes nothing on disk.
 
     Raises:
-        InputError: there is no checkpoint, none can be read, or it does not fit ``like``; the message names the leaf.
+        InputError: there is no intact checkpoint, or it does not fit ``like``; the message names the leaf.
 
     Example:
         >>> import optax, tempfile
@@ -123,18 +123,18 @@ def restore_checkpoint(
                 raise
             except Exception as error:  # Orbax has no error of its own for damage
                 damage = " ".join(str(error).split())[:200]
-                if (path / _CHECKSUMS).exists():  # and they are right: something else is the matter
+                if (path / _CHECKSUMS).exists():  # they match, so the files are intact
                     raise InputError(f"{path}: cannot be restored: {damage}") from None
         if not set_aside:
             _log.warning("%s: checkpoint skipped: %s", path, damage)
             continue
-        # Out of the way, and not lost: Orbax stops at a damaged checkpoint, even at one that nobody asked for.
+        # Renamed, not deleted. Orbax fails at a damaged checkpoint even if another step is asked for.
         try:
             path.rename(f"{path}.damaged")
         except OSError as error:
             raise InputError(f"{path}: {damage}, and it cannot be set aside ({error.strerror})") from None
         _log.warning("%s.damaged: checkpoint set aside: %s", path, damage)
-    raise InputError(f"{directory}: expected a checkpoint that is whole, but those of steps {steps} are damaged")
+    raise InputError(f"{directory}: expected an intact checkpoint, but those of steps {steps} are damaged")
 
 
 def _restore(path: Path, like: TrainState) -> TrainState:
@@ -147,13 +147,13 @@ def _restore(path: Path, like: TrainState) -> TrainState:
 
 
 def find_checkpoints(directory: str | os.PathLike[str]) -> Path:
-    """Returns the directory of the checkpoints, given that or the directory of their run."""
+    """Returns the directory of the checkpoints, given that directory or the run directory."""
     inside = Path(directory) / "checkpoints"
     return inside if inside.is_dir() else Path(directory)
 
 
 def read_progress(directory: str | os.PathLike[str], step: int) -> dict[str, Any]:
-    """Reads what was saved as ``progress`` with a checkpoint; an empty object if nothing was."""
+    """Returns the ``progress`` saved with a checkpoint; empty if there is none."""
     path = find_checkpoints(directory) / str(step) / "metrics" / "metrics"
     try:
         return dict(json.loads(path.read_text()).get(_PROGRESS) or {})
@@ -162,7 +162,7 @@ def read_progress(directory: str | os.PathLike[str], step: int) -> dict[str, Any
 
 
 def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
-    """The steps that were saved to the end, in order; none if there is no such directory."""
+    """Returns the steps of the complete checkpoints, in order; none if there is no such directory."""
     directory = Path(directory)
     if not directory.is_dir():
         return []
@@ -179,7 +179,7 @@ def _checksums(path: Path) -> dict[str, int]:
 
 
 def _find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint on disk: Orbax would not find all of it, or complain at length."""
+    """Describes the damage of a checkpoint, or returns None; Orbax misses some damage and reports other at length."""
     if not (path / _CHECKSUMS).exists():
         return None
     try:
@@ -197,13 +197,13 @@ def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
 
 def _check_fits(path: Path, stored: Any, like: TrainState) -> None:
     """Raises ``InputError`` for the first leaf whose path or shape differs from that in ``like``."""
-    wanted = _shapes(ocp.utils.serialize_tree(like, keep_empty_nodes=True))
+    expected = _shapes(ocp.utils.serialize_tree(like, keep_empty_nodes=True))
     found = _shapes(stored)
-    for name in sorted([*wanted, *found], key=lambda name: not name.startswith("params/")):
-        if wanted.get(name) != found.get(name):
+    for name in sorted([*expected, *found], key=lambda name: not name.startswith("params/")):
+        if expected.get(name) != found.get(name):
             raise InputError(
-                f"{path}: does not fit: expected {name} as {wanted.get(name, 'absent')}, "
-                f"got {found.get(name, 'absent')}; model and optimizer must be those it was saved with"
+                f"{path}: does not fit: expected {name} as {expected.get(name, 'absent')}, "
+                f"got {found.get(name, 'absent')}; use the model and optimizer that it was saved with"
             )
 
 

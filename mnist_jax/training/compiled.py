@@ -1,4 +1,4 @@
-"""``Compiled``: a jitted function that is traced here and compiled ahead, perhaps in another thread.
+"""``Compiled``: a jitted function, traced at construction and compiled ahead of time, possibly in another thread.
 
 program = Compiled(jax.jit(function), *shapes)
 pool.submit(program.compile)
@@ -14,13 +14,13 @@ import jax
 
 
 class Compiled:
-    """A jitted function for arguments of given shapes.
+    """A jitted function, compiled ahead of time for arguments of given shapes.
 
     Args:
-        function: jitted, or anything with its ``lower``.
-        *args: arguments, or their shapes, and values of the static ones.
-        options: of the XLA compiler.
-        **kwargs: the same by keyword.
+        function: a jitted function, or any object with its ``lower`` method.
+        *args: positional arguments: arrays or their shapes, and the values of static arguments.
+        options: options of the XLA compiler.
+        **kwargs: keyword arguments, likewise.
     """
 
     def __init__(self, function: Any, *args: Any, options: dict[str, str | bool] | None = None, **kwargs: Any) -> None:
@@ -33,13 +33,13 @@ class Compiled:
 
     @property
     def out_info(self) -> Any:
-        """Shapes and dtypes of what the function returns."""
+        """Shapes and dtypes of the result."""
         return self._lowered.out_info
 
     def compile(self) -> None:
-        """Compiles, unless that has been done."""
+        """Compiles the function, unless it is compiled already."""
         _ = self._compiled
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the function with all but its static arguments."""
+        """Calls the function; leave static arguments out."""
         return self._compiled(*args, **kwargs)

@@ -1,6 +1,6 @@
-"""The directory of a run: who may use it, and the small files in it. That of a sweep is made and locked alike.
+"""``RunDirectory``: creates and locks the directory of a run, and reads and writes its small files.
 
-directory = RunDirectory.claim(config)            # checks; locks the run to continue
+directory = RunDirectory.claim(config)            # checks; locks a run to resume
 directory.create(config, data, model="mlp")       # config.json, data.json
 directory.write_history([{"epoch": 1, ...}])
 directory.write_summary({...})
@@ -8,6 +8,8 @@ directory.write_summary({...})
 config.json      the TrainConfig          summary.json   final numbers
 metrics.jsonl    one object per epoch     checkpoints/   Orbax
 figures/*.png    learning curves          events.out.tfevents.*   TensorBoard
+
+Sweeps create and lock their directories with the same functions.
 """
 
 from __future__ import annotations
@@ -24,16 +26,16 @@ from filelock import FileLock, Timeout
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 
-_LOCK = ".lock"  # held while a run is going
-_BESIDE = ("path", "class_names", "model", "has_own_optimizer")  # in data.json, beside the identity of the data
-_OURS = ("config.json", "data.json", "metrics.jsonl", "summary.json", "checkpoints", "figures")
+_LOCK = ".lock"  # held while a run trains
+_NOT_IDENTITY = ("path", "class_names", "model", "has_own_optimizer")  # data.json: all but the identity of the data
+_RUN_FILES = ("config.json", "data.json", "metrics.jsonl", "summary.json", "checkpoints", "figures")
 
 
 class RunDirectory:
     """Paths and files of one run.
 
     Attributes:
-        saved: the config of the run to continue; None for a new run.
+        saved: the config of the run to resume; None for a new run.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -43,10 +45,10 @@ class RunDirectory:
 
     @classmethod
     def claim(cls, config: TrainConfig) -> RunDirectory:
-        """Checks whether ``config`` may run in its workdir; a run to continue is locked before anything of it is read.
+        """Checks that ``config`` can run in its workdir; a run to resume is locked before its files are read.
 
         Raises:
-            InputError: it holds another run, or nothing to resume, or a run with another config, or it is in use.
+            InputError: the workdir holds another run, nothing to resume or a run with another config, or is in use.
         """
         directory = cls(None if config.workdir is None else Path(config.workdir))
         try:
@@ -79,57 +81,55 @@ class RunDirectory:
     def path(self) -> Path:
         """The directory."""
         if self._path is None:
-            raise ValueError("a run without a workdir gets one by create()")
+            raise ValueError("a run without a workdir has no path before create()")
         return self._path
 
     @property
     def checkpoints(self) -> Path:
-        """Where the checkpoints go."""
+        """The directory of the checkpoints."""
         return self.path / "checkpoints"
 
     def create(self, config: TrainConfig, data: Mapping[str, Any], model: str) -> None:
-        """Makes the directory, locks it until :meth:`close`, and writes ``config.json`` and ``data.json``.
+        """Creates the directory, locks it until :meth:`close`, and writes ``config.json`` and ``data.json``.
 
         Args:
             config: the run.
-            data: from ``Dataset.identity``, and what else is to be known of the data.
-            model: a name of the model, for that of the directory.
+            data: content of ``data.json``, see :func:`~mnist_jax.training.run.describe_data`.
+            model: name of the model, part of the default directory name.
 
         Raises:
-            InputError: the directory cannot be written or is in use, or the run to continue had other data.
+            InputError: the directory cannot be written or is in use.
         """
         if self._path is None:
             self._path = new_directory(Path("runs"), f"{data['name'].replace('/', '-')}-{model}")
         if self.saved is None:
             self._lock.enter_context(lock_directory(self.path))
             if (self.path / "config.json").exists():
-                raise _in_use(self.path)  # another process made it since claim() looked
-        (self.path / "summary.json").unlink(missing_ok=True)  # of the run that goes on: no longer its final numbers
+                raise _in_use(self.path)  # another process created it after claim()
+        (self.path / "summary.json").unlink(missing_ok=True)  # outdated once the run continues
         write_whole(self.path / "data.json", json.dumps(data, indent=2) + "\n")
         write_whole(self.path / "config.json", config.to_json())
 
     def close(self) -> None:
-        """Lets other processes use the directory."""
+        """Unlocks the directory."""
         self._lock.close()
 
     def check_data(self, data: Mapping[str, Any]) -> None:
-        """Checks that the run to continue had the same data, and the same model of somebody's own, if any.
+        """Checks that the run to resume has the same data and the same model.
 
         Args:
             data: as for :meth:`create`.
 
         Raises:
-            InputError: it had others.
+            InputError: data or model differ.
         """
         saved = read_data(self.path) if self.saved is not None else None
         if saved is None:
             return
-        identity = {name: value for name, value in data.items() if name not in _BESIDE}
-        known, model = {name: saved.get(name) for name in identity}, data.get("model")
-        if known != identity:
-            raise InputError(
-                f"resume: the data must be that of {self.path / 'data.json'}, {known}, got {dict(identity)}"
-            )
+        identity = {name: value for name, value in data.items() if name not in _NOT_IDENTITY}
+        expected, model = {name: saved.get(name) for name in identity}, data.get("model")
+        if expected != identity:
+            raise InputError(f"resume: expected the data of {self.path / 'data.json'}, {expected}, got {identity}")
         if "model" in saved and saved["model"] != model:
             raise InputError(
                 f"resume: the run has {describe_model(saved['model'])}, got {describe_model(model)}: "
@@ -137,10 +137,10 @@ class RunDirectory:
             )
 
     def read_history(self, num_epochs: int) -> list[dict[str, Any]]:
-        """The first ``num_epochs`` lines of ``metrics.jsonl``.
+        """Returns the first ``num_epochs`` lines of ``metrics.jsonl``.
 
         Raises:
-            InputError: it has fewer, or a line is not JSON.
+            InputError: the file has fewer lines, or a line is not as expected.
         """
         path = self.path / "metrics.jsonl"
         try:
@@ -163,18 +163,18 @@ class RunDirectory:
 
 
 def describe_model(name: str | None) -> str:
-    """Says whose a model is, for messages."""
-    return "the model of its config" if name is None else f"a model of its own, {name}"
+    """Describes the model in ``data.json`` for messages; None stands for the model of the config."""
+    return "the model of its config" if name is None else f"a custom model, {name}"
 
 
 def _check_free(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(f"workdir must be a directory, got the file {path}")
-    present = [name for name in _OURS if (path / name).exists()]
+    present = [name for name in _RUN_FILES if (path / name).exists()]
     if present:
         raise InputError(
-            f"workdir {path} holds a run already ({present[0]}): "
-            "name another directory, or continue that run with --resume"
+            f"workdir {path} already holds a run ({present[0]}): "
+            "name another directory, or continue the run with --resume"
         )
 
 
@@ -182,7 +182,7 @@ def read_config(path: Path) -> TrainConfig:
     """Reads the ``config.json`` of a run.
 
     Raises:
-        InputError: it holds something else; the message names the file.
+        InputError: the file is not a config; the message names the file.
     """
     try:
         return TrainConfig.from_json(path.read_text())
@@ -191,10 +191,10 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def read_data(directory: Path) -> Any:
-    """What ``data.json`` of a run says it was trained on, see ``Dataset.identity``; None if it is not there.
+    """Returns ``data.json`` of a run, which describes its data and model; None if there is no such file.
 
     Raises:
-        InputError: it is not JSON.
+        InputError: the file is not JSON.
     """
     path = directory / "data.json"
     try:
@@ -204,10 +204,10 @@ def read_data(directory: Path) -> Any:
 
 
 def new_directory(parent: Path, stem: str) -> Path:
-    """Makes a directory ``parent/stem-<time>`` that nobody else has.
+    """Creates a new directory ``parent/stem-<time>``, with a number appended if that exists.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: the directory cannot be created.
     """
     name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, attempt = parent / name, 0
@@ -226,10 +226,10 @@ def new_directory(parent: Path, stem: str) -> Path:
 
 @contextlib.contextmanager
 def lock_directory(path: Path) -> Iterator[None]:
-    """Makes a directory, if it is not there, and keeps other processes out of it.
+    """Creates a directory if it is missing, and locks it against other processes.
 
     Raises:
-        InputError: it cannot be written, or another process is in it.
+        InputError: the directory cannot be written, or another process holds the lock.
     """
     lock = FileLock(path / _LOCK, timeout=0)
     try:

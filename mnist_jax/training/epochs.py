@@ -1,13 +1,13 @@
-"""``ChunkedEpoch``: an epoch in chunks of about half a second, by one program that is compiled ahead.
+"""``ChunkedEpoch``: trains an epoch in chunks of about half a second with one program, compiled ahead of time.
 
-    epochs = ChunkedEpoch(state, train, batch_size=128)          # train lies on the device
-    epochs = ChunkedEpoch(state, train, 128, from_host=True)     # or each chunk comes from the host
-    epochs = ChunkedEpoch(states, train, 128, population=True)   # one model, or many side by side
+    epochs = ChunkedEpoch(state, train, batch_size=128)          # train is on the device
+    epochs = ChunkedEpoch(state, train, 128, from_host=True)     # or each chunk is copied from the host
+    epochs = ChunkedEpoch(states, train, 128, population=True)   # many models at once
     for chunk in epochs.run(state, first_step=0):
-        state = chunk.state   # show progress, look for Ctrl-C
+        state = chunk.state   # show progress, check for Ctrl-C
 
-Where a chunk ends does not change what comes out: a step depends on its number, not on the chunk that it is in. The
-buffers of a state are donated to the next one: use the state that you got last.
+The size of the chunks does not change the result: a step depends on its number, not on its chunk. The buffers of a
+state are donated to the next one: keep only the last state.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mnist_jax.data.dataset import Split
 from mnist_jax.errors import NonFiniteLossError
 from mnist_jax.training.compiled import Compiled
 
-# Long enough that starting a chunk costs nothing, short enough for a lively bar and a quick answer to Ctrl-C.
+# Long enough to hide the cost of starting a chunk, short enough for a smooth bar and a quick response to Ctrl-C.
 _CHUNK_S = 0.5
 
 _steps = jax.jit(loop_steps, static_argnames=("batch_size", "sharding"), donate_argnames="state")
@@ -39,13 +39,13 @@ _population_steps = jax.jit(population_steps, static_argnames="batch_size", dona
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """What a chunk of an epoch leaves.
+    """The result of a chunk of an epoch.
 
     Attributes:
-        state: after it.
-        metrics: of it, on the host.
-        step: steps taken since the beginning of the run.
-        seconds: that it took.
+        state: the state after the chunk.
+        metrics: sums over the chunk, on the host.
+        step: steps taken since the start of the run.
+        seconds: wall seconds of the chunk.
     """
 
     state: TrainState
@@ -55,17 +55,17 @@ class Chunk:
 
 
 class ChunkedEpoch:
-    """The epochs of a run over one split, in chunks; a population goes on where a member diverges.
+    """Trains epochs over one split in chunks; a population continues when a member diverges.
 
     Args:
-        state: a state, or its shapes; with ``population`` of M members.
+        state: a state or its shapes; with ``population``, the states of M members.
         split: N examples, on the device, or NumPy arrays with ``from_host``.
         batch_size: B.
-        population: whether the state has an axis of members in front.
+        population: whether the arrays of the state have a leading axis of members.
         from_host: copy the examples of each chunk to the device, for a split that does not fit there.
-        longest: most steps of a chunk from the host, whose examples lie on the device at a time.
-        sharding: of the batch axis, on a mesh.
-        clock: seconds since some moment.
+        longest: maximum number of steps in a chunk from the host; limits its memory on the device.
+        sharding: sharding of the batch axis on a mesh.
+        clock: returns a time in seconds.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class ChunkedEpoch:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if population and (from_host or sharding is not None):
-            raise ValueError("a population takes its data from the device, and no sharding of the batch")
+            raise ValueError("a population must have its data on the device and its batch unsharded")
         self.steps_per_epoch = count_steps(split.num_examples, batch_size)
         self._split, self._batch_size, self._clock = split, batch_size, clock
         self._population, self._from_host = population, from_host
         self._chunk = max(1, self.steps_per_epoch // 20)
         self._longest = min(longest or self._chunk, self.steps_per_epoch)
-        if population:  # from the cache of jit, which serves the next population too
+        if population:  # uses the cache of jit, so the next population reuses the program
             self._order: Any = functools.partial(population_order, num_examples=split.num_examples)
             self._steps: Any = functools.partial(_population_steps, batch_size=batch_size)
             return
@@ -102,34 +102,34 @@ class ChunkedEpoch:
         self._steps = Compiled(_steps, state, split, order, start=0, num_steps=1, **options)
 
     def compile(self) -> None:
-        """Compiles, unless that has been done; a population compiles at its first chunk."""
+        """Compiles the programs, unless they are compiled already; a population compiles at its first chunk."""
         for program in (self._order, self._steps):
             if isinstance(program, Compiled):
                 program.compile()
 
     def run(self, state: TrainState, first_step: int, num_steps: int | None = None) -> Iterator[Chunk]:
-        """Trains the rest of the epoch that ``first_step`` lies in, or less of it.
+        """Trains the rest of the epoch that ``first_step`` is in, at most ``num_steps`` steps.
 
         Args:
-            state: the state to start from; its buffers are given away.
-            first_step: ``int(state.step)``, steps taken before.
-            num_steps: how far to go at most; the end of the epoch is never passed.
+            state: the state to start from; its buffers are donated.
+            first_step: ``int(state.step)``, the steps taken so far.
+            num_steps: maximum number of steps; training always stops at the end of the epoch.
 
         Yields:
             Each chunk.
 
         Raises:
-            NonFiniteLossError: a step had a loss that is not finite; names that step. Not raised for a population.
+            NonFiniteLossError: the loss of a step is not finite; names the step. Not raised for a population.
         """
         epoch, start = divmod(first_step, self.steps_per_epoch)
         end = self.steps_per_epoch if num_steps is None else min(self.steps_per_epoch, start + num_steps)
         order = self._order(state if self._population else state.key, epoch)
         while start < end:
             length = min(self._chunk, self._longest if self._from_host else end, end - start)
-            begun = self._clock()
+            start_time = self._clock()
             state, metrics, nonfinite = self._run_chunk(state, order, start, length)
             metrics, nonfinite = jax.device_get((metrics, nonfinite))  # waits for the chunk
-            elapsed = self._clock() - begun
+            elapsed = self._clock() - start_time
             if not self._population and nonfinite >= 0:
                 step = epoch * self.steps_per_epoch + int(nonfinite) + (start if self._from_host else 0)
                 raise NonFiniteLossError(epoch + 1, step + 1, float(metrics.loss_sum))
@@ -141,9 +141,9 @@ class ChunkedEpoch:
         if not self._from_host:
             return self._steps(state, self._split, order, start=start, num_steps=length)
         size, first = self._longest * self._batch_size, start * self._batch_size
-        # As on the device, the last batch is filled up with the first examples of the epoch.
+        # As on the device, the last batch is padded with the first examples of the epoch.
         index = np.resize(np.asarray(order), self.steps_per_epoch * self._batch_size)[first : first + size]
-        index = np.resize(index, size)  # the program has one size
+        index = np.resize(index, size)  # the program has a fixed size
         chunk = jax.tree.map(lambda leaf: leaf[index], self._split)
         num_examples = min(size, self._split.num_examples - first)
         every = np.arange(size, dtype=np.int32)

@@ -1,10 +1,9 @@
-"""Exports the model of a run to a file, and loads one back.
+"""Exports the model of a run to a file, and loads an exported model.
 
     export_run("runs/mine", "onnx")                        # runs/mine/model.onnx
     config, state = load_export("runs/mine/model.json")    # or a .safetensors
 
-The formats are those of ``mnist_jax.export``. What needs JAX is imported inside the functions, so that the command
-answers ``--help`` at once.
+The formats are those of ``mnist_jax.export``. JAX is imported inside the functions, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ if TYPE_CHECKING:
 
 
 def export_run(directory: str | os.PathLike[str], format: str, output: str | os.PathLike[str] | None = None) -> Path:
-    """Writes the newest state of a run to a new file, whole or not at all.
+    """Writes the newest state of a run to a new file, atomically.
 
     Args:
-        directory: of the run.
+        directory: the run directory.
         format: ``json``, ``safetensors``, ``stablehlo`` or ``onnx``.
-        output: the file; default ``model.FORMAT`` in the directory.
+        output: path of the file; default ``model.FORMAT`` in the run directory.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        InputError: there is no run, the file exists or cannot be written, or the format cannot hold the model.
+        InputError: there is no run, the file exists or cannot be written, or the format does not support the model.
 
     Example:
         >>> import tempfile
@@ -59,16 +58,16 @@ def export_run(directory: str | os.PathLike[str], format: str, output: str | os.
 
 
 def load_export(path: str | os.PathLike[str]) -> tuple[TrainConfig, TrainState]:
-    """Reads a model that was exported as ``json`` or ``safetensors``, whatever the name of the file.
+    """Loads a model that was exported as ``json`` or ``safetensors``; the name of the file does not matter.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
-        The config of the run, and a state to be evaluated, as from :func:`mnist_jax.load_run`: its step is 0.
+        The config of the run, and a state for evaluation, as from :func:`mnist_jax.load_run`, but with step 0.
 
     Raises:
-        InputError: the file cannot be read, is damaged, or does not hold the arrays that its config describes.
+        InputError: the file cannot be read, is damaged, or does not match its config.
 
     Example:
         >>> import tempfile
@@ -90,7 +89,7 @@ def load_export(path: str | os.PathLike[str]) -> tuple[TrainConfig, TrainState]:
     config = header["config"]
     create = functools.partial(build_state, config, num_classes=len(header["class_names"]))
     try:
-        arrays = arrays_like(jax.eval_shape(create), found)  # before any array of the state is made
+        arrays = arrays_like(jax.eval_shape(create), found)  # before any array of the state is created
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     state, params, model_state = create(), arrays["params"], arrays["model_state"]
@@ -107,7 +106,7 @@ def _to_bytes(format: str, config: TrainConfig, state: TrainState, class_names: 
     from mnist_jax.export.stablehlo import to_stablehlo
     from mnist_jax.export.weights import to_json, to_safetensors
 
-    if format == "stablehlo":  # which has no place for names
+    if format == "stablehlo":  # cannot store class names
         return to_stablehlo(config, state)
     writers = {"json": to_json, "safetensors": to_safetensors, "onnx": to_onnx}
     return writers[format](config, state, class_names)

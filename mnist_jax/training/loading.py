@@ -1,4 +1,4 @@
-"""``load_run``: from a run directory back to its config and its state.
+"""``load_run``: loads config and state from a run directory.
 
 config, state = load_run("runs/mine")
 load_class_names("runs/mine")   # K names
@@ -13,6 +13,7 @@ from typing import Any
 import optax
 
 from mnist_jax.config import TrainConfig
+from mnist_jax.core.epoch import count_steps
 from mnist_jax.core.state import TrainState
 from mnist_jax.data import class_names_of
 from mnist_jax.errors import InputError
@@ -27,21 +28,21 @@ def load_run(
     tx: optax.GradientTransformation | None = None,
     state: TrainState | None = None,
 ) -> tuple[TrainConfig, TrainState]:
-    """Loads the config of a run and its newest state, to be evaluated or trained further.
+    """Loads the config and the newest state of a run, for evaluation or further training.
 
-    Nothing in the directory is changed, so a run can be loaded while it is trained.
+    The directory is only read, so a run can be loaded while it trains.
 
     Args:
-        directory: of the run.
-        model: the model of a run that was trained with one of your own, as it was passed to ``fit``.
-        tx: the optimizer of such a run, likewise.
-        state: a state like that of a run that was trained with ``fit(state=...)``, in place of both.
+        directory: the run directory.
+        model: the model that was passed to ``fit``, if any.
+        tx: the optimizer that was passed to ``fit``, if any.
+        state: for a run of ``fit(state=...)``: a state with the same recipe and shapes.
 
     Returns:
-        The config, and the state with the schedule that it was trained with.
+        The config, and the state with the optimizer and schedule of its training.
 
     Raises:
-        InputError: it holds no run, or no checkpoint that can be read, or its model is not the one given.
+        InputError: the directory holds no run or no intact checkpoint, or the model is not that of the run.
 
     Example:
         >>> import tempfile
@@ -62,8 +63,10 @@ def load_run(
     if model is None and data.get("model") is not None:
         raise InputError(f"{directory}: the run has {describe_model(data['model'])}: in Python, pass it as model=")
     if tx is None and data.get("has_own_optimizer"):
-        raise InputError(f"{directory}: the run has an optimizer of its own: in Python, pass it as tx=")
-    num_steps = config.epochs * -(-data.get("num_train", 1) // config.batch_size)
+        raise InputError(f"{directory}: the run has a custom optimizer: in Python, pass it as tx=")
+    # Without data.json any number will do, see build_state.
+    num_train = max(data.get("num_train", 0), config.batch_size)
+    num_steps = config.epochs * count_steps(num_train, config.batch_size)
     like = build_state(config, num_steps, model=model, tx=tx, num_classes=len(load_class_names(directory)))
     if model is not None and data.get("model") != like.recipe.model.name:
         given = describe_model(like.recipe.model.name)
@@ -72,10 +75,10 @@ def load_run(
 
 
 def load_class_names(directory: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Loads the names of the K classes that a run was trained on.
+    """Loads the K class names of the data that a run was trained on.
 
     Raises:
-        InputError: it holds no run.
+        InputError: the directory holds no run.
     """
     directory = Path(directory)
     config, data = _read_run(directory), read_data(directory) or {}

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules from a ``TrainConfig``, all of them optax's.
+"""Builds optax optimizers and learning-rate schedules from a ``TrainConfig``.
 
 tx = build_optimizer(config, num_steps=config.epochs * steps_per_epoch)
 learning_rate = build_schedule(config, num_steps)(step)
@@ -15,7 +15,7 @@ import optax
 from mnist_jax.config import OPTIMIZER_FIELDS, TrainConfig
 from mnist_jax.errors import InputError
 
-# The numbers that each optimizer uses, and that its state can hold in place of the program.
+# The hyperparameters of each optimizer that its state can hold, instead of being constants of the program.
 HYPERPARAMETERS = {
     "sgd": ("learning_rate", "weight_decay"),
     "momentum": ("learning_rate", "weight_decay", "momentum"),
@@ -27,9 +27,9 @@ HYPERPARAMETERS = {
 def build_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
     """Builds the learning rate as a function of the step.
 
-    ``constant`` stays at ``learning_rate``. ``cosine`` falls from it to 0. ``one_cycle`` rises from a 25th of it over
-    the first 30 % of the steps and falls to nearly 0, along cosines. ``warmup_constant`` and ``warmup_cosine`` rise
-    from 0 along a line over ``warmup_fraction`` of the steps first.
+    ``constant`` stays at ``learning_rate``. ``cosine`` decays from it to 0. ``one_cycle`` rises from 1/25 of it over
+    the first 30 % of the steps and decays to nearly 0, both along a cosine. ``warmup_constant`` and ``warmup_cosine``
+    first rise linearly from 0 over ``warmup_fraction`` of the steps.
 
     Args:
         config: the run.
@@ -40,7 +40,7 @@ def build_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
         >>> [round(float(schedule(step)), 3) for step in (0, 5, 10)]
         [0.5, 0.25, 0.0]
 
-    Reference: one-cycle is Smith and Topin, https://arxiv.org/abs/1708.07120.
+    Reference: one-cycle, Smith and Topin, https://arxiv.org/abs/1708.07120.
     """
     peak = config.learning_rate
     warmup = min(round(config.warmup_fraction * num_steps), num_steps - 1)
@@ -51,7 +51,7 @@ def build_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
             return optax.cosine_decay_schedule(peak, num_steps)
         case "one_cycle":
             return optax.cosine_onecycle_schedule(num_steps, peak)
-        case "warmup_constant":  # optax's schedule of no steps stays where it begins
+        case "warmup_constant":  # a warm-up of 0 steps stays at 0 in optax
             return optax.warmup_constant_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
         case "warmup_cosine":
             return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, num_steps)
@@ -60,20 +60,19 @@ def build_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
 def build_optimizer(
     config: TrainConfig, num_steps: int, hyperparameters: Collection[str] = ()
 ) -> optax.GradientTransformation:
-    """Builds the optimizer that a config describes; the same object for the same choices.
+    """Builds the optimizer; equal arguments return the same object.
 
-    Gradient clipping by global norm comes first, then weight decay, then the optimizer; ``adamw`` decays the weights
-    apart from the gradient instead. Only kernels decay, biases do not.
+    The gradient is clipped by its global norm, then weight decay is added, then the optimizer is applied; ``adamw``
+    uses decoupled weight decay instead. Only kernels decay, not biases.
 
     Args:
         config: the run.
         num_steps: steps of the whole run, for the schedule.
-        hyperparameters: names from ``HYPERPARAMETERS`` that the optimizer's state shall hold, as
-            ``opt_state.hyperparams``, so that ``jax.vmap`` can give each of many models its own. A schedule is scaled
-            to the learning rate that is held.
+        hyperparameters: names from ``HYPERPARAMETERS`` to keep in ``opt_state.hyperparams``, so that ``jax.vmap`` can
+            give each model its own values. A schedule is scaled to the learning rate kept there.
 
     Raises:
-        InputError: the optimizer does not use one of ``hyperparameters``.
+        InputError: the optimizer does not have one of ``hyperparameters``.
 
     Example:
         >>> tx = build_optimizer(TrainConfig(optimizer="sgd", learning_rate=0.5), num_steps=10)
@@ -91,7 +90,7 @@ def build_optimizer(
     return _build(shared, 1 if config.schedule == "constant" else num_steps, tuple(sorted(hyperparameters)))
 
 
-@functools.lru_cache(maxsize=64)  # the same object for the same optimizer, so that what was compiled serves again
+@functools.lru_cache(maxsize=64)  # the same object for equal arguments, so that compiled programs are reused
 def _build(config: TrainConfig, num_steps: int, hyperparameters: tuple[str, ...]) -> optax.GradientTransformation:
     schedule = build_schedule(config, num_steps)
 
@@ -101,7 +100,7 @@ def _build(config: TrainConfig, num_steps: int, hyperparameters: tuple[str, ...]
         def scaled_schedule(step: jax.Array) -> jax.Array:
             return learning_rate / config.learning_rate * schedule(step)
 
-        # A number instead of a schedule keeps the optimizer's state free of a counter that nothing reads.
+        # With a number instead of a schedule, the optimizer's state has no unused step counter.
         rate = learning_rate if config.schedule == "constant" else scaled_schedule
         parts = []
         if config.clip_norm is not None:

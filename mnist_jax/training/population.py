@@ -4,9 +4,9 @@
     population.validation_accuracy[-1]                          # float64[M], after the last epoch
     ensemble_probabilities(population.logits(dataset.test))     # float32[N, K]
 
-Member i is the run of seed i and hyperparameters i: it is initialised, shuffles, drops out and augments by its own key.
-All members share the data, which lies on the device once. Where the number of devices divides that of the members,
-each device trains its share; nothing passes between them.
+Member i is the run with seed i and hyperparameters i: initialisation, shuffling, dropout and augmentation use its own
+key. All members share one copy of the data on the device. If the number of devices divides M, each device trains its
+share of the members, without communication.
 
 Shape letter of this file: M members.
 """
@@ -25,6 +25,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mnist_jax.config import TrainConfig
+from mnist_jax.core.epoch import count_steps
 from mnist_jax.core.evaluation import choose_batch_size
 from mnist_jax.core.population import evaluate_population
 from mnist_jax.core.state import TrainState
@@ -37,14 +38,14 @@ from mnist_jax.training.optimizer import build_optimizer
 
 @dataclasses.dataclass(frozen=True)
 class Population:
-    """M trained models.
+    """M models, trained together.
 
     Attributes:
-        config: what they have in common.
+        config: the config that the members share.
         seeds: M seeds.
-        hyperparameters: from a name to M values.
-        states: their states, each array with an axis of length M in front.
-        validation_loss: ``float64[epochs, M]``, after each epoch; NaN where a member diverged.
+        hyperparameters: M values by name.
+        states: the states of the members; each array has a leading axis of length M.
+        validation_loss: ``float64[epochs, M]``, after each epoch; NaN for a member that diverged.
         validation_accuracy: ``float64[epochs, M]``, in [0, 1].
 
     Example:
@@ -62,7 +63,7 @@ class Population:
     validation_accuracy: np.ndarray
 
     def member(self, index: int) -> TrainState:
-        """Returns the state of one member, on one device; its optimizer's state holds its hyperparameters."""
+        """Returns the state of one member, on one device, with its hyperparameters in ``opt_state``."""
         state: TrainState = jax.tree.map(lambda leaf: leaf[index], self.states)
         return jax.device_put(state, jax.devices()[0])
 
@@ -78,22 +79,22 @@ def train_population(
     dataset: Dataset | None = None,
     before_epoch: Callable[[int], object] | None = None,
 ) -> Population:
-    """Trains M models side by side, each for ``config.epochs``; the test split is not looked at.
+    """Trains M models together, each for ``config.epochs``; does not use the test split.
 
     Args:
-        config: what the members have in common.
-        seeds: M seeds in [0, 2**32), in place of ``config.seed``.
-        hyperparameters: M values by name, in place of those of ``config``: learning_rate, weight_decay, momentum, b1
-            and b2, as far as the optimizer uses them. A schedule keeps its shape. Other fields change the program: they
-            need a population of their own.
+        config: the config that the members share.
+        seeds: M seeds in [0, 2**32); they replace ``config.seed``.
+        hyperparameters: M values by name, which replace those of ``config``: learning_rate, weight_decay, momentum, b1
+            and b2, if the optimizer has them. A schedule keeps its shape. Other fields change the program, so models
+            that differ in them need separate populations.
         dataset: default the one that ``config`` names.
-        before_epoch: called with the number of each epoch, from 1, before it begins; it may raise to stop.
+        before_epoch: called before each epoch with its number, from 1; it may raise to stop.
 
     Returns:
-        The population. A member that diverges goes on with NaN; the others are not touched by it.
+        The population. A member that diverges continues with NaN and does not affect the others.
 
     Raises:
-        InputError: a seed, name or value is not as above, or there are not M of them.
+        InputError: a seed, name or value is invalid, or a hyperparameter does not have M values.
 
     Example:
         >>> config = TrainConfig(data="digits", hidden_sizes=(8,), epochs=1)
@@ -106,17 +107,17 @@ def train_population(
     if dataset is None:
         dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
     check_batch_size(config, dataset)
-    steps_per_epoch = -(-dataset.train.num_examples // config.batch_size)
+    steps_per_epoch = count_steps(dataset.train.num_examples, config.batch_size)
     tx = build_optimizer(config, config.epochs * steps_per_epoch, tuple(held))
     _check_members(config, seeds, held)
 
-    on_each, on_all = _choose_shardings(len(seeds))
-    train, validation = jax.device_put((dataset.train, dataset.validation), on_all)
+    sharded, replicated = _choose_shardings(len(seeds))
+    train, validation = jax.device_put((dataset.train, dataset.validation), replicated)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     values = {name: jnp.asarray(values, jnp.float32) for name, values in held.items()}
-    # What makes no difference to the states is left out of the config, so that one program creates them all.
+    # Fields that do not affect the states are reset, so that the program is reused.
     shared = dataclasses.replace(config, data=None, data_dir=None, workdir=None, resume=False, seed=0, epochs=1)
-    states = _create(shared, tx, dataset.num_classes, on_each, keys, values)
+    states = _create(shared, tx, dataset.num_classes, sharded, keys, values)
     epochs = ChunkedEpoch(states, train, config.batch_size, population=True)
     history = []
     for epoch in range(config.epochs):
@@ -144,12 +145,12 @@ def _check_members(
         if len(values) != len(seeds):
             raise InputError(f"{name} must have a value for each of the {len(seeds)} seeds, got {len(values)}")
     for index, seed in enumerate(seeds):
-        own: dict[str, Any] = {name: values[index] for name, values in hyperparameters.items()}
-        dataclasses.replace(config, seed=seed, **own)  # which checks them
+        member: dict[str, Any] = {name: values[index] for name, values in hyperparameters.items()}
+        dataclasses.replace(config, seed=seed, **member)  # checks the values
 
 
 def _choose_shardings(num_members: int) -> tuple[NamedSharding, NamedSharding]:
-    """Chooses the shardings of arrays with a member axis in front, and of what all members share."""
+    """Chooses the shardings of arrays with a leading member axis, and of arrays that all members share."""
     devices = jax.devices()
     if num_members % len(devices):
         devices = devices[:1]
@@ -166,7 +167,7 @@ def _create(
     keys: jax.Array,
     values: Mapping[str, jax.Array],
 ) -> TrainState:
-    """Creates the members on the devices where they will be trained."""
+    """Creates the members on the devices that train them."""
 
     def create(key: jax.Array, values: Mapping[str, jax.Array]) -> TrainState:
         state = build_state(config, key=key, tx=tx, num_classes=num_classes)

@@ -1,4 +1,4 @@
-"""What a run says while it trains: a bar on a terminal, a line an epoch elsewhere, and a table at the end.
+"""Reports the progress of a run: a bar on a terminal, otherwise a line per epoch, and a table at the end.
 
 progress = Progress(num_epochs=10, num_examples=55_000, quiet=False)
 progress.begin_epoch(1)
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Reports to stderr; ``quiet`` reports nothing, ``bar`` shows the bar even where that is no terminal."""
+    """Reports to stderr; ``quiet`` disables it, ``bar`` shows the bar even without a terminal."""
 
     def __init__(self, num_epochs: int, num_examples: int, quiet: bool, bar: bool = False) -> None:
         self._num_epochs = num_epochs
@@ -39,7 +39,7 @@ class Progress:
             self._bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.4f}")
 
     def end_epoch(self, line: Mapping[str, Any]) -> None:
-        """Closes the bar and prints what came of the epoch."""
+        """Closes the bar and prints the results of the epoch."""
         self.close()
         if not self._quiet:
             print(
@@ -52,14 +52,14 @@ class Progress:
             )
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 def closing_table(summary: Mapping[str, Any], path: Any) -> str:
-    """The final numbers of a run as text."""
+    """Returns the final numbers of a run as a table."""
     rows = [f"{'':<12}{'examples':>10}{'loss':>10}{'accuracy':>11}"]
     for split in ("train", "validation", "test"):
         rows.append(

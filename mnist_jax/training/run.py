@@ -1,4 +1,4 @@
-"""``Run``: a finished run; ``Training``: one under way, as its callbacks see it; and the summary of it.
+"""``Run``, a finished run; ``Training``, a run in progress, as callbacks see it; and what is recorded of a run.
 
 run = fit(config)                       # a Run
 class Mine(Callback):
@@ -30,11 +30,11 @@ class Run:
     """A finished run.
 
     Attributes:
-        config: what was trained, with what was chosen for the user.
-        state: after the last step.
+        config: the config, completed with the values that ``fit`` chose.
+        state: the state after the last step.
         history: one entry per epoch, as in ``metrics.jsonl``.
         summary: the final numbers, as in ``summary.json``.
-        test: the one evaluation of the test split, with its logits.
+        test: the evaluation of the test split, with its logits.
         workdir: the run directory.
 
     Example:
@@ -51,25 +51,25 @@ class Run:
 
 @dataclasses.dataclass
 class Training:
-    """A run under way, as its callbacks see it.
+    """A run in progress, as its callbacks see it.
 
     Attributes:
-        config: with what was chosen for the user.
-        dataset: its three splits.
-        directory: of the run.
-        model: name of the model, and in ``has_own_model`` whether it is another than the config describes.
-        state: of this moment.
+        config: the config, completed with the values that ``fit`` chose.
+        dataset: the data set, three splits.
+        directory: the run directory.
+        model: name of the model; ``has_own_model`` says whether the user passed it to ``fit``.
+        state: the current state.
         step: steps taken.
-        epoch: the epoch that is, or was last, trained; from 1.
+        epoch: the current or last epoch, from 1.
         steps_per_epoch: S.
-        metrics: of the epoch so far, added up.
-        chunk_metrics: of the last chunk.
-        history: a line for each finished epoch.
-        validation: evaluation on the validation split after the last epoch.
-        test: the evaluation on the test split, at the end.
+        metrics: sums over the current epoch so far.
+        chunk_metrics: sums over the last chunk.
+        history: one entry per finished epoch.
+        validation: the evaluation of the validation split after the last epoch.
+        test: the evaluation of the test split, at the end.
         summary: the final numbers, at the end.
         seconds: wall seconds by stage, added up over resumes.
-        is_stopping: this epoch is the last one, by a signal or by :meth:`stop`.
+        is_stopping: whether this epoch is the last one, because of a signal or :meth:`stop`.
 
     Example:
         See :class:`Callback`.
@@ -101,7 +101,7 @@ class Training:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether training ends after this epoch, by a signal or by :meth:`stop`."""
+        """Whether training ends after this epoch, because of a signal or :meth:`stop`."""
         return self.stop_requested or self.signals.requested is not None
 
     def stop(self) -> None:
@@ -109,7 +109,7 @@ class Training:
         self.stop_requested = True
 
     def call(self, event: str) -> None:
-        """Calls a method of all callbacks."""
+        """Calls the method named ``event`` of every callback."""
         for callback in self.callbacks:
             getattr(callback, event)(self)
 
@@ -117,8 +117,19 @@ class Training:
         """Returns the wall seconds of the run so far, over all resumes."""
         return self.seconds_before + time.perf_counter() - self.started
 
+    def set_epoch_sums(self, loss_sum: float = 0.0, correct: int = 0, count: int = 0, seconds: float = 0.0) -> None:
+        """Sets metrics and seconds of the epoch so far; by default to 0, for a new epoch."""
+        import jax
+        import jax.numpy as jnp
+
+        from mnist_jax.core.metrics import Metrics
+
+        # On the host, as the metrics of a chunk are.
+        self.metrics = jax.device_get(Metrics(jnp.float32(loss_sum), jnp.int32(correct), jnp.int32(count)))
+        self.epoch_seconds = seconds
+
     def progress(self) -> dict[str, Any]:
-        """Returns what a resumed run must know besides the state: seconds, and the sums of an unfinished epoch."""
+        """Returns what a checkpoint saves beside the state: seconds, and the sums of an unfinished epoch."""
         epoch = {name: value.item() for name, value in vars(self.metrics).items()}
         is_unfinished = self.step < self.epoch * self.steps_per_epoch
         return {
@@ -127,8 +138,20 @@ class Training:
         }
 
 
+def describe_data(training: Training) -> dict[str, Any]:
+    """Returns the content of ``data.json``: the data, and whether model or optimizer are the user's own."""
+    dataset = training.dataset
+    return {
+        **dataset.identity(),
+        "path": dataset.path,
+        "class_names": [*dataset.class_names],
+        "model": training.model if training.has_own_model else None,
+        "has_own_optimizer": training.schedule is None,
+    }
+
+
 def summarise(training: Training) -> dict[str, Any]:
-    """Returns what ``summary.json`` says."""
+    """Returns the content of ``summary.json``."""
     from importlib.metadata import version
     from platform import python_version
 

@@ -4,8 +4,8 @@
         while training and not stop.requested:
             ...
 
-A signal handler cannot run inside a compiled program, and an exception in the middle of a save would lose it; so the
-first signal only sets a flag. A second one takes effect at once.
+A signal handler cannot run inside a compiled program, and an exception would ruin a save in progress. So the first
+signal only sets a flag; a second one takes effect at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 
 class Stopped(KeyboardInterrupt):
-    """Training was stopped by a signal, after saving.
+    """Raised when a signal has stopped training and a checkpoint is saved.
 
     Attributes:
         exit_status: 130 after Ctrl-C, 143 after SIGTERM.
@@ -26,17 +26,19 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, number: signal.Signals | None, step: int, path: Path, finished: bool = False) -> None:
         if finished:
-            super().__init__(f"the signal came when training was over; the run in {path} is complete")
+            super().__init__(f"received a signal after training; the run in {path} is complete")
         else:
-            super().__init__(f"saved at step {step} in {path}; the same command with --workdir {path} --resume goes on")
+            super().__init__(
+                f"saved at step {step} in {path}; to continue, add --workdir {path} --resume to the command"
+            )
         self.exit_status = 128 + (number or signal.SIGINT)
 
 
 class StopSignals:
-    """Catches SIGINT and SIGTERM while it is open; in a thread other than the main one it does nothing.
+    """Catches SIGINT and SIGTERM inside a ``with`` block; does nothing outside the main thread.
 
     Attributes:
-        requested: the signal that came, or None.
+        requested: the signal received, or None.
     """
 
     def __init__(self) -> None:

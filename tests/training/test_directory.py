@@ -110,7 +110,7 @@ def test_files_that_are_not_ours_do_not_matter(config, tmp_path):
 def test_a_run_is_never_overwritten(config, tmp_path, name):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("precious")
-    with pytest.raises(InputError, match=f"workdir .*run holds a run already .{name}.: name another directory, or"):
+    with pytest.raises(InputError, match=f"workdir .*run already holds a run .{name}.: name another directory, or"):
         RunDirectory.claim(config)
     assert (tmp_path / "run" / name).read_text() == "precious"
 
@@ -148,7 +148,7 @@ def test_resuming_anything_else_names_the_field(saved, tmp_path):
 
 def test_resuming_on_other_data_is_refused_and_changes_nothing(saved, tmp_path):
     before = {path.name: path.read_text() for path in (tmp_path / "run").iterdir()}
-    with pytest.raises(InputError, match=r"resume: the data must be that of .*data.json, .*1350.*, got .*60000.*"):
+    with pytest.raises(InputError, match=r"resume: expected the data of .*data.json, .*1350.*, got .*60000.*"):
         check(saved, {**DATA, "num_train": 60000})
     assert {path.name: path.read_text() for path in (tmp_path / "run").iterdir()} == before
     (tmp_path / "run" / "data.json").write_text("{")

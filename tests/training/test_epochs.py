@@ -110,5 +110,5 @@ def test_the_first_loss_that_is_not_finite_is_named(epoch, example, chunk, from_
 
 
 def test_a_population_has_no_choice_of_data_and_sharding():
-    with pytest.raises(ValueError, match="a population takes its data from the device, and no sharding of the batch"):
+    with pytest.raises(ValueError, match="a population must have its data on the device and its batch unsharded"):
         ChunkedEpoch(make_state(), SPLIT, BATCH_SIZE, population=True, from_host=True)

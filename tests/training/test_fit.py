@@ -158,9 +158,7 @@ def test_a_longer_schedule_is_said(tmp_path, caplog):
     fit(small(tmp_path, epochs=1, schedule="cosine"))
     with caplog.at_level(logging.WARNING, "mnist_jax"):
         fit(small(tmp_path, epochs=2, schedule="cosine", resume=True))
-    assert caplog.messages == [
-        "the cosine schedule now spans 2 epochs instead of 1: the run differs from one that began so"
-    ]
+    assert caplog.messages == ["the cosine schedule now spans 2 epochs instead of 1: an uninterrupted run would differ"]
 
 
 def test_resuming_finds_its_data_directory_again_and_refuses_other_data(tmp_path, monkeypatch, idx_dir):
@@ -170,7 +168,7 @@ def test_resuming_finds_its_data_directory_again_and_refuses_other_data(tmp_path
     again = fit(small(tmp_path, data="mnist", epochs=2, batch_size=10, resume=True))
     assert again.summary["num_train"] == begun.summary["num_train"] == 54
     before = (begun.workdir / "metrics.jsonl").read_text()
-    with pytest.raises(InputError, match="resume: the data must be that of .*'num_train': 54.*, got .*'num_train': 45"):
+    with pytest.raises(InputError, match="resume: expected the data of .*'num_train': 54.*, got .*'num_train': 45"):
         fit(small(tmp_path, data="mnist", data_dir=str(other), epochs=3, batch_size=10, resume=True))
     assert (begun.workdir / "metrics.jsonl").read_text() == before
 
@@ -217,7 +215,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_p
             image[7] = np.inf
             return dataclasses.replace(dataset, train=dataset.train._replace(image=image))
 
-        patch.setattr("mnist_jax.training.fit.load_dataset", load_poisoned)
+        patch.setattr("mnist_jax.training.prepare.load_dataset", load_poisoned)
         with pytest.raises(NonFiniteLossError, match=r"the loss became nan in epoch 2, step \d+: stopped") as caught:
             fit(small(tmp_path, epochs=3, resume=True))
     assert STEPS_PER_EPOCH < caught.value.step <= 2 * STEPS_PER_EPOCH
@@ -253,7 +251,9 @@ def test_a_signal_saves_and_the_rest_makes_it_the_uninterrupted_run(tmp_path, mo
     )
     with monkeypatch.context() as patch:
         patch.setattr(target, lambda *args: os.kill(os.getpid(), number))
-        with pytest.raises(KeyboardInterrupt, match="saved at step .* with --workdir .*run --resume goes on") as caught:
+        with pytest.raises(
+            KeyboardInterrupt, match="saved at step .* add --workdir .*run --resume to the command"
+        ) as caught:
             fit(small(tmp_path))
     assert caught.value.exit_status == 128 + number
     resumed = fit(small(tmp_path, resume=True))
@@ -309,7 +309,7 @@ def test_a_workdir_in_use_is_one_line_and_untouched(capsys, run):
     assert main(["--data", "digits", "--workdir", str(run.workdir), "--resume", "--seed", "5"]) == 2
     assert {path: path.stat().st_mtime_ns for path in run.workdir.rglob("*")} == before
     first, second = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"error: workdir .* holds a run already \(.*\): name another directory, or .*--resume", first)
+    assert re.fullmatch(r"error: workdir .* already holds a run \(.*\): name another directory, or .*--resume", first)
     assert re.fullmatch(r"error: resume: hidden_sizes must be \(8,\) as in .*config.json, got \(512, 256\)", second)
 
 
@@ -326,7 +326,7 @@ def test_sigterm_ends_the_command_with_143(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert re.match(r"stopped: saved at step \d+ in .*run; the same command with", err.splitlines()[-1])
+    assert re.match(r"stopped: saved at step \d+ in .*run; to continue, add --workdir", err.splitlines()[-1])
     assert "Traceback" not in err
 
 
@@ -422,13 +422,13 @@ def test_an_own_model_has_checkpoints_and_resume(tmp_path):
     assert "learning_rate" not in resumed.history[-1]
     _, state = load_run(resumed.workdir, model=OwnModel(), tx=optax.sgd(0.1))
     assert_trees_equal(state.params, straight.state.params)
-    with pytest.raises(InputError, match="run: the run has a model of its own, OwnModel: in Python, pass it as model="):
+    with pytest.raises(InputError, match="run: the run has a custom model, OwnModel: in Python, pass it as model="):
         load_run(resumed.workdir)
-    with pytest.raises(InputError, match="resume: the run has a model of its own, OwnModel, got the model of its"):
+    with pytest.raises(InputError, match="resume: the run has a custom model, OwnModel, got the model of its"):
         fit(dataclasses.replace(PLAIN, workdir=str(tmp_path / "run"), epochs=5, resume=True))
-    with pytest.raises(InputError, match="run: the run has an optimizer of its own: in Python, pass it as tx="):
+    with pytest.raises(InputError, match="run: the run has a custom optimizer: in Python, pass it as tx="):
         load_run(resumed.workdir, model=OwnModel())
-    with pytest.raises(InputError, match="straight: the run has a model of its own, OwnModel, got .* of its own, CNN"):
+    with pytest.raises(InputError, match="straight: the run has a custom model, OwnModel, got a custom model, CNN"):
         load_run(straight.workdir, model=CNN(), tx=optax.sgd(0.1))
 
 
@@ -544,7 +544,7 @@ def test_a_signal_at_the_very_end_is_not_forgotten(tmp_path, event):
         pass
 
     setattr(Late, event if event == "on_finish" else "on_epoch_end", lambda self, training: os.kill(os.getpid(), 15))
-    with pytest.raises(KeyboardInterrupt, match="the signal came when training was over; the run in .* is complete"):
+    with pytest.raises(KeyboardInterrupt, match="received a signal after training; the run in .* is complete"):
         fit(small(tmp_path, epochs=1), callbacks=[Late()])
     assert "test_accuracy" in json.loads((tmp_path / "run" / "summary.json").read_text())
 

@@ -42,4 +42,4 @@ def test_in_another_thread_nothing_is_caught():
 def test_stopped_says_how_to_go_on(number, status):
     stopped = Stopped(number, 42, "runs/x")
     assert stopped.exit_status == status
-    assert str(stopped) == "saved at step 42 in runs/x; the same command with --workdir runs/x --resume goes on"
+    assert str(stopped) == "saved at step 42 in runs/x; to continue, add --workdir runs/x --resume to the command"

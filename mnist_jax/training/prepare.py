@@ -1,0 +1,197 @@
+"""Prepares a run: checks and completes its config, loads its data, creates its state and compiles its programs.
+
+    training = prepare_run(config, dataset, (model, tx, state), callbacks, stack)
+    programs = compile_run(training, model, tx, state)
+
+JAX is imported inside the functions, so that the data loads at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mnist_jax.config import MODEL_FIELDS, OPTIMIZER_FIELDS, RECIPE_FIELDS, TrainConfig
+from mnist_jax.data import Dataset, Split, is_name, load_dataset
+from mnist_jax.errors import InputError
+from mnist_jax.training.callbacks import Callback, arrange_callbacks
+from mnist_jax.training.directory import RunDirectory
+from mnist_jax.training.run import Training
+from mnist_jax.training.signals import StopSignals
+
+if TYPE_CHECKING:
+    from mnist_jax.core.evaluation import Evaluation
+    from mnist_jax.core.state import TrainState
+    from mnist_jax.training.compiled import Compiled
+    from mnist_jax.training.epochs import ChunkedEpoch
+
+
+class Programs(NamedTuple):
+    """The compiled programs of a run."""
+
+    epochs: ChunkedEpoch
+    evaluate_validation: Callable[[TrainState], Evaluation]
+    evaluate_test: Callable[[TrainState], Evaluation]
+
+
+def prepare_run(
+    config: TrainConfig,
+    dataset: Dataset | None,
+    own: tuple[Any, Any, Any],
+    callbacks: Sequence[Callback],
+    stack: contextlib.ExitStack,
+) -> Training:
+    """Checks the arguments of ``fit``, locks a directory to resume, and loads the data while JAX is imported.
+
+    Args:
+        config: the run.
+        dataset: replaces the one that ``config`` names.
+        own: the user's ``model``, ``tx`` and ``state``; each may be None.
+        callbacks: the user's.
+        stack: closes the directory and restores the signal handlers.
+    """
+    started = time.perf_counter()
+    _check_arguments(config, own, callbacks)
+    data = config.data if is_name(config.data) else _absolute(config.data)
+    config = dataclasses.replace(config, data=data, data_dir=_absolute(config.data_dir))
+    directory = RunDirectory.claim(config)
+    stack.callback(directory.close)
+    if directory.saved is not None:
+        config = dataclasses.replace(
+            config,
+            data=config.data or directory.saved.data,
+            data_dir=config.data_dir or directory.saved.data_dir,
+            microbatch_size=config.microbatch_size or directory.saved.microbatch_size,
+        )
+    loading = _start_loading(config, dataset)
+    from mnist_jax.core.epoch import count_steps
+    from mnist_jax.training.build import check_batch_size, choose_microbatch_size
+
+    seconds = {"import": time.perf_counter() - started}
+    dataset, seconds["data"] = loading.result()
+    config = dataclasses.replace(config, data=config.data or dataset.name)
+    check_batch_size(config, dataset)
+    model, _, state = own
+    if model is None and state is None:
+        microbatch_size = choose_microbatch_size(config) or config.batch_size
+        config = dataclasses.replace(config, microbatch_size=microbatch_size)
+    # From here on a signal waits for the end of a chunk: XLA does not survive an exit while it compiles.
+    signals = stack.enter_context(StopSignals())
+    training = Training(config, dataset, directory, seconds, started, signals, arrange_callbacks(callbacks))
+    training.steps_per_epoch = count_steps(dataset.train.num_examples, config.batch_size)
+    return training
+
+
+def _absolute(path: str | None) -> str | None:
+    """Returns the absolute path; a path that does not exist stays as the user wrote it, for the error message."""
+    return path if path is None or not Path(path).exists() else str(Path(path).resolve())
+
+
+def _check_arguments(config: TrainConfig, own: tuple[Any, Any, Any], callbacks: Sequence[Callback]) -> None:
+    """Checks the type of the callbacks, and that nothing is given twice: in the config and as an object."""
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise InputError(f"callbacks must be instances of mnist_jax.Callback, got {callback!r}")
+    model, tx, state = own
+    if state is not None and (model is not None or tx is not None):
+        raise InputError("state must be given without model and tx, which it holds already")
+    unused: tuple[str, ...] = ()
+    if model is not None or state is not None:
+        unused += MODEL_FIELDS
+    if tx is not None or state is not None:
+        unused += OPTIMIZER_FIELDS
+    if state is not None:
+        unused += RECIPE_FIELDS
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in unused and value != field.default:
+            raise InputError(
+                f"{field.name} has no effect on a model, tx or state of your own: leave it out, got {value}"
+            )
+
+
+def _start_loading(config: TrainConfig, dataset: Dataset | None) -> Future[tuple[Dataset, float]]:
+    """Loads the data in a daemon thread, so that Ctrl-C need not wait for it; the result includes its seconds."""
+    future: Future[tuple[Dataset, float]] = Future()
+
+    def load() -> None:
+        start = time.perf_counter()
+        try:
+            num_validation = config.num_validation
+            loaded = dataset or load_dataset(config.data, data_dir=config.data_dir, num_validation=num_validation)
+            future.set_result((loaded, time.perf_counter() - start))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=load, daemon=True).start()
+    return future
+
+
+def compile_run(training: Training, model: Any, tx: Any, state: TrainState | None) -> Programs:
+    """Creates the state of a run and compiles its programs, all at the same time."""
+    import jax
+
+    from mnist_jax.core.evaluation import Evaluation, choose_batch_size, evaluate_arrays
+    from mnist_jax.training.build import build_state
+    from mnist_jax.training.compiled import Compiled
+    from mnist_jax.training.epochs import ChunkedEpoch
+    from mnist_jax.training.optimizer import build_schedule
+
+    start = time.perf_counter()
+    config, dataset = training.config, training.dataset
+    train, validation, test = jax.device_put((dataset.train, dataset.validation, dataset.test))
+    num_steps = config.epochs * training.steps_per_epoch
+    if tx is None and state is None:
+        training.schedule = build_schedule(config, num_steps)
+    build = functools.partial(build_state, config, num_steps, model=model, tx=tx, num_classes=dataset.num_classes)
+    create = build if state is None else lambda: jax.tree.map(jax.numpy.copy, state)
+    # On CPU, initialisation is mostly compilation; level 1 halves it and gives the same values.
+    options: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
+    initialise = Compiled(jax.jit(create), options=options if jax.default_backend() == "cpu" else None)
+    shapes: TrainState = initialise.out_info
+    _check_fits(shapes, dataset)
+    epochs = ChunkedEpoch(shapes, train, config.batch_size)
+
+    def compile_evaluation(split: Split) -> tuple[Compiled, Callable[[TrainState], Evaluation]]:
+        program = Compiled(evaluate_arrays, shapes, split, batch_size=choose_batch_size(split))
+
+        def evaluate(state: TrainState) -> Evaluation:
+            metrics, logits = program(state, split)
+            return Evaluation.from_metrics(metrics, logits, split.label)
+
+        return program, evaluate
+
+    validation_program, evaluate_validation = compile_evaluation(validation)
+    test_program, evaluate_test = compile_evaluation(test)
+    with ThreadPoolExecutor() as pool:
+        compiling = [pool.submit(program.compile) for program in (epochs, validation_program, test_program)]
+        for module in ("tensorboardX", "orbax.checkpoint", "matplotlib.figure"):  # imported meanwhile
+            pool.submit(importlib.import_module, module)
+        training.state = initialise()
+        for future in compiling:
+            future.result()
+    training.set_epoch_sums()
+    training.has_own_model = model is not None or state is not None
+    training.model = training.state.recipe.model.name if training.has_own_model else config.model
+    training.seconds |= {"compile": time.perf_counter() - start, "train": 0.0, "evaluate": 0.0}
+    return Programs(epochs, evaluate_validation, evaluate_test)
+
+
+def _check_fits(state: TrainState, dataset: Dataset) -> None:
+    """Checks that a user's own model accepts the images and has a logit for each class."""
+    recipe, image_shape = state.recipe, tuple(dataset.train.image.shape[1:])
+    if recipe.image_shape != image_shape:
+        raise InputError(f"model must take the images {image_shape} of {dataset.name}, got {recipe.image_shape}")
+    if recipe.num_classes < dataset.num_classes:
+        raise InputError(
+            f"model must have a logit for each of the {dataset.num_classes} classes of {dataset.name}, "
+            f"got {recipe.num_classes}"
+        )

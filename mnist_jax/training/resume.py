@@ -1,0 +1,58 @@
+"""``restore_run``: continues the run that its directory holds, from its newest checkpoint.
+
+Settings that must not change are checked before, by ``RunDirectory.claim``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.errors import InputError
+from mnist_jax.training.run import Training, describe_data
+
+_log = logging.getLogger("mnist_jax")
+
+
+def restore_run(training: Training) -> None:
+    """Restores state, history and seconds of a run to resume; does nothing to a new run.
+
+    Raises:
+        InputError: the data or the model differs, fewer epochs are requested than are trained already, or the files of
+            the run cannot be read.
+    """
+    from mnist_jax.training.checkpoint import read_progress, restore_checkpoint, saved_steps
+
+    directory, config = training.directory, training.config
+    if directory.saved is None:
+        return
+    directory.check_data(describe_data(training))
+    if not saved_steps(directory.checkpoints):
+        _log.warning("%s holds no checkpoint: the run starts again", directory.checkpoints)
+        return
+    training.state = restore_checkpoint(directory.checkpoints, training.state, set_aside=True)
+    training.step = int(training.state.step)
+    num_epochs = training.step // training.steps_per_epoch
+    training.history = directory.read_history(num_epochs)
+    _check_epochs(config, directory.saved, num_epochs)
+    progress = read_progress(directory.checkpoints, training.step)
+    trained = math.fsum(line["seconds"] for line in training.history)
+    before = progress.get("seconds") or {"train": trained, "total": trained}
+    for name in training.seconds:
+        training.seconds[name] += before.get(name, 0.0)
+    training.seconds_before = before["total"]
+    if epoch := progress.get("epoch"):
+        training.set_epoch_sums(epoch["loss_sum"], epoch["correct"], epoch["count"], epoch["seconds"])
+
+
+def _check_epochs(config: TrainConfig, saved: TrainConfig, num_epochs: int) -> None:
+    if config.epochs < num_epochs:
+        raise InputError(f"epochs must be at least the {num_epochs} trained already, got {config.epochs}")
+    if config.epochs != saved.epochs and config.schedule != "constant":
+        _log.warning(
+            "the %s schedule now spans %d epochs instead of %d: an uninterrupted run would differ",
+            config.schedule,
+            config.epochs,
+            saved.epochs,
+        )
