@@ -371,7 +371,7 @@ def make_results(accuracies, variant=None, cleaned=(), machine="cpu", **fields):
 
 
 def test_the_table_is_the_results(tmp_path, monkeypatch):
-    (tmp_path / "made_up.py").write_text("CLAIM = '98 %'\nBARS = {'test_accuracy': 0.98, 'validation_loss': 0.07}\n")
+    (tmp_path / "made_up.py").write_text("CLAIM = '98 %'\nTARGETS = {'test_accuracy': 0.98, 'validation_loss': 0.07}\n")
     monkeypatch.syspath_prepend(tmp_path)
     results = tmp_path / "results"
     results.mkdir()
