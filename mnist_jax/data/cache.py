@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mnist_jax.atomic import atomic_write
 from mnist_jax.data.dataset import Arrays
 
 _ROLES = ("train_image", "train_label", "test_image", "test_label")
@@ -39,14 +39,8 @@ def load_cached(sources: Sequence[Path], decode: Callable[[], Arrays]) -> Arrays
     arrays = decode()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as part:
-            try:
-                np.savez(part, allow_pickle=False, **arrays)
-                part.close()
-                os.replace(part.name, path)  # noqa: PTH105
-            except BaseException:
-                Path(part.name).unlink(missing_ok=True)
-                raise
+        with atomic_write(path, mode=0o600) as file:  # the source files may be private
+            np.savez(file, allow_pickle=False, **arrays)
     return arrays
 
 

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import queue
-import tempfile
 import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from mnist_jax.atomic import atomic_write
 from mnist_jax.errors import InputError
 
 # A server that does not answer at all is given up on first: being offline should cost seconds.
@@ -49,11 +46,11 @@ def download(url: str, path: Path, *, size: int, sha256: str) -> None:
     """
     if path.exists():
         return
+    from tqdm import tqdm
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    for abandoned in path.parent.glob(f"{path.name}*.part"):
-        abandoned.unlink()
     digest, received = hashlib.sha256(), 0
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
+    with atomic_write(path) as file:
         try:
             with _open(url) as answer, tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
                 # One chunk past the size is enough to know that the content is too long.
@@ -62,22 +59,18 @@ def download(url: str, path: Path, *, size: int, sha256: str) -> None:
                     digest.update(chunk)
                     received += len(chunk)
                     bar.update(len(chunk))
-            if received < size:
-                raise DownloadError(f"{url}: {size} bytes wanted, got {received}")
-            if received > size or digest.hexdigest() != sha256:
-                raise DownloadError(f"{url}: content with sha256 {sha256} wanted, got something else")
-            file.close()
-            os.replace(file.name, path)  # noqa: PTH105
         except (OSError, http.client.HTTPException) as error:
             raise DownloadError(f"{url}: {_reason(error)}") from None
-        finally:
-            Path(file.name).unlink(missing_ok=True)
+        if received < size:
+            raise DownloadError(f"{url}: expected {size} bytes, got {received}")
+        if received > size or digest.hexdigest() != sha256:
+            raise DownloadError(f"{url}: expected content with sha256 {sha256}, got something else")
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         error.close()
-        return f"status 200 wanted, got {error.code} {error.reason}"
+        return f"expected status 200, got {error.code} {error.reason}"
     cause = getattr(error, "reason", error)  # of a URLError
     if isinstance(cause, TimeoutError):
         return f"no data for {STALL_TIMEOUT_S:g} s"

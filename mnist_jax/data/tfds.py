@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from mnist_jax.atomic import atomic_write
 from mnist_jax.data.cache import load_cached
 from mnist_jax.data.dataset import DIGITS, IMAGE_SHAPE, Arrays, check_labels
 from mnist_jax.data.download import DownloadError, download
@@ -48,7 +49,7 @@ class Source:
     url: str
     files: dict[str, tuple[int, str]]
     members: tuple[str, ...] = ()
-    class_names: tuple[str, ...] = tuple("0123456789")
+    class_names: tuple[str, ...] = DIGITS
 
 
 _FOUR_FILES = (
@@ -209,16 +210,19 @@ def _download_and_prepare(name: str, root: Path) -> Arrays:
 
 def _download(name: str, directory: Path) -> dict[str, Path]:
     source = SOURCES[name]
+    for abandoned in directory.glob("*.part"):  # by a process that was killed
+        abandoned.unlink()
     for file, (size, sha256) in source.files.items():
         download(source.url + file, directory / file, size=size, sha256=sha256)
         for member in source.members:
             target = directory / Path(member).name
             if not target.exists():
-                with zipfile.ZipFile(directory / file) as archive, archive.open(member) as packed:
-                    part = target.with_suffix(".part")
-                    with part.open("wb") as unpacked:
-                        shutil.copyfileobj(packed, unpacked)
-                    part.replace(target)
+                with (
+                    zipfile.ZipFile(directory / file) as archive,
+                    archive.open(member) as packed,
+                    atomic_write(target) as unpacked,
+                ):
+                    shutil.copyfileobj(packed, unpacked)
     return find_idx_files(directory)
 
 

@@ -108,11 +108,22 @@ def test_without_array_record_the_downloaded_files_are_read(serve_small, monkeyp
 def test_a_wrong_file_prepares_nothing(serve_small, tfds_dir):
     start, arrays = serve_small
     start("mnist", change=lambda file, content: content[::-1] if "labels" in file else content)
-    with pytest.raises(DownloadError, match="train-labels-idx1-ubyte.gz: content with sha256"):
+    with pytest.raises(DownloadError, match="train-labels-idx1-ubyte.gz: expected content with sha256"):
         load_named("mnist", None)
     assert not (tfds_dir / "mnist").exists()
     start("mnist")
     assert_same_arrays(load_named("mnist", None), arrays)
+
+
+def test_what_a_killed_download_left_is_removed(serve_small, monkeypatch, tfds_dir):
+    start, arrays = serve_small
+    start("mnist")
+    monkeypatch.setattr(tfds.importlib.util, "find_spec", lambda name: None)
+    downloads = tfds_dir / "downloads" / "mnist_jax" / "mnist"
+    downloads.mkdir(parents=True)
+    (downloads / "train-images-idx3-ubyte.gz.0badf00d.part").write_bytes(b"half")
+    assert_same_arrays(load_named("mnist", None), arrays)
+    assert {path.name for path in downloads.iterdir()} == set(SOURCES["mnist"].files)
 
 
 def test_two_at_once_prepare_once(serve_small):
