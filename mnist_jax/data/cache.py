@@ -32,8 +32,8 @@ def load_cached(sources: Sequence[Path], decode: Callable[[], Arrays]) -> Arrays
     path = _cache_file(sources)
     with (
         contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
-        path.open("rb") as file,
-        np.load(file) as copy,
+        path.open("rb") as cached,
+        np.load(cached) as copy,
     ):
         return {role: copy[role] for role in _ROLES}
     arrays = decode()

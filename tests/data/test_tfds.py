@@ -1,8 +1,12 @@
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import threading
+import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +143,82 @@ def test_two_at_once_prepare_once(serve_small):
     for each in found:
         assert_same_arrays(each, arrays)
     assert len(requests) == 4
+
+
+FIRST_RUN = """
+import hashlib, json, sys
+from mnist_jax import TrainConfig, fit, load_dataset
+from mnist_jax.data.tfds import SOURCES, Source
+
+workdir, source = sys.argv[1:]
+SOURCES["mnist"] = Source(**json.loads(source))
+print("ready", flush=True)
+sys.stdin.readline()
+dataset = load_dataset("mnist", num_validation=6)
+digest = hashlib.sha256()
+for split in (dataset.train, dataset.validation, dataset.test):
+    digest.update(split.image.tobytes() + split.label.tobytes())
+print(digest.hexdigest(), flush=True)
+if workdir:
+    config = TrainConfig(
+        data="mnist", num_validation=6, hidden_sizes=(4,), batch_size=9, epochs=1, workdir=workdir, quiet=True
+    )
+    print(fit(config).summary["num_train"])
+"""
+
+
+@pytest.mark.parametrize("train", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["load", "fit"])
+def test_two_first_runs_at_once_download_once(serve_small, tfds_dir, tmp_path, monkeypatch, train):
+    start, arrays = serve_small
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    contents = {}
+
+    def keep(file, content):
+        time.sleep(0.05)  # for the other process to meet this one
+        return contents.setdefault(file, content)
+
+    requests = start("mnist", change=keep)
+    source = SOURCES["mnist"]
+    served = json.dumps({"url": source.url, "files": source.files})
+    workdirs = [str(tmp_path / name) if train else "" for name in ("one", "two")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", FIRST_RUN, workdir, served],
+            cwd=tmp_path,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for workdir in workdirs
+    ]
+    try:
+        for process in processes:
+            assert process.stdout.readline() == "ready\n", process.stderr.read()
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    digest = hashlib.sha256()
+    for part, role in ((slice(54), "train"), (slice(54, None), "train"), (slice(None), "test")):
+        digest.update(arrays[f"{role}_image"][part].tobytes() + arrays[f"{role}_label"][part].tobytes())
+    expected = [digest.hexdigest(), "54"] if train else [digest.hexdigest()]
+    assert [output.split() for output, _ in outputs] == [expected, expected], outputs
+    assert [errors for _, errors in outputs] == ["", ""]
+    assert sorted(requests) == sorted(f"/{file}" for file in source.files)
+    downloads = tfds_dir / "downloads" / "mnist_jax" / "mnist"
+    assert {path.name: path.read_bytes() for path in downloads.iterdir()} == contents
+    assert [path.name for path in (tfds_dir / "mnist").iterdir()] == ["1.0.0"]
+    (copy,) = (cache / "mnist_jax").iterdir()
+    with np.load(copy) as cached:
+        assert_same_arrays(cached, arrays)
+    for workdir in filter(None, workdirs):
+        assert json.loads(Path(workdir, "summary.json").read_text())["epochs"] == 1
+        assert not [*Path(workdir).rglob("*.part")]
 
 
 def test_the_data_directory_comes_first(serve_small, tmp_path):
