@@ -1,8 +1,8 @@
-"""Downloads one file so that it is either whole and verified, or not there.
+"""Downloads one file and verifies it; a partial or wrong file is never left under its name.
 
     download(url, path, size=1_648_877, sha256="8d42...")
 
-Reference: the checksums are those that tensorflow-datasets keeps for the same addresses.
+Reference: tensorflow-datasets publishes the same checksums.
 """
 
 from __future__ import annotations
@@ -19,30 +19,28 @@ from typing import Any
 from mnist_jax.atomic import atomic_write
 from mnist_jax.errors import InputError
 
-# A server that does not answer at all is given up on first: being offline should cost seconds.
-ANSWER_TIMEOUT_S = 3.5
-STALL_TIMEOUT_S = 15.0
+ANSWER_TIMEOUT_S = 3.5  # until the first answer, so that being offline costs seconds
+STALL_TIMEOUT_S = 15.0  # without data during the download
 _CHUNK_BYTES = 2**16
 
 
 class DownloadError(InputError):
-    """A file could not be had from its address."""
+    """A file could not be downloaded."""
 
 
 def download(url: str, path: Path, *, size: int, sha256: str) -> None:
-    """Fetches ``url`` into ``path``, with a progress bar where stderr is a terminal.
-
-    One process at a time may do this for the same path.
+    """Downloads ``url`` to ``path``, with a progress bar if stderr is a terminal.
 
     Args:
         url: address.
-        path: where the file is wanted; left alone if it is there already.
-        size: bytes.
-        sha256: hexadecimal digest of the content.
+        path: target; an existing file is kept, and nothing is downloaded.
+        size: expected size in bytes.
+        sha256: expected hexadecimal digest.
 
     Raises:
-        DownloadError: no answer, a status other than 200, or content other than expected. ``path`` is not
-            written then.
+        DownloadError: the server does not answer, or answers with another status than 200 or with other content;
+            ``path`` is not written.
+        OSError: ``path`` cannot be written.
     """
     if path.exists():
         return
@@ -53,7 +51,7 @@ def download(url: str, path: Path, *, size: int, sha256: str) -> None:
     with atomic_write(path) as file:
         try:
             with _open(url) as answer, tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
-                # One chunk past the size is enough to know that the content is too long.
+                # Stops at the first chunk past the size, so that content without end does not fill the disk.
                 while received <= size and (chunk := answer.read(_CHUNK_BYTES)):
                     file.write(chunk)
                     digest.update(chunk)
@@ -78,7 +76,7 @@ def _reason(error: Exception) -> str:
 
 
 def _open(url: str) -> Any:
-    """``urlopen`` with a limit on everything up to the first answer, the look-up of the name included."""
+    """Calls ``urlopen`` with a limit on the time to the first answer, including the name look-up."""
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     given_up = threading.Event()
 

@@ -251,7 +251,7 @@ def test_damaged_prepared_data_is_one_line(serve_small, tfds_dir, damage):
     load_named("mnist", None)
     for path in (tfds_dir / "mnist" / "1.0.0").glob("*array_record*" if damage == "records" else damage):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(InputError, match="1.0.0: prepared data that can be read wanted .*; delete it") as caught:
+    with pytest.raises(InputError, match="1.0.0: expected readable prepared data .*; delete the") as caught:
         load_named("mnist", None)
     assert "\n" not in str(caught.value)
 
@@ -259,7 +259,7 @@ def test_damaged_prepared_data_is_one_line(serve_small, tfds_dir, damage):
 def test_a_directory_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "file"))
-    with pytest.raises(DownloadError, match="file: a writable directory to download to wanted"):
+    with pytest.raises(DownloadError, match="file: expected a writable directory for downloads"):
         load_named("mnist", None)
 
 
