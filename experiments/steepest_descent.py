@@ -21,12 +21,13 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from experiment import main
 
 from mnist_jax import InputError, Run, Split, TrainConfig, load_dataset
+from mnist_jax.atomic import atomic_write
 
 CLAIM = "92.5 % test accuracy in under a minute, on Kaggle's 42,000 images"
 TARGETS = {"test_accuracy": 0.925, "seconds.total": 60.0}
@@ -59,13 +60,12 @@ def make_data(config: TrainConfig) -> TrainConfig:
     path = cache / f"kaggle-{mnist.identity()['label_checksum']}.csv"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        write_csv(Split(mnist.train.image[:NUM_EXAMPLES], mnist.train.label[:NUM_EXAMPLES]), part)
-        part.replace(path)
+        with atomic_write(path) as file:
+            write_csv(Split(mnist.train.image[:NUM_EXAMPLES], mnist.train.label[:NUM_EXAMPLES]), file)
     return dataclasses.replace(config, data=str(path))
 
 
-def write_csv(split: Split, path: Path) -> None:
+def write_csv(split: Split, path: Path | BinaryIO) -> None:
     """Writes images and labels as a CSV with the columns ``label,pixel0,...,pixel783``."""
     header = ",".join(["label", *(f"pixel{index}" for index in range(784))])
     cells = np.column_stack([split.label, split.image.reshape(split.num_examples, -1)])

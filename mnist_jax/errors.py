@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -43,6 +45,17 @@ class NonFiniteLossError(FloatingPointError):
         )
         self.epoch = epoch
         self.step = step
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Returns the end of a message about a mistyped name: the nearest known name, or nothing if none is near.
+
+    Example:
+        >>> "unknown flag --epoch" + suggest("--epoch", ["--epochs", "--seed"])
+        'unknown flag --epoch; did you mean --epochs?'
+    """
+    nearest = difflib.get_close_matches(name.lower(), known, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def import_extra(module: str, extra: str) -> ModuleType:

@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-# Before JAX is imported.
+# Before JAX is imported. The workers of pytest-xdist import this file too, and inherit the environment made here.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-# Many tests compile the same programs: a cache of this session halves the time they take.
-COMPILATION_CACHE = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILATION_CACHE.name
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    # Many tests compile the same programs: a cache of this session, shared by its workers, halves the time they take.
+    COMPILATION_CACHE = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILATION_CACHE.name
+    os.environ["MNIST_JAX_TESTS_DATA_DIR"] = os.environ.pop("MNIST_JAX_DATA_DIR", "")  # named by the tests that use it
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     # It logs a line to stderr for each program that comes from the cache, and tests compare the stderr of commands.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-MNIST_DIR = os.environ.pop("MNIST_JAX_DATA_DIR", None)
+MNIST_DIR = os.environ["MNIST_JAX_TESTS_DATA_DIR"] or None
 # A proxy where nobody listens: whoever asks for an address beyond this machine is refused at once.
 for name in ("http_proxy", "https_proxy"):
     os.environ[name] = "http://127.0.0.1:9"

@@ -14,7 +14,7 @@ from mnist_jax.cli.main import COMMANDS
 PACKAGE = Path(mnist_jax.__file__).parent
 ROOT = PACKAGE.parent
 LEVELS = [
-    {"config", "errors"},
+    {"atomic", "config", "errors"},
     {"data", "models"},
     {"core"},
     {"export", "pictures", "report"},
@@ -25,6 +25,7 @@ LEVELS = [
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # Rooms of which less is allowed than the levels below them, or something beside them.
 ONLY = {
+    "atomic": set(),
     "errors": set(),
     "config": {"mnist_jax.errors"},
     "models": {"mnist_jax.errors", "mnist_jax.data.dataset"},
@@ -131,7 +132,7 @@ def test_nothing_imports_experiments_or_benchmarks():
 
 @pytest.mark.parametrize("path", files_in("experiments", "benchmarks"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_experiments_and_benchmarks_come_through_the_front_door(path):
-    others = {"mnist_jax.cli.flags", "mnist_jax.report.figures"}
+    others = {"mnist_jax.atomic", "mnist_jax.cli.flags", "mnist_jax.report.figures"}
     public = {f"mnist_jax.{name}" for name in (*mnist_jax.__all__, "__version__")}
     assert {name for name in imported_modules(path) if name.split(".")[0] == "mnist_jax"} <= public | others
 

@@ -105,7 +105,7 @@ def test_a_csv_with_labels_or_a_damaged_one(run, picture, capsys):
     assert len(out.splitlines()) == 4
     assert err == (
         "error: bad.csv: pixels must be 0 to 255, got 300 at example 0, pixel0\n"
-        "error: other.csv: columns pixel0,...,pixel783 wanted, missing pixel0 and 783 more\n"
+        "error: other.csv: expected columns pixel0,...,pixel783, missing pixel0 and 783 more\n"
     )
 
 

@@ -1,11 +1,11 @@
-"""Data: bytes from anywhere become a ``Dataset``.
+"""Loads images and labels from any source as a ``Dataset``.
 
-    dataset = load_dataset()                      # MNIST, or the embedded digits where it cannot be had
+    dataset = load_dataset()                      # MNIST; the embedded digits if MNIST is not available
     dataset = load_dataset("fashion_mnist")       # by name
     dataset = load_dataset("path/to/idx_files")   # four IDX files, raw or .gz
     dataset = load_dataset("train.csv")           # Kaggle's digit-recognizer
 
-Nothing here imports JAX, so that a program can load its data while it starts JAX.
+Loading does not import JAX, so a program can load its data while JAX starts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mnist_jax.data.download import DownloadError
 from mnist_jax.data.files import find_idx_files, read_class_names, read_csv, read_idx_files
 from mnist_jax.data.stream import prefetch, stream_batches
 from mnist_jax.data.tfds import SOURCES, default_tfds_dir, load_named, locate_named
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, suggest
 
 __all__ = ["Dataset", "Split", "class_names_of", "is_name", "load_dataset", "prefetch", "stream_batches"]
 
@@ -39,22 +39,22 @@ def load_dataset(
 ) -> Dataset:
     """Loads a data set by name or from files.
 
-    A name is looked for in ``data_dir``, then where tensorflow-datasets keeps what it prepared
-    (``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``), then downloaded to there.
+    A named data set is searched for in ``data_dir``, then in the directory of tensorflow-datasets
+    (``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``). If it is in neither, it is downloaded into the latter.
 
     Args:
         name_or_path: ``mnist``, ``fashion_mnist``, ``kmnist``, ``emnist/digits``, ``digits``, a directory of four
-            IDX files, or a Kaggle CSV. None takes ``mnist``, and ``digits`` with a logged notice where MNIST is
-            neither on disk nor reachable.
-        data_dir: directory with MNIST's IDX files, or with prepared tfds data; default ``$MNIST_JAX_DATA_DIR``.
-        num_validation: examples to hold out from the end of the training set; None takes 5,000, or a tenth of a
-            training set with fewer than 50,000.
+            IDX files, or a Kaggle CSV. None means ``mnist``; if MNIST is neither on disk nor reachable, it means
+            ``digits``, and a notice is logged.
+        data_dir: directory of MNIST's IDX files or of prepared tfds data; default ``$MNIST_JAX_DATA_DIR``.
+        num_validation: number of examples to hold out from the end of the training set; None means 5,000, or a
+            tenth of a training set with fewer than 50,000.
 
     Returns:
         Three splits of ``uint8[N, 28, 28, 1]`` images and ``int32[N]`` labels.
 
     Raises:
-        InputError: there is no such data set, or a file is damaged; the message says which and what to do.
+        InputError: the data set does not exist, or a file is damaged; the message names it and says what to do.
 
     Example:
         >>> load_dataset("digits").train.image.shape
@@ -75,7 +75,7 @@ def load_dataset(
         try:
             return _load_named(name, data_dir, num_validation)
         except DownloadError as error:
-            raise InputError(f"data {name}: not on disk and not to be had: {error}; {_advice(name)}") from None
+            raise InputError(f"data {name}: not on disk, and the download failed: {error}; {_advice(name)}") from None
     try:
         return _load_path(Path(name), num_validation)
     except OSError as error:
@@ -83,7 +83,7 @@ def load_dataset(
 
 
 def is_name(data: str | None) -> bool:
-    """Whether ``load_dataset`` takes this for a name, and not for a path.
+    """Returns whether ``load_dataset`` treats ``data`` as a name rather than a path.
 
     Example:
         >>> is_name("mnist"), is_name("path/to/mnist")
@@ -93,7 +93,7 @@ def is_name(data: str | None) -> bool:
 
 
 def class_names_of(name: str | None) -> tuple[str, ...]:
-    """Returns the class names of a named data set without loading it; of any other, the digits.
+    """Returns the class names of a named data set without loading it; for any other data, the ten digits.
 
     Example:
         >>> class_names_of("fashion_mnist")[-1]
@@ -112,22 +112,21 @@ def _load_named(name: str, data_dir: str | os.PathLike[str] | None, num_validati
 
 
 def _load_path(path: Path, num_validation: int | None) -> Dataset:
-    where = str(path.resolve())
+    absolute = str(path.resolve())
     if path.is_dir():
         files = find_idx_files(path)
         if not files:
-            raise InputError(f"data {path}: four IDX files wanted in this directory, found none")
-        arrays = load_cached(
-            [*files.values()], lambda: read_idx_files(files, num_classes=256)
-        )  # all that bytes can say
+            raise InputError(f"data {path}: expected four IDX files in this directory, found none")
+        arrays = load_cached([*files.values()], lambda: read_idx_files(files, num_classes=256))  # labels are bytes
         names = read_class_names(path, np.concatenate([arrays["train_label"], arrays["test_label"]]))
-        return Dataset.from_arrays(arrays, path.resolve().name, num_validation, names, where)
+        return Dataset.from_arrays(arrays, path.resolve().name, num_validation, names, absolute)
     if path.is_file():
         arrays = load_cached([path], lambda: read_csv(path))
-        return Dataset.from_arrays(arrays, path.stem, num_validation, path=where)
-    known = ", ".join([*SOURCES, "digits"])
+        return Dataset.from_arrays(arrays, path.stem, num_validation, path=absolute)
+    known = [*SOURCES, "digits"]
     raise InputError(
-        f"data must be one of {known}, or an existing directory of IDX files or CSV file, got {str(path)!r}"
+        f"data must be one of {', '.join(known)}, or an existing directory of IDX files or CSV file, "
+        f"got {str(path)!r}{suggest(str(path), known)}"
     )
 
 
@@ -142,5 +141,5 @@ def _data_directory(data_dir: str | os.PathLike[str] | None) -> Path | None:
 
 def _advice(name: str) -> str:
     if name == "mnist":
-        return "put the four IDX files into a directory and name it with --data-dir, or take --data digits"
-    return f"name a directory that holds the four IDX files with --data, or prepare {name} in {default_tfds_dir()}"
+        return "put the four IDX files into a directory and pass it as --data-dir, or use --data digits"
+    return f"pass a directory of its four IDX files as --data, or prepare {name} in {default_tfds_dir()}"

@@ -1,4 +1,4 @@
-"""``Split`` and ``Dataset``: what every source of data becomes.
+"""Defines ``Split`` and ``Dataset``, the common form of all data sources.
 
     dataset = Dataset.from_arrays(arrays, name="mnist", num_validation=5_000)
     dataset.train.image        # uint8[55000, 28, 28, 1]
@@ -17,13 +17,13 @@ import numpy as np
 
 from mnist_jax.errors import InputError
 
-DIGITS = tuple("0123456789")  # the class names where there are no others
+DIGITS = tuple("0123456789")  # the default class names
 IMAGE_SHAPE = (28, 28, 1)
 _DEFAULT_NUM_VALIDATION = 5_000
 
 
 class Split(NamedTuple):
-    """Images with their labels; a pytree, so it can be passed to jitted functions.
+    """Holds images and their labels; a pytree, so jitted functions accept it.
 
     Attributes:
         image: ``uint8[N, 28, 28, 1]``, 0 is background.
@@ -39,27 +39,27 @@ class Split(NamedTuple):
 
     @property
     def num_examples(self) -> int:
-        """N."""
+        """Returns N."""
         return int(self.label.shape[0])
 
 
-# The four arrays that every source yields: "train_image" and "test_image", uint8[N, 28, 28, 1], and "train_label" and
+# The four arrays that every reader returns: "train_image" and "test_image", uint8[N, 28, 28, 1], and "train_label" and
 # "test_label", int[N].
 Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Three splits of labelled 28x28 grey images.
+    """Holds three splits of labelled 28x28 grey images.
 
     Attributes:
-        train: examples to learn from.
-        validation: the last examples of the original training set, for every choice.
-        test: for the one evaluation at the end.
+        train: training examples.
+        validation: last examples of the original training set; use them for every choice of hyperparameters.
+        test: examples for one evaluation at the end.
         name: for example ``"mnist"``.
         class_names: K names.
-        notice: what the user should know about where the data came from, if anything.
-        path: absolute path of the directory or file that it was read from; None for the embedded digits.
+        notice: message for the user if other data than requested was loaded; else None.
+        path: absolute path of the directory or file with the data; None for the embedded digits.
 
     Example:
         >>> from mnist_jax import load_dataset
@@ -78,7 +78,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Returns K."""
         return len(self.class_names)
 
     @classmethod
@@ -90,18 +90,18 @@ class Dataset:
         class_names: tuple[str, ...] = DIGITS,
         path: str | None = None,
     ) -> Dataset:
-        """Cuts the validation split off the end of the training arrays.
+        """Splits the training arrays: their last examples become the validation split.
 
         Args:
-            arrays: images and labels, already checked by their reader.
-            name: of the data set.
-            num_validation: size of the validation split; None takes 5,000, or a tenth of a training set
+            arrays: images and labels, already checked.
+            name: name of the data set.
+            num_validation: size of the validation split; None means 5,000, or a tenth of a training set
                 with fewer than 50,000 examples.
             class_names: K names.
-            path: of the directory or file that they were read from.
+            path: directory or file with the data.
 
         Raises:
-            InputError: ``num_validation`` leaves nothing to train on.
+            InputError: ``num_validation`` is less than 1 or leaves no training examples.
         """
         image, label = arrays["train_image"], arrays["train_label"].astype(np.int32)
         if num_validation is None:
@@ -122,7 +122,7 @@ class Dataset:
         )
 
     def identity(self) -> dict[str, Any]:
-        """Name, sizes and a checksum of the training labels: what a run must find again when it is resumed."""
+        """Returns name, sizes and a checksum of the training labels; they must not change when a run is resumed."""
         splits = {"num_train": self.train, "num_validation": self.validation, "num_test": self.test}
         sizes = {name: split.num_examples for name, split in splits.items()}
         checksum = zlib.crc32(np.ascontiguousarray(self.train.label).tobytes())
@@ -133,7 +133,7 @@ def check_labels(label: np.ndarray, where: str, num_classes: int = len(DIGITS)) 
     """Checks that labels lie in [0, K).
 
     Raises:
-        InputError: one does not; the message names the first.
+        InputError: a label is out of range; the message names the first.
     """
     wrong = np.flatnonzero((label < 0) | (label >= num_classes))
     if wrong.size:

@@ -1,83 +1,74 @@
-"""Downloads one file so that it is either whole and verified, or not there.
+"""Downloads one file and verifies it; a partial or wrong file is never left under its name.
 
     download(url, path, size=1_648_877, sha256="8d42...")
 
-Reference: the checksums are those that tensorflow-datasets keeps for the same addresses.
+Reference: tensorflow-datasets publishes the same checksums.
 """
 
 from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import queue
-import tempfile
 import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from mnist_jax.atomic import atomic_write
 from mnist_jax.errors import InputError
 
-# A server that does not answer at all is given up on first: being offline should cost seconds.
-ANSWER_TIMEOUT_S = 3.5
-STALL_TIMEOUT_S = 15.0
+ANSWER_TIMEOUT_S = 3.5  # until the first answer, so that being offline costs seconds
+STALL_TIMEOUT_S = 15.0  # without data during the download
 _CHUNK_BYTES = 2**16
 
 
 class DownloadError(InputError):
-    """A file could not be had from its address."""
+    """A file could not be downloaded."""
 
 
 def download(url: str, path: Path, *, size: int, sha256: str) -> None:
-    """Fetches ``url`` into ``path``, with a progress bar where stderr is a terminal.
-
-    One process at a time may do this for the same path.
+    """Downloads ``url`` to ``path``, with a progress bar if stderr is a terminal.
 
     Args:
         url: address.
-        path: where the file is wanted; left alone if it is there already.
-        size: bytes.
-        sha256: hexadecimal digest of the content.
+        path: target; an existing file is kept, and nothing is downloaded.
+        size: expected size in bytes.
+        sha256: expected hexadecimal digest.
 
     Raises:
-        DownloadError: no answer, a status other than 200, or content other than expected. ``path`` is not
-            written then.
+        DownloadError: the server does not answer, or answers with another status than 200 or with other content;
+            ``path`` is not written.
+        OSError: ``path`` cannot be written.
     """
     if path.exists():
         return
+    from tqdm import tqdm
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    for abandoned in path.parent.glob(f"{path.name}*.part"):
-        abandoned.unlink()
     digest, received = hashlib.sha256(), 0
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
+    with atomic_write(path) as file:
         try:
             with _open(url) as answer, tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
-                # One chunk past the size is enough to know that the content is too long.
+                # Stops at the first chunk past the size, so that content without end does not fill the disk.
                 while received <= size and (chunk := answer.read(_CHUNK_BYTES)):
                     file.write(chunk)
                     digest.update(chunk)
                     received += len(chunk)
                     bar.update(len(chunk))
-            if received < size:
-                raise DownloadError(f"{url}: {size} bytes wanted, got {received}")
-            if received > size or digest.hexdigest() != sha256:
-                raise DownloadError(f"{url}: content with sha256 {sha256} wanted, got something else")
-            file.close()
-            os.replace(file.name, path)  # noqa: PTH105
         except (OSError, http.client.HTTPException) as error:
             raise DownloadError(f"{url}: {_reason(error)}") from None
-        finally:
-            Path(file.name).unlink(missing_ok=True)
+        if received < size:
+            raise DownloadError(f"{url}: expected {size} bytes, got {received}")
+        if received > size or digest.hexdigest() != sha256:
+            raise DownloadError(f"{url}: expected content with sha256 {sha256}, got something else")
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         error.close()
-        return f"status 200 wanted, got {error.code} {error.reason}"
+        return f"expected status 200, got {error.code} {error.reason}"
     cause = getattr(error, "reason", error)  # of a URLError
     if isinstance(cause, TimeoutError):
         return f"no data for {STALL_TIMEOUT_S:g} s"
@@ -85,7 +76,7 @@ def _reason(error: Exception) -> str:
 
 
 def _open(url: str) -> Any:
-    """``urlopen`` with a limit on everything up to the first answer, the look-up of the name included."""
+    """Calls ``urlopen`` with a limit on the time to the first answer, including the name look-up."""
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     given_up = threading.Event()
 

@@ -1,10 +1,10 @@
-"""Reads data from files: directories of IDX files (the format of MNIST), and the Kaggle digit-recognizer CSV.
+"""Reads data from files: directories of IDX files (MNIST's format) and CSV files of Kaggle's digit-recognizer.
 
     arrays = read_idx_files(find_idx_files(Path("data/mnist")))   # raw or .gz
     arrays = read_csv(Path("train.csv"))                          # label,pixel0,...,pixel783
-    image = read_csv_images(Path("test.csv").read_bytes(), "test.csv")   # pixel0,...,pixel783, perhaps label
+    image = read_csv_images(Path("test.csv").read_bytes(), "test.csv")   # pixel0,...,pixel783, optional label
 
-A file is trusted no further than its header: nothing is read beyond the size that the header gives.
+Readers validate every file and read no more bytes than its header declares.
 
 Reference: the IDX format, https://yann.lecun.com/exdb/mnist/; https://www.kaggle.com/c/digit-recognizer/data.
 """
@@ -37,23 +37,24 @@ _ROLES = {
 
 
 def find_idx_files(directory: Path) -> dict[str, Path]:
-    """The IDX files among the files of a directory, by role; empty if there are none.
+    """Finds the four IDX files of a directory and returns them by role; empty if there are none.
 
     Args:
-        directory: searched without its subdirectories. Names follow MNIST's, with or without a prefix,
-            ``.gz``, and a dot for the dash: ``train-images-idx3-ubyte.gz``, ``t10k-labels.idx1-ubyte``.
+        directory: directory to search, without its subdirectories. Files are named as MNIST's are, optionally with a
+            prefix, with ``.gz``, or with a dot for the dash: ``train-images-idx3-ubyte.gz``,
+            ``t10k-labels.idx1-ubyte``.
 
     Raises:
-        InputError: some of the four files are there and some are not, or two fit one role.
+        InputError: only some of the four files exist, or two files fit one role.
     """
-    names = sorted(path for path in directory.iterdir() if path.is_file())
+    files = sorted(path for path in directory.iterdir() if path.is_file())
     found: dict[str, Path] = {}
     for role, (splits, kind, rank) in _ROLES.items():
         stems = [f"{split}-{kind}{dash}idx{rank}-ubyte" for split in splits.split("|") for dash in "-."]
-        paths = [path for path in names if path.name.removesuffix(".gz").endswith(tuple(stems))]
+        paths = [path for path in files if path.name.removesuffix(".gz").endswith(tuple(stems))]
         if len({path.name.removesuffix(".gz") for path in paths}) > 1:
             raise InputError(
-                f"{directory}: one file wanted for {splits} {kind}, found {', '.join(path.name for path in paths)}"
+                f"{directory}: expected one file for {splits} {kind}, found {', '.join(path.name for path in paths)}"
             )
         if paths:
             found[role] = paths[0]  # sorted: the raw file comes before its .gz
@@ -63,25 +64,27 @@ def find_idx_files(directory: Path) -> dict[str, Path]:
             for role, (splits, kind, rank) in _ROLES.items()
             if role not in found
         )
-        raise InputError(f"{directory}: four IDX files wanted, missing {missing}")
+        raise InputError(f"{directory}: expected four IDX files, missing {missing}")
     return found
 
 
 def read_idx_files(files: dict[str, Path], num_classes: int = len(DIGITS)) -> Arrays:
-    """Reads the four files that :func:`find_idx_files` found.
+    """Reads the four files from :func:`find_idx_files`.
 
     Raises:
-        InputError: a file is damaged, not IDX, not 28x28, or images and labels do not match.
+        InputError: a file is damaged or not IDX, images are not 28x28, or images and labels do not match.
     """
     arrays = {role: read_idx(path, _ROLES[role][2]) for role, path in files.items()}
     for split in ("train", "test"):
         image, label = arrays[f"{split}_image"], arrays[f"{split}_label"]
         if image.shape[1:] != (28, 28):
-            raise InputError(f"{files[f'{split}_image']}: 28x28 images wanted, got {image.shape[1]}x{image.shape[2]}")
+            raise InputError(f"{files[f'{split}_image']}: expected 28x28 images, got {image.shape[1]}x{image.shape[2]}")
         if not len(label):
-            raise InputError(f"{files[f'{split}_label']}: at least one example wanted, got none")
+            raise InputError(f"{files[f'{split}_label']}: expected at least one example, got none")
         if len(image) != len(label):
-            raise InputError(f"{files[f'{split}_label']}: {len(image)} labels wanted, one an image, got {len(label)}")
+            raise InputError(
+                f"{files[f'{split}_label']}: expected {len(image)} labels, one per image, got {len(label)}"
+            )
         check_labels(label, str(files[f"{split}_label"]), num_classes)
         if files[f"{split}_image"].name.startswith("emnist-"):
             image = image.transpose(0, 2, 1)  # EMNIST stores its images column by column
@@ -90,15 +93,15 @@ def read_idx_files(files: dict[str, Path], num_classes: int = len(DIGITS)) -> Ar
 
 
 def read_class_names(directory: Path, label: np.ndarray) -> tuple[str, ...]:
-    """Returns the class names of a directory of IDX files: those of its ``class_names.txt``, or ``0`` to ``K-1``.
+    """Returns the class names of a directory of IDX files, from its ``class_names.txt``, or ``0`` to ``K-1``.
 
     Args:
-        directory: with or without ``class_names.txt``, in UTF-8, a name on each line.
-        label: ``int[N]``, all labels of training and test set.
+        directory: directory that may contain ``class_names.txt``: UTF-8, one name per line.
+        label: ``int[N]``, all labels of the training and test sets.
 
     Raises:
-        InputError: there are fewer names than classes, or one is empty or there twice; or without names, a class
-            beyond the tenth has no example, as where a label is damaged.
+        InputError: there are fewer names than classes, or a name is empty or repeated; or there are no names, more
+            than ten classes, and a class without examples, which suggests a damaged label.
 
     Example:
         >>> read_class_names(Path("no_names_here"), np.array([0, 2, 1]))
@@ -115,7 +118,7 @@ def read_class_names(directory: Path, label: np.ndarray) -> tuple[str, ...]:
         if num_classes > len(DIGITS) and missing.size:
             raise InputError(
                 f"{directory}: expected examples of each of the classes 0 to {num_classes - 1}, "
-                f"got none of {missing[0]}; where that is right, name the classes in class_names.txt"
+                f"got none of {missing[0]}; if that is right, name the classes in class_names.txt"
             )
         return tuple(map(str, range(num_classes)))
     names = tuple(name.strip() for name in names)
@@ -124,8 +127,8 @@ def read_class_names(directory: Path, label: np.ndarray) -> tuple[str, ...]:
     if "" in names:
         raise InputError(f"{path}: expected a name on each line, got an empty line {names.index('') + 1}")
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{path}: expected each name once, got {twice!r} twice")
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{path}: expected each name once, got {repeated!r} twice")
     return names
 
 
@@ -133,40 +136,41 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
     """Reads one IDX file of unsigned bytes, raw or ``.gz``.
 
     Args:
-        path: the file.
-        rank: dimensions wanted: 3 for images, 1 for labels.
+        path: file to read.
+        rank: expected number of dimensions: 3 for images, 1 for labels.
 
     Returns:
         ``uint8`` array with the shape in the header.
 
     Raises:
-        InputError: the magic number, or the size, is not what it should be.
+        InputError: the file cannot be read, or its magic number or size is wrong.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             header = file.read(4 + 4 * rank)
             if header[:4] != bytes([0, 0, 8, rank]):
-                raise InputError(f"{path}: magic number {bytes([0, 0, 8, rank]).hex()} wanted, got {header[:4].hex()}")
+                magic = bytes([0, 0, 8, rank]).hex()
+                raise InputError(f"{path}: expected magic number {magic}, got {header[:4].hex()}")
             if len(header) < 4 + 4 * rank:
                 raise InputError(f"{path}: truncated inside its header")
             shape = struct.unpack(f">{rank}I", header[4:])
             size = int(np.prod([int(length) for length in shape], dtype=object))
             if size > _MAX_BYTES:
-                raise InputError(f"{path}: at most {_MAX_BYTES} bytes wanted, the header says {size}")
+                raise InputError(f"{path}: expected at most {_MAX_BYTES} bytes, got a header that declares {size}")
             body = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     if len(body) != size:
         found = f"{len(body)} (truncated)" if len(body) < size else "more"
-        raise InputError(f"{path}: {size} bytes of data wanted by its header, got {found}")
+        raise InputError(f"{path}: expected {size} bytes of data after the header, got {found}")
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
 def read_csv(path: Path) -> Arrays:
-    """Reads a CSV with the columns ``label,pixel0,...,pixel783``, the last seventh of it as the test split.
+    """Reads a CSV with the columns ``label,pixel0,...,pixel783``; the last seventh of the rows is the test split.
 
     Raises:
-        InputError: a column is missing, or a cell is no whole number in range.
+        InputError: a column is missing, or a cell is not a whole number in range.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -186,17 +190,17 @@ def read_csv(path: Path) -> Arrays:
 
 
 def read_csv_images(content: bytes, name: str) -> np.ndarray:
-    """Reads the images of a CSV with the columns ``pixel0,...,pixel783``, perhaps with ``label`` before them.
+    """Reads the images of a CSV with the columns ``pixel0,...,pixel783``; a first column ``label`` is ignored.
 
     Args:
-        content: of the file.
-        name: of the file, for messages.
+        content: content of the file.
+        name: name of the file, for messages.
 
     Returns:
-        ``uint8[N, 28, 28, 1]``; labels are not looked at.
+        ``uint8[N, 28, 28, 1]``.
 
     Raises:
-        InputError: a column is missing, or a cell is no whole number in range.
+        InputError: a column is missing, or a cell is not a whole number in range.
 
     Example:
         >>> header = ",".join(f"pixel{i}" for i in range(784))
@@ -213,25 +217,25 @@ def read_csv_images(content: bytes, name: str) -> np.ndarray:
 
 
 def _read_cells(file: TextIO, name: str, headers: Sequence[list[str]], min_rows: int) -> np.ndarray:
-    """The whole numbers ``int32[N, C]`` below one of the headers, not yet checked for their range."""
+    """Returns the cells below one of the ``headers`` as ``int32[N, C]``, without checking their range."""
     header = [cell.strip().strip('"') for cell in file.readline(2**16).split(",")]
     if header not in headers:
         raise InputError(f"{name}: {_header_problem(header, headers[0])}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a file with a header alone, which is said below
+            warnings.simplefilter("ignore")  # an empty file is reported below
             cells = np.loadtxt(file, delimiter=",", dtype=np.int32, ndmin=2, comments=None)
     except ValueError as error:
         raise _not_numbers(name, error) from None
     if cells.shape[0] < min_rows or cells.shape[1] != len(header):
         rows = f"{min_rows} row" + "s" * (min_rows > 1)
-        raise InputError(f"{name}: at least {rows} of {len(header)} cells wanted, got {cells.shape}")
+        raise InputError(f"{name}: expected at least {rows} of {len(header)} cells, got {cells.shape}")
     return cells
 
 
 def _not_numbers(name: str, error: Exception) -> InputError:
     detail = str(error).split(";")[0].rstrip(".")
-    return InputError(f"{name}: whole numbers wanted in every cell below the header ({detail})")
+    return InputError(f"{name}: expected whole numbers in every cell below the header ({detail})")
 
 
 def _to_image(pixels: np.ndarray, name: str) -> np.ndarray:
@@ -243,10 +247,10 @@ def _to_image(pixels: np.ndarray, name: str) -> np.ndarray:
 
 
 def _header_problem(header: list[str], columns: list[str]) -> str:
-    wanted = f"columns {'label,' * (columns[0] == 'label')}pixel0,...,pixel783 wanted"
+    expected = f"expected columns {'label,' * (columns[0] == 'label')}pixel0,...,pixel783"
     missing = [name for name in columns if name not in header]
     if missing == ["label"]:
-        return f"{wanted}, label is missing (a file without labels is for prediction, not training)"
+        return f"{expected}, label is missing (a file without labels is for prediction, not training)"
     if missing:
-        return f"{wanted}, missing {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
-    return f"{wanted} in this order, got {len(header)} columns"
+        return f"{expected}, missing {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+    return f"{expected} in this order, got {len(header)} columns"

@@ -1,4 +1,4 @@
-"""Batches from the host, for data that should not live on the device and for loops of one's own.
+"""Streams batches from the host, for custom loops and for data that should not stay on the device.
 
 for batch in prefetch(stream_batches(dataset.train, batch_size=128, seed=0, num_epochs=10)):
     state, metrics = train_step(state, batch)
@@ -21,14 +21,14 @@ Batch = dict[str, Any]
 def stream_batches(
     split: Split, batch_size: int, *, seed: int | None = None, num_epochs: int = 1, drop_remainder: bool = False
 ) -> Iterator[Batch]:
-    """Batches in the form tfds yields them: ``{"image": uint8[B, 28, 28, 1], "label": int32[B]}``.
+    """Yields batches as tfds does: ``{"image": uint8[B, 28, 28, 1], "label": int32[B]}``.
 
     Args:
         split: NumPy arrays.
-        batch_size: B; the last batch of an epoch is smaller where N is no multiple of it.
-        seed: shuffles each epoch in an order of its own; None keeps the order of the split.
-        num_epochs: passes over the split.
-        drop_remainder: leave the smaller last batch out.
+        batch_size: B; the last batch of an epoch is smaller if B does not divide N.
+        seed: shuffles every epoch differently; None keeps the order of the split.
+        num_epochs: number of passes over the split.
+        drop_remainder: whether to drop a smaller last batch.
 
     Example:
         >>> split = Split(np.zeros((5, 28, 28, 1), np.uint8), np.arange(5, dtype=np.int32))
@@ -47,14 +47,14 @@ def stream_batches(
 
 
 def prefetch(batches: Iterable[Batch], size: int = 2) -> Iterator[Batch]:
-    """The same batches as device arrays, ``size`` of them on their way to the device ahead of their use.
+    """Yields the same batches as device arrays; up to ``size`` are transferred before they are needed.
 
     Example:
         >>> batches = [{"label": np.array([0, 1])}, {"label": np.array([2])}]
         >>> [batch["label"].tolist() for batch in prefetch(batches)]
         [[0, 1], [2]]
     """
-    import jax  # here, so that reading files does not wait for it
+    import jax  # not at the top: loading data must not import it
 
     source = iter(batches)
     queue = collections.deque(jax.device_put(batch) for batch in itertools.islice(source, size))

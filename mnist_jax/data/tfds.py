@@ -1,11 +1,10 @@
-"""tensorflow-datasets builders that need no TensorFlow: mnist, fashion_mnist, kmnist, emnist/digits.
+"""Loads mnist, fashion_mnist, kmnist and emnist/digits with tensorflow-datasets but without TensorFlow.
 
     arrays = load_named("mnist", data_dir=None)
 
-The builders that come with tensorflow-datasets prepare these data sets with TensorFlow. The builder here keeps an
-image as a plain array of bytes in the ``array_record`` format, and the examples in their original order, so what
-it prepares can be read with tensorflow-datasets alone. It is read once and then taken from the cache, which
-imports nothing (``cache.py``).
+The builders that come with tensorflow-datasets need TensorFlow to prepare these data sets. The builder here stores
+plain bytes in the ``array_record`` format and keeps the original order of the examples, so that tensorflow-datasets
+reads them without TensorFlow. After the first load the arrays come from the cache (``cache.py``).
 """
 
 from __future__ import annotations
@@ -24,31 +23,32 @@ from typing import Any
 
 import numpy as np
 
+from mnist_jax.atomic import atomic_write
 from mnist_jax.data.cache import load_cached
 from mnist_jax.data.dataset import DIGITS, IMAGE_SHAPE, Arrays, check_labels
 from mnist_jax.data.download import DownloadError, download
 from mnist_jax.data.files import find_idx_files, read_idx_files
 from mnist_jax.errors import InputError
 
-# Not the stock builders' 3.x: theirs and ours can lie side by side in one data directory.
+# The stock builders use 3.x, so both versions can be in one data directory.
 _VERSION = "1.0.0"
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a data set comes from.
+    """Describes the download of a data set.
 
     Attributes:
         url: base address.
-        files: size in bytes and sha256 of each file under it.
-        members: files to take out of the one archive that ``files`` names, if it is one.
+        files: size in bytes and sha256 of each file under ``url``.
+        members: files to extract if ``files`` names an archive.
         class_names: K names.
     """
 
     url: str
     files: dict[str, tuple[int, str]]
     members: tuple[str, ...] = ()
-    class_names: tuple[str, ...] = tuple("0123456789")
+    class_names: tuple[str, ...] = DIGITS
 
 
 _FOUR_FILES = (
@@ -111,14 +111,14 @@ SOURCES = {
 
 
 def load_named(name: str, data_dir: Path | None) -> Arrays:
-    """Finds a data set on disk, or downloads and prepares it.
+    """Loads a data set from disk; if it is not there, downloads and prepares it first.
 
     Args:
-        name: a key of ``SOURCES``.
-        data_dir: looked in first: IDX files for ``mnist``, else what tensorflow-datasets prepared.
+        name: key of ``SOURCES``.
+        data_dir: directory to search first, for IDX files of ``mnist`` or prepared tfds data of any.
 
     Raises:
-        DownloadError: it is not on disk and cannot be downloaded, or not be written.
+        DownloadError: the data set is not on disk and cannot be downloaded or written.
         InputError: files on disk are damaged.
     """
     roots = [default_tfds_dir()]
@@ -133,7 +133,7 @@ def load_named(name: str, data_dir: Path | None) -> Arrays:
 
 
 def locate_named(name: str, data_dir: Path | None) -> Path | None:
-    """Returns the directory that :func:`load_named` has read a data set from, for the record."""
+    """Returns the directory from which :func:`load_named` has loaded a data set."""
     if data_dir is not None and name == "mnist" and find_idx_files(data_dir):
         return data_dir.resolve()
     for root in (*([data_dir] if data_dir is not None else []), default_tfds_dir()):
@@ -144,12 +144,12 @@ def locate_named(name: str, data_dir: Path | None) -> Path | None:
 
 
 def default_tfds_dir() -> Path:
-    """``$TFDS_DATA_DIR``, or ``~/tensorflow_datasets``, as tensorflow-datasets has it."""
+    """Returns tensorflow-datasets' own directory: ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def _find_prepared(name: str, root: Path) -> Path | None:
-    """The directory of a prepared version: ours if it is there, else the newest that needs no TensorFlow."""
+    """Returns the directory of a prepared version: ours, else the newest that is readable without TensorFlow."""
     versions = sorted((root / name).glob("*/dataset_info.json"), key=lambda path: (path.parent.name == _VERSION, path))
     for info in reversed(versions):
         with contextlib.suppress(OSError, ValueError):
@@ -167,10 +167,10 @@ def _decode(directory: Path) -> Arrays:
         return _read_records(directory)
     except InputError:
         raise
-    except Exception as error:  # there is no one error for damage in tensorflow-datasets and array_record
+    except Exception as error:  # tensorflow-datasets and array_record have no common error for damage
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{directory}: prepared data that can be read wanted ({reason}); delete it to have it prepared anew"
+            f"{directory}: expected readable prepared data ({reason}); delete the directory to rebuild it"
         ) from None
 
 
@@ -186,7 +186,7 @@ def _read_records(directory: Path) -> Arrays:
         arrays[f"{split}_label"] = np.array([example["label"] for example in examples], np.int32)
         image = arrays[f"{split}_image"]
         if image.shape[1:] != IMAGE_SHAPE or image.dtype != np.uint8:
-            raise InputError(f"{directory}: uint8 images of 28x28x1 wanted, got {image.dtype}{list(image.shape[1:])}")
+            raise InputError(f"{directory}: expected uint8 images of 28x28x1, got {image.dtype}{list(image.shape[1:])}")
         check_labels(arrays[f"{split}_label"], str(directory))
     return arrays
 
@@ -197,33 +197,36 @@ def _download_and_prepare(name: str, root: Path) -> Arrays:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".mnist_jax-{name.replace('/', '-')}.lock"):
-            if prepared := _find_prepared(name, root):  # by another process, while this one waited
+            if prepared := _find_prepared(name, root):  # another process was faster
                 return _load_prepared(prepared)
             files = _download(name, root / "downloads" / "mnist_jax" / name)
             if importlib.util.find_spec("array_record") is None:
                 return load_cached([*files.values()], lambda: read_idx_files(files))
             return _load_prepared(_prepare(name, root, read_idx_files(files)))
     except OSError as error:
-        raise DownloadError(f"{root}: a writable directory to download to wanted ({error.strerror})") from None
+        raise DownloadError(f"{root}: expected a writable directory for downloads ({error.strerror})") from None
 
 
 def _download(name: str, directory: Path) -> dict[str, Path]:
     source = SOURCES[name]
+    for abandoned in directory.glob("*.part"):  # left by a killed process
+        abandoned.unlink()
     for file, (size, sha256) in source.files.items():
         download(source.url + file, directory / file, size=size, sha256=sha256)
         for member in source.members:
             target = directory / Path(member).name
             if not target.exists():
-                with zipfile.ZipFile(directory / file) as archive, archive.open(member) as packed:
-                    part = target.with_suffix(".part")
-                    with part.open("wb") as unpacked:
-                        shutil.copyfileobj(packed, unpacked)
-                    part.replace(target)
+                with (
+                    zipfile.ZipFile(directory / file) as archive,
+                    archive.open(member) as packed,
+                    atomic_write(target) as unpacked,
+                ):
+                    shutil.copyfileobj(packed, unpacked)
     return find_idx_files(directory)
 
 
 def _prepare(name: str, root: Path, arrays: Arrays) -> Path:
-    """Writes the arrays as a tfds data set; tfds itself makes this atomic by a final rename."""
+    """Writes the arrays as a tfds data set; the final rename of tfds makes this atomic."""
     import tensorflow_datasets as tfds
 
     family, _, config = name.partition("/")
@@ -245,7 +248,7 @@ def _prepare(name: str, root: Path, arrays: Arrays) -> Path:
             )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            del dl_manager  # its retries take minutes without a network
+            del dl_manager  # not used: offline, its retries take minutes
             return {split: self._generate_examples(split) for split in ("train", "test")}
 
         def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -254,7 +257,7 @@ def _prepare(name: str, root: Path, arrays: Arrays) -> Path:
                 yield index, {"image": image, "label": int(label)}
 
     Builder.name = family
-    tfds.disable_progress_bar()  # of the few seconds that writing takes: the download had a bar of its own
+    tfds.disable_progress_bar()  # writing takes a few seconds
     with contextlib.redirect_stdout(io.StringIO()):
         builder = Builder(data_dir=str(root), config=config or None, file_format="array_record")
         builder.download_and_prepare()

@@ -31,6 +31,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mnist_jax.data.dataset import DIGITS
 from mnist_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ async def _read_body(request: Request) -> bytes | None:
 
 
 def _fill_page(class_names: Sequence[str], title: str) -> str:
-    are_digits = [*class_names] == [*"0123456789"]
+    are_digits = tuple(class_names) == DIGITS
     values = {
         "model": title,
         "noun": "digit" if are_digits else "picture",

@@ -17,13 +17,14 @@ import numpy as np
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.core.state import TrainState
+from mnist_jax.data.dataset import DIGITS
 from mnist_jax.errors import InputError, import_extra
 
 _OPSET, _IR_VERSION = 17, 8  # read by ONNX Runtime since 1.12, of 2022
 _EPSILON = 1e-5  # of nn.BatchNorm
 
 
-def to_onnx(config: TrainConfig, state: TrainState, class_names: Sequence[str] = tuple("0123456789")) -> bytes:
+def to_onnx(config: TrainConfig, state: TrainState, class_names: Sequence[str] = DIGITS) -> bytes:
     """The function that is evaluated, with its parameters, as an ONNX model.
 
     Args:

@@ -34,15 +34,15 @@ import numpy as np
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.core.state import PyTree, TrainState
+from mnist_jax.data.dataset import DIGITS
 from mnist_jax.errors import InputError, import_extra
 
 _FORMAT, _VERSION = "mnist_jax", 1
-_DIGITS = tuple("0123456789")
 _LARGEST_FILE = 10**9  # bytes
 _MOST_LAYERS = 1000  # or rows of kernels: tracing takes time for each
 
 
-def to_json(config: TrainConfig, state: TrainState, class_names: Sequence[str] = _DIGITS) -> bytes:
+def to_json(config: TrainConfig, state: TrainState, class_names: Sequence[str] = DIGITS) -> bytes:
     """The parameters as one JSON object: ``format, version, config, class_names, params, model_state``.
 
     Args:
@@ -77,7 +77,7 @@ def to_json(config: TrainConfig, state: TrainState, class_names: Sequence[str] =
     return json.dumps(content, separators=(",", ":")).encode() + b"\n"
 
 
-def to_safetensors(config: TrainConfig, state: TrainState, class_names: Sequence[str] = _DIGITS) -> bytes:
+def to_safetensors(config: TrainConfig, state: TrainState, class_names: Sequence[str] = DIGITS) -> bytes:
     """The parameters as safetensors: ``params.Dense_0.kernel`` and so on, the rest as metadata.
 
     Args:
@@ -150,7 +150,7 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
         for name, wanted in (("format", _FORMAT), ("version", _VERSION)):
             if header.get(name) not in (wanted, str(wanted)):
                 raise InputError(f"{name} must be {wanted}, got {reprlib.repr(header.get(name))}")
-        config, class_names = _read_config(header.get("config")), _read_class_names(header.get("class_names", _DIGITS))
+        config, class_names = _read_config(header.get("config")), _read_class_names(header.get("class_names", DIGITS))
         return {**header, "config": config, "class_names": class_names}, found
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mnist_jax.data.dataset import DIGITS
 from mnist_jax.pictures.decode import read_file, read_picture
 from mnist_jax.pictures.normalize import prepare_image
 
 if TYPE_CHECKING:
     from mnist_jax.core.state import TrainState
 
-_DIGITS = tuple("0123456789")
 _BATCH_SIZE = 100  # the program for many images; there is another for one
 
 
@@ -69,7 +69,7 @@ class Predictor:
         (28, 28, 1)
     """
 
-    def __init__(self, state: TrainState, class_names: Sequence[str] = _DIGITS) -> None:
+    def __init__(self, state: TrainState, class_names: Sequence[str] = DIGITS) -> None:
         self._state = state
         self._class_names = tuple(class_names)
 
@@ -107,7 +107,7 @@ class Predictor:
 
 
 def predict_image(
-    state: TrainState, picture: np.ndarray | bytes | str | os.PathLike[str], class_names: Sequence[str] = _DIGITS
+    state: TrainState, picture: np.ndarray | bytes | str | os.PathLike[str], class_names: Sequence[str] = DIGITS
 ) -> Prediction:
     """Reads one picture of a digit: an image file, its content, or an array.
 

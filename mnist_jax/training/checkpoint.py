@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from mnist_jax.atomic import atomic_write
 from mnist_jax.core.state import TrainState
 from mnist_jax.errors import InputError
 
@@ -80,9 +81,8 @@ def save_checkpoint(
         )
         path = directory / str(step)
         checksums = json.dumps(_checksums(path))
-        part = path / f"{_CHECKSUMS}.part"
-        part.write_text(checksums)
-        part.replace(path / _CHECKSUMS)  # whole or not at all: somebody may be reading
+        with atomic_write(path / _CHECKSUMS) as file:  # a reader may be looking
+            file.write(checksums.encode())
 
 
 def restore_checkpoint(

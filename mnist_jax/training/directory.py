@@ -23,6 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from mnist_jax.atomic import atomic_write
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 
@@ -252,10 +253,9 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        with atomic_write(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise _not_writable(path.parent, error) from None
 

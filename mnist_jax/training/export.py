@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mnist_jax.atomic import atomic_write
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.export import FORMATS
@@ -113,12 +114,8 @@ def _to_bytes(format: str, config: TrainConfig, state: TrainState, class_names: 
 
 
 def _write_new(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
     try:
-        try:
-            part.write_bytes(content)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with atomic_write(path) as file:
+            file.write(content)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None

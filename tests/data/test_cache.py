@@ -35,6 +35,12 @@ def test_the_second_load_does_not_decode(source, tmp_path):
     assert len(cache_files(tmp_path)) == 1
 
 
+def test_a_copy_is_private(source, tmp_path):
+    load_cached([source], make_arrays)
+    (copy,) = cache_files(tmp_path)
+    assert copy.stat().st_mode & 0o077 == 0
+
+
 def test_a_changed_source_is_decoded_again(source):
     load_cached([source], make_arrays)
     os.utime(source, ns=(1, 1))

@@ -38,14 +38,14 @@ def stall(handler):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda handler: handler.send_error(404), "file: status 200 wanted, got 404 Not Found"),
-        (lambda handler: send(handler, CONTENT[:-1]), "256000 bytes wanted, got 255999"),
+        (lambda handler: handler.send_error(404), "file: expected status 200, got 404 Not Found"),
+        (lambda handler: send(handler, CONTENT[:-1]), "expected 256000 bytes, got 255999"),
         (
             lambda handler: send(handler, CONTENT[:-1], len(CONTENT)),
-            "256000 bytes wanted, got 255999",
+            "expected 256000 bytes, got 255999",
         ),
-        (lambda handler: send(handler, CONTENT[::-1]), "content with sha256 [0-9a-f]{64} wanted, got something else"),
-        (lambda handler: send(handler, CONTENT * 2), "content with sha256 [0-9a-f]{64} wanted, got something else"),
+        (lambda handler: send(handler, CONTENT[::-1]), "expected content with sha256 [0-9a-f]{64}, got something else"),
+        (lambda handler: send(handler, CONTENT * 2), "expected content with sha256 [0-9a-f]{64}, got something else"),
         (lambda handler: handler.wfile.write(b"nonsense\r\n\r\n"), "file: nonsense"),
         (lambda handler: threading.Event().wait(1.5), "no answer within 0.5 s"),
         (stall, "no data for 0.4 s"),

@@ -57,11 +57,11 @@ def test_a_directory_without_idx_files_has_none(tmp_path):
 def test_missing_and_ambiguous_files_are_named(tmp_path):
     write_idx_files(tmp_path, make_arrays())
     (tmp_path / "train-labels-idx1-ubyte.gz").rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=r"four IDX files wanted, missing train-labels-idx1-ubyte\[.gz\]"):
+    with pytest.raises(InputError, match=r"expected four IDX files, missing train-labels-idx1-ubyte\[.gz\]"):
         find_idx_files(tmp_path)
     write_idx_files(tmp_path, make_arrays())
     (tmp_path / "x-train-labels-idx1-ubyte.gz").write_bytes(b"")
-    with pytest.raises(InputError, match="one file wanted for train labels, found train-l.*, x-train-labels"):
+    with pytest.raises(InputError, match="expected one file for train labels, found train-l.*, x-train-labels"):
         find_idx_files(tmp_path)
 
 
@@ -71,13 +71,16 @@ GOOD = idx_bytes(np.arange(2 * 784).reshape(2, 28, 28))
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\0\0\x0d\x03" + GOOD[4:], "magic number 00000803 wanted, got 00000d03"),
-        (idx_bytes(np.zeros(3)), "magic number 00000803 wanted, got 00000801"),
-        (b"", "magic number 00000803 wanted, got $"),
+        (b"\0\0\x0d\x03" + GOOD[4:], "expected magic number 00000803, got 00000d03"),
+        (idx_bytes(np.zeros(3)), "expected magic number 00000803, got 00000801"),
+        (b"", "expected magic number 00000803, got $"),
         (GOOD[:9], "truncated inside its header"),
-        (GOOD[:-1], r"1568 bytes of data wanted by its header, got 1567 \(truncated\)"),
-        (GOOD + GOOD[16:] * 9, "1568 bytes of data wanted by its header, got more"),
-        (GOOD[:4] + struct.pack(">3I", 2**32 - 1, 28, 28), "at most 2147483648 bytes wanted, the header says 33672"),
+        (GOOD[:-1], r"expected 1568 bytes of data after the header, got 1567 \(truncated\)"),
+        (GOOD + GOOD[16:] * 9, "expected 1568 bytes of data after the header, got more"),
+        (
+            GOOD[:4] + struct.pack(">3I", 2**32 - 1, 28, 28),
+            "expected at most 2147483648 bytes, got a header that declares 33672",
+        ),
     ],
 )
 @pytest.mark.parametrize("compressed", [True, False])
@@ -101,10 +104,13 @@ def test_a_gz_file_that_is_cut_or_is_none_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train_label": np.zeros(59)}, "60 labels wanted, one an image, got 59"),
+        ({"train_label": np.zeros(59)}, "expected 60 labels, one per image, got 59"),
         ({"train_label": np.full(60, 11)}, "labels must be 0 to 9, got 11 at example 0"),
-        ({"test_image": np.zeros((10, 28, 27, 1))}, "28x28 images wanted, got 28x27"),
-        ({"test_image": np.zeros((0, 28, 28, 1)), "test_label": np.zeros(0)}, "at least one example wanted, got none"),
+        ({"test_image": np.zeros((10, 28, 27, 1))}, "expected 28x28 images, got 28x27"),
+        (
+            {"test_image": np.zeros((0, 28, 28, 1)), "test_label": np.zeros(0)},
+            "expected at least one example, got none",
+        ),
     ],
 )
 def test_files_that_do_not_fit_together_are_named(tmp_path, change, message):
@@ -130,17 +136,17 @@ def test_a_csv_may_begin_with_a_byte_order_mark(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace("\n1,0", "\n#1,0", 1), "whole numbers wanted in every cell.*'#1'"),
+        (lambda text: text.replace("\n1,0", "\n#1,0", 1), "expected whole numbers in every cell.*'#1'"),
         (lambda text: text.replace("label,", "", 1), "label is missing .a file without labels is for prediction"),
         (lambda text: text.replace(",pixel7,", ",", 1), "missing pixel7$"),
         (lambda text: text.replace("pixel7,pixel8", "pixel8,pixel7", 1), "in this order, got 785 columns"),
-        (lambda text: text.replace("\n1,0", "\n1,zero", 1), "whole numbers wanted in every cell.*'zero'"),
+        (lambda text: text.replace("\n1,0", "\n1,zero", 1), "expected whole numbers in every cell.*'zero'"),
         (lambda text: text.replace("\n1,0", "\n11,0", 1), "labels must be 0 to 9, got 11 at example 1"),
         (lambda text: text.replace("\n1,0", "\n1,256", 1), "pixels must be 0 to 255, got 256 at example 1, pixel0"),
-        (lambda text: text.replace("\n1,0", "\n1", 1), "whole numbers wanted in every cell"),
-        (lambda text: text.splitlines()[0] + "\n", "at least 2 rows of 785 cells wanted"),
+        (lambda text: text.replace("\n1,0", "\n1", 1), "expected whole numbers in every cell"),
+        (lambda text: text.splitlines()[0] + "\n", "expected at least 2 rows of 785 cells"),
         (lambda text: "", "missing label and 784 more"),
-        (lambda text: "\udcff", "columns label,pixel0,...,pixel783 wanted|can't decode"),
+        (lambda text: "\udcff", "expected columns label,pixel0,...,pixel783|can't decode"),
     ],
 )
 def test_a_damaged_csv_is_one_line(tmp_path, change, message):
@@ -165,14 +171,14 @@ def test_images_of_a_csv_give_back_what_was_written(tmp_path, labels, num_rows):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "columns pixel0,...,pixel783 wanted, missing pixel0 and 783 more"),
-        (CSV_HEADER.replace(",pixel7,", ","), "columns pixel0,...,pixel783 wanted, missing pixel7"),
-        (CSV_HEADER + ",more", "columns pixel0,...,pixel783 wanted in this order, got 786 columns"),
-        (CSV_HEADER, r"at least 1 row of 785 cells wanted, got .*"),
-        (CSV_HEADER + "\n" + ",".join(["1"] * 784), r"at least 1 row of 785 cells wanted, got \(1, 784\)"),
+        ("", "expected columns pixel0,...,pixel783, missing pixel0 and 783 more"),
+        (CSV_HEADER.replace(",pixel7,", ","), "expected columns pixel0,...,pixel783, missing pixel7"),
+        (CSV_HEADER + ",more", "expected columns pixel0,...,pixel783 in this order, got 786 columns"),
+        (CSV_HEADER, r"expected at least 1 row of 785 cells, got .*"),
+        (CSV_HEADER + "\n" + ",".join(["1"] * 784), r"expected at least 1 row of 785 cells, got \(1, 784\)"),
         (CSV_HEADER + "\n" + ",".join(["-1"] * 785), "pixels must be 0 to 255, got -1 at example 0, pixel0"),
-        (CSV_HEADER + "\n" + ",".join(["x"] * 785), "whole numbers wanted in every cell below the header (.*'x'.*)"),
-        (b"\xff\xff", "whole numbers wanted in every cell below the header .*can't decode.*"),
+        (CSV_HEADER + "\n" + ",".join(["x"] * 785), "expected whole numbers in every cell below the header (.*'x'.*)"),
+        (b"\xff\xff", "expected whole numbers in every cell below the header .*can't decode.*"),
     ],
 )
 def test_images_of_a_damaged_csv_are_one_line(content, message):

@@ -48,16 +48,20 @@ def test_without_a_name_and_without_mnist_the_digits_are_taken_and_said(caplog):
 
 
 def test_by_name_nothing_else_is_taken():
-    with pytest.raises(InputError, match="data mnist: not on disk and not to be had: .*; put the four IDX files into"):
+    with pytest.raises(
+        InputError, match="data mnist: not on disk, and the download failed: .*; put the four IDX files into"
+    ):
         load_dataset("mnist")
-    with pytest.raises(InputError, match="data kmnist: .*; name a directory that holds the four IDX files with --data"):
+    with pytest.raises(InputError, match="data kmnist: .*; pass a directory of its four IDX files as --data"):
         load_dataset("kmnist")
 
 
 def test_what_is_not_there_is_named(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="data must be one of mnist, .*, digits, or an existing.*, got 'nowhere'"):
         load_dataset("nowhere")
-    with pytest.raises(InputError, match="four IDX files wanted in this directory, found none"):
+    with pytest.raises(InputError, match="got 'Fashion-MNIST'; did you mean fashion_mnist.$"):
+        load_dataset("Fashion-MNIST")
+    with pytest.raises(InputError, match="expected four IDX files in this directory, found none"):
         load_dataset(tmp_path)
     with pytest.raises(InputError, match="data_dir must be an existing directory, got 'nowhere'"):
         load_dataset("mnist", data_dir="nowhere")
@@ -125,7 +129,7 @@ def test_a_stray_label_is_no_class(tmp_path):
     arrays["train_label"][5] = 200
     directory = write_idx_files(tmp_path / "own", arrays)
     message = (
-        "own: expected examples of each of the classes 0 to 200, got none of 10; where that is right, name the classes"
+        "own: expected examples of each of the classes 0 to 200, got none of 10; if that is right, name the classes"
     )
     with pytest.raises(InputError, match=message):
         load_dataset(directory)

@@ -1,8 +1,12 @@
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import threading
+import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,11 +112,22 @@ def test_without_array_record_the_downloaded_files_are_read(serve_small, monkeyp
 def test_a_wrong_file_prepares_nothing(serve_small, tfds_dir):
     start, arrays = serve_small
     start("mnist", change=lambda file, content: content[::-1] if "labels" in file else content)
-    with pytest.raises(DownloadError, match="train-labels-idx1-ubyte.gz: content with sha256"):
+    with pytest.raises(DownloadError, match="train-labels-idx1-ubyte.gz: expected content with sha256"):
         load_named("mnist", None)
     assert not (tfds_dir / "mnist").exists()
     start("mnist")
     assert_same_arrays(load_named("mnist", None), arrays)
+
+
+def test_what_a_killed_download_left_is_removed(serve_small, monkeypatch, tfds_dir):
+    start, arrays = serve_small
+    start("mnist")
+    monkeypatch.setattr(tfds.importlib.util, "find_spec", lambda name: None)
+    downloads = tfds_dir / "downloads" / "mnist_jax" / "mnist"
+    downloads.mkdir(parents=True)
+    (downloads / "train-images-idx3-ubyte.gz.0badf00d.part").write_bytes(b"half")
+    assert_same_arrays(load_named("mnist", None), arrays)
+    assert {path.name for path in downloads.iterdir()} == set(SOURCES["mnist"].files)
 
 
 def test_two_at_once_prepare_once(serve_small):
@@ -128,6 +143,82 @@ def test_two_at_once_prepare_once(serve_small):
     for each in found:
         assert_same_arrays(each, arrays)
     assert len(requests) == 4
+
+
+FIRST_RUN = """
+import hashlib, json, sys
+from mnist_jax import TrainConfig, fit, load_dataset
+from mnist_jax.data.tfds import SOURCES, Source
+
+workdir, source = sys.argv[1:]
+SOURCES["mnist"] = Source(**json.loads(source))
+print("ready", flush=True)
+sys.stdin.readline()
+dataset = load_dataset("mnist", num_validation=6)
+digest = hashlib.sha256()
+for split in (dataset.train, dataset.validation, dataset.test):
+    digest.update(split.image.tobytes() + split.label.tobytes())
+print(digest.hexdigest(), flush=True)
+if workdir:
+    config = TrainConfig(
+        data="mnist", num_validation=6, hidden_sizes=(4,), batch_size=9, epochs=1, workdir=workdir, quiet=True
+    )
+    print(fit(config).summary["num_train"])
+"""
+
+
+@pytest.mark.parametrize("train", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["load", "fit"])
+def test_two_first_runs_at_once_download_once(serve_small, tfds_dir, tmp_path, monkeypatch, train):
+    start, arrays = serve_small
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    contents = {}
+
+    def keep(file, content):
+        time.sleep(0.05)  # for the other process to meet this one
+        return contents.setdefault(file, content)
+
+    requests = start("mnist", change=keep)
+    source = SOURCES["mnist"]
+    served = json.dumps({"url": source.url, "files": source.files})
+    workdirs = [str(tmp_path / name) if train else "" for name in ("one", "two")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", FIRST_RUN, workdir, served],
+            cwd=tmp_path,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for workdir in workdirs
+    ]
+    try:
+        for process in processes:
+            assert process.stdout.readline() == "ready\n", process.stderr.read()
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    digest = hashlib.sha256()
+    for part, role in ((slice(54), "train"), (slice(54, None), "train"), (slice(None), "test")):
+        digest.update(arrays[f"{role}_image"][part].tobytes() + arrays[f"{role}_label"][part].tobytes())
+    expected = [digest.hexdigest(), "54"] if train else [digest.hexdigest()]
+    assert [output.split() for output, _ in outputs] == [expected, expected], outputs
+    assert [errors for _, errors in outputs] == ["", ""]
+    assert sorted(requests) == sorted(f"/{file}" for file in source.files)
+    downloads = tfds_dir / "downloads" / "mnist_jax" / "mnist"
+    assert {path.name: path.read_bytes() for path in downloads.iterdir()} == contents
+    assert [path.name for path in (tfds_dir / "mnist").iterdir()] == ["1.0.0"]
+    (copy,) = (cache / "mnist_jax").iterdir()
+    with np.load(copy) as cached:
+        assert_same_arrays(cached, arrays)
+    for workdir in filter(None, workdirs):
+        assert json.loads(Path(workdir, "summary.json").read_text())["epochs"] == 1
+        assert not [*Path(workdir).rglob("*.part")]
 
 
 def test_the_data_directory_comes_first(serve_small, tmp_path):
@@ -160,7 +251,7 @@ def test_damaged_prepared_data_is_one_line(serve_small, tfds_dir, damage):
     load_named("mnist", None)
     for path in (tfds_dir / "mnist" / "1.0.0").glob("*array_record*" if damage == "records" else damage):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(InputError, match="1.0.0: prepared data that can be read wanted .*; delete it") as caught:
+    with pytest.raises(InputError, match="1.0.0: expected readable prepared data .*; delete the") as caught:
         load_named("mnist", None)
     assert "\n" not in str(caught.value)
 
@@ -168,7 +259,7 @@ def test_damaged_prepared_data_is_one_line(serve_small, tfds_dir, damage):
 def test_a_directory_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "file"))
-    with pytest.raises(DownloadError, match="file: a writable directory to download to wanted"):
+    with pytest.raises(DownloadError, match="file: expected a writable directory for downloads"):
         load_named("mnist", None)
 
 
