@@ -194,6 +194,7 @@ def small_dataset():
     return Dataset(make_split(70), make_split(10), make_split(30, seed=1), "some", 10, tuple("0123456789"))
 
 
+@pytest.mark.slow
 @pytest.mark.uses_adam
 @pytest.mark.parametrize(
     ("contestant", "config"),
@@ -219,6 +220,7 @@ def test_the_plain_network_is_the_same_network():
     np.testing.assert_allclose(apply_model(ours, ours.params, image)[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_whole_suite_runs(tmp_path):
     output = tmp_path / "results.json"
     done = subprocess.run(

@@ -48,6 +48,7 @@ EXPERIMENTS = sorted(path.stem for path in DIRECTORY.glob("*.py") if path.stem n
 SMALL = TrainConfig(data="digits", hidden_sizes=(4,), epochs=1, optimizer="sgd", learning_rate=0.1, quiet=True)
 
 
+@pytest.mark.slow
 @pytest.mark.uses_adam
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_it_runs_on_the_digits(name, tmp_path, monkeypatch, capsys):
@@ -75,6 +76,7 @@ def test_its_header_says_command_machine_and_result(name):
         assert part in module.__doc__
 
 
+@pytest.mark.slow
 def test_several_seeds_are_each_a_run_of_their_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(SMALL, "", ["--seeds", "1-2", "--results", "new/found.json"]) == 0
@@ -88,6 +90,7 @@ def test_several_seeds_are_each_a_run_of_their_own(tmp_path, monkeypatch, capsys
     assert alone["test_loss"] == runs[1]["test_loss"]
 
 
+@pytest.mark.slow
 def test_a_variant_is_another_config_and_hooks_come_before_and_after(tmp_path, monkeypatch, idx_dir):
     monkeypatch.chdir(tmp_path)
     options = {
@@ -108,6 +111,7 @@ def test_a_variant_is_another_config_and_hooks_come_before_and_after(tmp_path, m
     assert found["versions"] == found["runs"][0]["versions"]
 
 
+@pytest.mark.slow
 def test_runs_in_a_workdir_are_taken_or_continued(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = ["--workdir", "w", "--seeds", "0-1"]
@@ -226,6 +230,7 @@ def test_views_are_those_of_the_library(tmp_path):
     assert evaluate_with_views(run) == {"views_test_accuracy": expected.accuracy}
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_the_mean_of_its_members(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(record_ensemble, "CONFIG", SMALL)

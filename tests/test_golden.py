@@ -49,6 +49,7 @@ def train(source, directory):
         return dict(found)
 
 
+@pytest.mark.slow
 def test_the_same_parameters_as_before_the_redesign_bit_for_bit(tmp_path):
     archive = subprocess.run(["git", "archive", BEFORE, "mnist_jax"], cwd=ROOT, capture_output=True, check=False)
     if archive.returncode:

@@ -150,6 +150,7 @@ def test_using_a_step_does_not_load_what_only_fit_needs(run_python):
     assert run_python("-c", code).stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_tensorflow_is_never_imported(run_python, tmp_path, idx_dir):
     """Everything that touches tensorflow-datasets or TensorBoard, with a tensorflow that confesses its import."""
     trap = tmp_path / "trap" / "tensorflow"

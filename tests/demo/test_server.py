@@ -254,6 +254,7 @@ def test_a_signal_while_training_ends_the_command(capsys, tmp_path, monkeypatch)
     assert capsys.readouterr().err.splitlines()[-1] == "stopped"
 
 
+@pytest.mark.slow
 def test_without_a_run_one_is_trained_and_served_and_found_again(tmp_path):
     code = "import sys\nfrom mnist_jax.demo import __main__ as demo\n"
     code += "demo._FEWEST_EXAMPLES = 0\nsys.exit(demo.main(['--port', '0']))"  # three epochs of the digits

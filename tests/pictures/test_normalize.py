@@ -122,6 +122,7 @@ def trained(tmp_path_factory):
     return run.state, load_dataset("mnist", data_dir=MNIST_DIR).test
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(RENDERINGS.keys() - {"very thick"}))  # which closes the holes of 8 and 9
 def test_a_trained_network_reads_pictures(trained, name):
     state, test = trained
@@ -131,6 +132,7 @@ def test_a_trained_network_reads_pictures(trained, name):
     assert evaluate_dataset(state, Split(image, test.label[chosen])).accuracy >= 0.97
 
 
+@pytest.mark.slow
 def test_a_trained_network_reads_the_photograph(trained):
     content = (Path(__file__).parent.parent / "images" / "seven.jpg").read_bytes()
     image = prepare_image(read_picture(content, "seven.jpg"))

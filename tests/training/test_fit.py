@@ -313,6 +313,7 @@ def test_a_workdir_in_use_is_one_line_and_untouched(capsys, run):
     assert re.fullmatch(r"error: resume: hidden_sizes must be \(8,\) as in .*config.json, got \(512, 256\)", second)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_command_with_143(tmp_path):
     workdir = tmp_path / "run"
     process = subprocess.Popen(
