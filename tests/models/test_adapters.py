@@ -228,7 +228,7 @@ class EquinoxBatchNorm(equinox.Module):
         ("resnet", TypeError, "model must be a Flax Linen module, a Flax NNX or Equinox module instance, or a pair"),
         (nn.Dense, TypeError, "model must be a Flax Linen module, .* got type"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_what_cannot_be_trained_is_refused_with_the_reason(model, error, message):
     with pytest.raises(error, match=message):
