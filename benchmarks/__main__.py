@@ -1,11 +1,12 @@
 """How fast is mnist_jax on this machine, how far is that from the limit, and what would one get elsewhere?
 
-python -m benchmarks                          # every suite: half an hour on 2 cores
-python -m benchmarks --quick                  # only that each of them works: under two minutes
-python -m benchmarks steps epochs --platform gpu
-python -m benchmarks compare BEFORE AFTER     # two results files
-python -m benchmarks plot RESULTS             # RESULTS with .png
-python -m benchmarks table RESULTS            # the peers, in Markdown; --into README.md puts it there
+    python -m benchmarks                        # all suites: 30 min on 2 cores
+    python -m benchmarks --quick                # only that each works: two minutes
+    python -m benchmarks compare BEFORE AFTER   # two results files
+    python -m benchmarks plot RESULTS           # RESULTS with .png
+    python -m benchmarks table RESULTS          # the peers, in Markdown
+
+The suites write a results file in ``benchmarks/results``, which the other commands read.
 """
 
 from __future__ import annotations
@@ -36,11 +37,9 @@ SUITES = (
 
 
 def _parser() -> argparse.ArgumentParser:
-    assert __doc__ is not None
-    parser = OneLineParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"some of {' '.join(SUITES)}; default all")
+    parser = OneLineParser("python -m benchmarks", __doc__, "steps epochs --platform cpu --quick")
+    help_ = f"some of {', '.join(SUITES)}; default: all"
+    parser.add_argument("suite", nargs="*", choices=SUITES, metavar="SUITE", help=help_)
     parser.add_argument("--quick", action="store_true", help="small and few: to see that it works")
     parser.add_argument("--data", help="as for mnist_jax.train")
     parser.add_argument("--platform", choices=["cpu", "gpu", "tpu"], help="default: what JAX finds")
@@ -49,7 +48,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _files_parser(command: str) -> argparse.ArgumentParser:
-    parser = OneLineParser(prog=f"python -m benchmarks {command}")
+    description, example = {
+        "compare": ("Compare two results files.", "before.json after.json"),
+        "plot": ("Draw the figures of a results file.", "results.json"),
+        "table": ("Print the peers of a results file as a Markdown table.", "results.json --into README.md"),
+    }[command]
+    parser = OneLineParser(f"python -m benchmarks {command}", description, example)
     if command == "compare":
         parser.add_argument("before", type=Path)
         parser.add_argument("after", type=Path)
@@ -74,9 +78,6 @@ def _run(flags: argparse.Namespace) -> None:
     from benchmarks.timing import measure_peaks
     from mnist_jax import load_dataset
 
-    unknown = [suite for suite in flags.suites if suite not in SUITES]
-    if unknown:
-        raise InputError(f"suite must be one of {', '.join(SUITES)}, got {unknown[0]}")
     if flags.output is not None and flags.output.exists():
         raise InputError(f"{flags.output} exists: choose another --output")
     try:
@@ -89,7 +90,7 @@ def _run(flags: argparse.Namespace) -> None:
     setting = Setting(data, dataset, measure_peaks(flags.quick), flags.quick)
     results = new_results(setting)
     path = choose_path(results, flags.output)
-    for name in flags.suites or SUITES:
+    for name in flags.suite or SUITES:
         rows: list[dict[str, object]] = []
         results["suites"][name] = {"rows": rows}
         try:

@@ -166,9 +166,10 @@ def test_a_picture_is_drawn(tmp_path):
             "suite must be one of steps, augmentation, epochs, startup, accuracy, scaling, populations, answers, "
             "pictures, memory, peers, got nonsense",
         ),
+        (["stepz"], "peers, got stepz; did you mean steps?\n"),
         (["--output", "there.json"], "there.json exists: choose another --output"),
         (["--data", "nowhere"], "nowhere"),
-        (["--platform", "abacus"], "argument --platform: invalid choice: 'abacus' (choose from "),
+        (["--platform", "abacus"], "platform must be one of cpu, gpu, tpu, got abacus\n"),
         (["compare", "there.json"], "the following arguments are required: after"),
         (["plot", "missing.json"], "missing.json: No such file or directory"),
         (["plot", "there.json"], "there.json is not JSON"),

@@ -39,7 +39,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys):
     assert main([str(tmp_path / "nowhere")]) == 2
     assert main([str(tmp_path), "more"]) == 2
     first, second = capsys.readouterr().err.splitlines()
-    assert first == f"error: {tmp_path / 'nowhere'}: a directory of runs wanted (No such file or directory)"
+    assert first == f"error: {tmp_path / 'nowhere'}: expected a directory of runs (No such file or directory)"
     assert second == "error: unrecognized arguments: more"
 
 
