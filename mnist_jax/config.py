@@ -33,7 +33,7 @@ OPTIMIZER_FIELDS = ("optimizer", "learning_rate", "schedule", "warmup_fraction",
 LOSS_FIELDS = ("label_smoothing", "adversarial_radius", "ema_decay")
 AUGMENTATION_FIELDS = ("augment_shift", "augment_rotation", "augment_scale", "augment_shear", "augment_elastic",
                        "augment_smoothness", "augment_erasing")
-# The fields of a step that are neither in the model nor in the optimizer.
+# The remaining fields of a training step.
 RECIPE_FIELDS = (*LOSS_FIELDS, *AUGMENTATION_FIELDS, "microbatch_size", "seed")
 # These fields do not affect the training, so they may change when a run is resumed.
 CHANGEABLE_ON_RESUME = ("data_dir", "checkpoint_every", "keep_checkpoints", "workdir", "resume", "progress", "quiet")
@@ -98,7 +98,7 @@ class TrainConfig:
     dense_size: int = 256
     """cnn: units of the dense layer before the logits; 0 for global average pooling instead"""
     batch_norm: bool = False
-    """normalise over the batch, or microbatch, before each ReLU; evaluation averages need some hundred steps"""
+    """normalise over the batch, or microbatch, before each ReLU; its running averages need hundreds of steps"""
     dropout_rate: float = 0.2
     """probability of dropping a hidden unit in training, in [0, 1)"""
     dtype: Dtype = "float32"
@@ -147,7 +147,7 @@ class TrainConfig:
     batch_size: int = 128
     """examples per step"""
     microbatch_size: int | None = None
-    """examples whose gradient is computed at once; a batch accumulates them. With batch_norm it changes the training;
+    """examples per gradient; a batch accumulates its gradients. With batch_norm this changes the training;
     default: the fastest, 32 for the cnn on CPU and the whole batch otherwise"""
     epochs: int = 10
     """passes over the training split"""
@@ -308,7 +308,7 @@ _TYPES = typing.get_type_hints(TrainConfig)
 
 
 def _converted(name: str, value: Any) -> Any:
-    """Returns the value of a field in its type, from JSON lists, NumPy numbers and paths."""
+    """Converts a value, such as a JSON list, a NumPy number or a path, to the type of its field."""
     kind, choices = _TYPES[name], typing.get_args(_TYPES[name])
     if type(None) in choices:
         if value is None:

@@ -50,12 +50,15 @@ class NonFiniteLossError(FloatingPointError):
 def suggest(name: str, known: Iterable[str]) -> str:
     """Returns the end of a message about a mistyped name: the nearest known name, or nothing if none is near.
 
+    Neither case nor leading dashes count.
+
     Example:
         >>> "unknown flag --epoch" + suggest("--epoch", ["--epochs", "--seed"])
         'unknown flag --epoch; did you mean --epochs?'
     """
-    nearest = difflib.get_close_matches(name.lower(), known, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    names = {each.lstrip("-"): each for each in known}
+    nearest = difflib.get_close_matches(name.lstrip("-").lower(), names, n=1)
+    return f"; did you mean {names[nearest[0]]}?" if nearest else ""
 
 
 def import_extra(module: str, extra: str) -> ModuleType:

@@ -152,7 +152,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.pre
             "file", nargs="+", metavar="FILE", help="a picture, a CSV file of Kaggle's digit-recognizer, or - for stdin"
         )
         parser.add_argument(
-            "--json", action="store_true", help="print one JSON object per picture, or per row of a CSV (from 0)"
+            "--json", action="store_true", help="print one JSON object per picture, or per row of a CSV counted from 0"
         )
         parser.add_argument(
             "--show",

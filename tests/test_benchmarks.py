@@ -191,6 +191,25 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys
     assert Path("there.json").read_text() == "no JSON"
 
 
+@pytest.mark.parametrize(
+    ("command", "example"),
+    [
+        ("", "steps epochs --platform cpu --quick"),
+        (" compare", "before.json after.json"),
+        (" plot", "results.json"),
+        (" table", "results.json --into README.md"),
+    ],
+)
+def test_help_fits_80_columns_and_ends_with_an_example(command, example, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: python -m benchmarks{command} ")
+    assert text.endswith(f"\n\nexample: python -m benchmarks{command} {example}\n")
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def small_dataset():
     return Dataset(make_split(70), make_split(10), make_split(30, seed=1), "some", 10, tuple("0123456789"))
 

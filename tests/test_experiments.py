@@ -184,7 +184,8 @@ def test_help_shows_the_question_and_the_flags(run_python):
     example = f"example: python {DIRECTORY / 'two_dense_100.py'} --seeds 0-4 --results found.json\n"
     assert done.stdout.endswith(f"\n\n{example}")
     everything = run_python(str(DIRECTORY / "two_dense_100.py"), "--help-all").stdout
-    assert everything.startswith(done.stdout[: done.stdout.index("data:")])
+    assert everything.startswith(done.stdout[: done.stdout.index("options:")])
+    assert "\nexperiment:\n" in everything
     assert "--augment-shear" in everything
 
 

@@ -33,7 +33,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     Args:
         prog: name of the program.
-        description: text above the flags. Its paragraphs are wrapped, except for indented ones.
+        description: text above the flags; its paragraphs are wrapped, except for indented ones.
         example: arguments of a command that works; the last line of the help shows it.
         options: passed to ``ArgumentParser``.
 
@@ -49,7 +49,7 @@ class OneLineParser(argparse.ArgumentParser):
         epilog = None if example is None else f"example: {prog} {example}"
         options = {"formatter_class": functools.partial(_Formatter, max_help_position=30), **options}
         super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False, **options)
-        self._negative_number_matcher = re.compile(r"-\.?\d|-inf|-nan")  # argparse takes -1e-3 for a flag
+        self._negative_number_matcher = re.compile(r"-\.?\d|-inf|-nan")  # or -1e-3 would be a flag
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Parses like ``ArgumentParser.parse_args``.
@@ -65,7 +65,11 @@ class OneLineParser(argparse.ArgumentParser):
         raise InputError(message)
 
     def _normalize(self, args: Sequence[str]) -> Iterator[str]:
-        """Yields the arguments, with each flag as it was added."""
+        """Yields the arguments, with each flag spelled as it was added.
+
+        Raises:
+            InputError: a flag is unknown.
+        """
         flags = self._option_string_actions
         end = args.index("--") if "--" in args else len(args)
         for argument in args[:end]:
@@ -125,12 +129,12 @@ def parse_flags(
 
 
 def add_config_flags(parser: argparse.ArgumentParser, default: TrainConfig, args: Sequence[str] | None) -> None:
-    """Adds the fields of a config as flags, and ``--help-all``.
+    """Adds the fields of a config and ``--help-all`` as flags.
 
     Args:
         parser: gets a group of flags for each group of fields.
         default: its values are shown as the defaults.
-        args: the command line. If it has ``--help-all``, the help lists all fields, or else the common ones.
+        args: the command line. With ``--help-all`` in it, the help lists all fields, otherwise the common ones.
     """
     arguments = sys.argv[1:] if args is None else args
     texts, kinds = _help_texts(), typing.get_type_hints(TrainConfig)
@@ -191,7 +195,7 @@ def _options(name: str, kind: Any) -> dict[str, Any]:
 
 
 def _converter(kind: type, optional: bool) -> Callable[[str], Any]:
-    """Returns a function from text to a value. It returns what it cannot convert: ``TrainConfig`` refuses that."""
+    """Returns a function that parses text. It returns invalid text unchanged, which ``TrainConfig`` then refuses."""
 
     def convert(text: str) -> Any:
         if optional and text == "None":

@@ -237,5 +237,5 @@ def _read_trials(path: Path, drawn: Sequence[Hyperparameters]) -> list[Trial]:
     except (ValueError, TypeError, LookupError) as error:
         raise InputError(f"{file}: expected one trial per line, got something else ({error})") from None
     if _to_lines(trials) != text:  # another version of NumPy, for example, may draw others
-        raise InputError(f"{file} does not match the hyperparameters that this version samples: start a new sweep")
+        raise InputError(f"{file} does not match the hyperparameters this version samples; start a new sweep")
     return trials

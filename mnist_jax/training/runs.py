@@ -61,6 +61,8 @@ def find_runs(directory: str | os.PathLike[str] = "runs") -> list[RunInfo]:
     """
     try:
         paths = list(Path(directory).iterdir())
+    except FileNotFoundError:
+        raise InputError(f"{directory}: no such directory; train a run first, or name the directory") from None
     except OSError as error:
         raise InputError(f"{directory}: expected a directory of runs ({error.strerror})") from None
     runs = [run for run in map(_read_run, paths) if run is not None]

@@ -124,7 +124,7 @@ def test_what_is_announced_too_large_is_refused_before_it_is_sent(address, heade
 
 
 def test_a_body_without_end_is_cut_off(address, monkeypatch):
-    monkeypatch.setattr(server, "_LARGEST_DRAINED", 12_000_000)
+    monkeypatch.setattr(server, "_LARGEST_DISCARDED", 12_000_000)
     with pytest.raises(ConnectionError):
         ask(address, (bytes(2**16) for _ in iter(int, 1)))
     assert ask(address, b"next")[0] == 200

@@ -248,7 +248,7 @@ def test_what_is_written_must_be_ours(sweep):
     continued, file = in_directory(sweep.workdir, resume=True), sweep.workdir / "trials.jsonl"
     text = file.read_text()
     file.write_text(text.replace('"hidden_sizes": [4, 3]', '"hidden_sizes": [4]'))
-    message = f"{file} does not match the hyperparameters that this version samples: start a new sweep"
+    message = f"{file} does not match the hyperparameters this version samples; start a new sweep"
     with pytest.raises(InputError) as caught:
         run_sweep(continued, SEARCH)
     assert str(caught.value) == message

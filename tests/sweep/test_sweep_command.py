@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_jax import Sweep, TrainConfig, Trial
+from mnist_jax import Search, Sweep, TrainConfig, Trial
 from mnist_jax.cli.flags import parse_flags
 from mnist_jax.sweep.__main__ import main, results_table
 
@@ -53,6 +53,14 @@ def test_a_wrong_flag_is_one_line(args, message, capsys):
     error = capsys.readouterr().err
     assert error.startswith(message)
     assert len(error.splitlines()) == 1
+
+
+def test_help_all_has_the_flags_of_a_search_and_of_a_run(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help-all"])
+    text = capsys.readouterr().out
+    for field in (*dataclasses.fields(Search), *dataclasses.fields(TrainConfig)):
+        assert f"\n  --{field.name.replace('_', '-')}" in text
 
 
 def test_help_does_not_wait_for_jax(run_python):
