@@ -1,7 +1,7 @@
 """How fast is mnist_jax on this machine, how far is that from the limit, and what would one get elsewhere?
 
     python -m benchmarks                        # all suites: 30 min on 2 cores
-    python -m benchmarks --quick                # only that each works: two minutes
+    python -m benchmarks --quick                # a check of each: two minutes
     python -m benchmarks compare BEFORE AFTER   # two results files
     python -m benchmarks plot RESULTS           # RESULTS with .png
     python -m benchmarks table RESULTS          # the peers, in Markdown
