@@ -1,11 +1,12 @@
 """How fast is mnist_jax on this machine, compared with the limits of the machine and with other libraries?
 
-python -m benchmarks                          # every suite: half an hour on 2 cores
-python -m benchmarks --quick                  # checks that every suite works: under two minutes
-python -m benchmarks steps epochs --platform gpu
-python -m benchmarks compare BEFORE AFTER     # two results files
-python -m benchmarks plot RESULTS             # a PNG beside RESULTS
-python -m benchmarks table RESULTS            # the peers in Markdown; --into README.md inserts the table
+    python -m benchmarks                        # all suites: 30 min on 2 cores
+    python -m benchmarks --quick                # checks that every suite works: two minutes
+    python -m benchmarks compare BEFORE AFTER   # two results files
+    python -m benchmarks plot RESULTS           # RESULTS with .png
+    python -m benchmarks table RESULTS          # the peers, in Markdown
+
+The suites write a results file in ``benchmarks/results``, which the other commands read.
 """
 
 from __future__ import annotations
@@ -36,11 +37,9 @@ SUITES = (
 
 
 def _parser() -> argparse.ArgumentParser:
-    assert __doc__ is not None
-    parser = OneLineParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"any of {' '.join(SUITES)}; default all")
+    parser = OneLineParser("python -m benchmarks", __doc__, "steps epochs --platform cpu --quick")
+    help_ = f"any of {', '.join(SUITES)}; default: all"
+    parser.add_argument("suite", nargs="*", choices=SUITES, metavar="SUITE", help=help_)
     parser.add_argument("--quick", action="store_true", help="small workloads, to check that everything works")
     parser.add_argument("--data", help="as for mnist_jax.train")
     parser.add_argument("--platform", choices=["cpu", "gpu", "tpu"], help="default: chosen by JAX")
@@ -49,25 +48,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _files_parser(command: str) -> argparse.ArgumentParser:
-    parser = OneLineParser(prog=f"python -m benchmarks {command}")
+    description, example = {
+        "compare": ("Compare two results files.", "before.json after.json"),
+        "plot": ("Draw the figures of a results file.", "results.json"),
+        "table": ("Print the peers of a results file as a Markdown table.", "results.json --into README.md"),
+    }[command]
+    parser = OneLineParser(f"python -m benchmarks {command}", description, example)
     if command == "compare":
         parser.add_argument("before", type=Path)
         parser.add_argument("after", type=Path)
     else:
         parser.add_argument("results", type=Path)
     if command == "table":
-        parser.add_argument(
-            "--into", type=Path, help="Markdown file; replaces its lines between <!-- peers --> and <!-- /peers -->"
-        )
+        parser.add_argument("--into", type=Path, help="Markdown file to put it in, between two marks")
     if command == "plot":
-        parser.add_argument("--output", type=Path, help="PNG file; default RESULTS with .png")
+        parser.add_argument("--output", type=Path, help="PNG; default RESULTS with .png")
     return parser
 
 
 def _run(flags: argparse.Namespace) -> None:
     if flags.platform is not None:
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(flags.platform, flags.platform)
-    # Other processes of the benchmarks share the device.
+    # Several processes share the device.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
@@ -76,9 +78,6 @@ def _run(flags: argparse.Namespace) -> None:
     from benchmarks.timing import measure_peaks
     from mnist_jax import load_dataset
 
-    unknown = [suite for suite in flags.suites if suite not in SUITES]
-    if unknown:
-        raise InputError(f"suite must be one of {', '.join(SUITES)}, got {unknown[0]}")
     if flags.output is not None and flags.output.exists():
         raise InputError(f"{flags.output} exists: choose another --output")
     try:
@@ -86,12 +85,12 @@ def _run(flags: argparse.Namespace) -> None:
     except RuntimeError as error:
         raise InputError(f"platform: {str(error).splitlines()[0]}") from None
     dataset = load_dataset(flags.data)
-    # Commands in their own process have another working directory.
+    # Commands that are run as a whole have another working directory.
     data = str(Path(flags.data).resolve()) if flags.data and Path(flags.data).exists() else flags.data
     setting = Setting(data, dataset, measure_peaks(flags.quick), flags.quick)
     results = new_results(setting)
     path = choose_path(results, flags.output)
-    for name in flags.suites or SUITES:
+    for name in flags.suite or SUITES:
         rows: list[dict[str, object]] = []
         results["suites"][name] = {"rows": rows}
         try:
@@ -100,7 +99,7 @@ def _run(flags: argparse.Namespace) -> None:
                 print(f"\r{name}: {len(rows)} rows", end="", file=sys.stderr, flush=True)
         except SkippedError as reason:
             results["suites"][name] = {"skipped": str(reason)}
-        except Exception as error:  # keep the results of the other suites
+        except Exception as error:  # the other suites shall not be lost
             results["suites"][name] = {"failed": f"{type(error).__name__}: {error}", "rows": rows}
         print(file=sys.stderr)
         write_results(results, path)
@@ -111,7 +110,7 @@ def _run(flags: argparse.Namespace) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, 1 if a suite failed, or 2 after bad input."""
+    """The command: returns 0, 1 if a suite failed, or 2 after bad input."""
     arguments = list(sys.argv[1:] if args is None else args)
 
     def command() -> None:

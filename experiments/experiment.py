@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mnist_jax import Dataset, InputError, Run, TrainConfig, fit, load_dataset
-from mnist_jax.cli.flags import OneLineParser, parse_flags, run_command
+from mnist_jax.cli.flags import OneLineParser, add_config_flags, replace_fields, run_command
 
 if TYPE_CHECKING:
     from mnist_jax import Evaluation  # loads JAX, which --help does not need
@@ -53,9 +53,8 @@ def main(
     Args:
         config: of the experiment; every flag of ``mnist_jax.train`` overrides it.
         documentation: shown by ``--help`` in front of the flags.
-        args: the command line without the program's name; ``sys.argv[1:]`` if None. ``--seeds 0-9`` or ``1,4``
-            repeats the experiment, ``--variant NAME`` takes another config, ``--results FILE`` writes every value, and
-            ``--workdir DIRECTORY`` keeps each run in ``seed-N`` in there: see :func:`train`.
+        args: the command line without the program's name; ``sys.argv[1:]`` if None. See ``--help``, and
+            :func:`train` for ``--workdir``.
         variants: other configs by name.
         prepare: changes the config once before all runs, for example to data that it makes.
         finish: what else to do with each run; returns more numbers for its summary.
@@ -64,32 +63,31 @@ def main(
     Returns:
         The exit status, as for ``mnist_jax.train``.
     """
-    arguments, variants = list(sys.argv[1:] if args is None else args), variants or {}
 
     def command() -> None:
-        parser = OneLineParser(add_help=False, allow_abbrev=False)
-        parser.add_argument("--seeds")
-        parser.add_argument("--variant")
-        parser.add_argument("--results", type=Path)
-        flags, others = parser.parse_known_args(arguments)
-        if {"-h", "--help"} & set(others):
-            print(documentation, "\n  --seeds 0-9 or 1,4 repeats it, --results FILE writes every value")
-            print("  --workdir DIRECTORY keeps its runs, and goes on with those that are in there")
-            print(f"  --variant {' or '.join(variants)} takes another config\n" if variants else "")
-        if flags.variant not in (None, *variants):
-            wanted = f"one of {', '.join(variants)}" if variants else "left out"
-            raise InputError(f"variant must be {wanted}, got {flags.variant}")
-        base = parse_flags(variants.get(flags.variant, config), others, f"python {Path(sys.argv[0])}")
+        program, example = f"python {Path(sys.argv[0])}", "--seeds 0-4 --results found.json"
+        parser = OneLineParser(program, documentation, example, usage="%(prog)s [flags]")
+        group = parser.add_argument_group(
+            "experiment", "With --workdir DIR, each run is kept in DIR/seed-N, and reused or continued if it is there."
+        )
+        group.add_argument("--seeds", metavar="SEEDS", help="seeds of several runs, such as 0-9 or 1,4")
+        group.add_argument("--results", type=Path, metavar="FILE", help="JSON file for all values")
+        if variants:
+            group.add_argument("--variant", choices=variants, help="another config")
+        add_config_flags(parser, config, args)
+        flags = parser.parse_args(args)
+        variant = flags.variant if variants else None
+        base = replace_fields((variants or {}).get(variant, config), flags)
         seeds = [base.seed] if flags.seeds is None else parse_seeds(flags.seeds)
         base = base if prepare is None else prepare(base)
-        if flags.results is not None and flags.results.exists() and not _goes_on(flags.results, base, flags.variant):
+        if flags.results is not None and flags.results.exists() and not _goes_on(flags.results, base, variant):
             raise InputError(f"{flags.results} exists: choose another --results")
         summaries: list[dict[str, Any]] = []
         for seed in seeds:
             one = dataclasses.replace(base, seed=seed, quiet=base.quiet or len(seeds) > 1)
             summaries.append(measure_run(one, finish) if measure is None else measure(one))
             if flags.results is not None:  # after each run, as the next may fail
-                write_results(flags.results, base, summaries, flags.variant)
+                write_results(flags.results, base, summaries, variant)
         print(report(summaries))
 
     return run_command(command)

@@ -2,8 +2,8 @@
 
     from mnist_jax import MLP, create_train_state, load_dataset, train_step
 
-This is the one public door. ``__init__.pyi`` beside this file lists what is behind it; a name is imported when it is
-first used, so that ``python -m mnist_jax.train --help`` does not wait for JAX.
+Every public name can be imported from here; ``__init__.pyi`` lists them. A name is loaded on first use, so that
+``python -m mnist_jax.train --help`` does not wait for JAX.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -14,5 +14,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 try:
     __version__ = version("mnist_jax")
-except PackageNotFoundError:  # used from a source tree that is not installed
+except PackageNotFoundError:  # not installed: imported from a source tree
     __version__ = "unknown"

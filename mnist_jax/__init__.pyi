@@ -65,7 +65,7 @@ from .training.population import Population as Population
 from .training.population import train_population as train_population
 from .training.run import Run as Run
 from .training.run import Training as Training
-from .training.runs import FoundRun as FoundRun
+from .training.runs import RunInfo as RunInfo
 from .training.runs import find_runs as find_runs
 
 __version__: str

@@ -1,7 +1,7 @@
-"""The two errors that a command turns into an exit status.
+"""The two errors that a command turns into an exit status, and what their messages need.
 
-``InputError``          what the user gave cannot be used: one line, exit status 2
-``NonFiniteLossError``  training went wrong: one line, exit status 1
+``InputError``          a flag, file or directory cannot be used: one line, exit status 2
+``NonFiniteLossError``  training diverged: one line, exit status 1
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from types import ModuleType
 
 
 class InputError(ValueError):
-    """A flag, file or directory that cannot be used.
+    """A flag, file or directory cannot be used.
 
-    The message is one line that names the field or file, what was found and what would be right.
+    The message is one line. It names the field or file, the expected value and the value found.
 
     Example:
         >>> from mnist_jax import load_dataset
@@ -31,8 +31,8 @@ class NonFiniteLossError(FloatingPointError):
     """The loss became NaN or infinite.
 
     Attributes:
-        epoch: the epoch it happened in, counted from 1.
-        step: the step it happened in, counted from 1 over the whole run.
+        epoch: epoch of the first such loss, counted from 1.
+        step: its step, counted from 1 over the whole run.
 
     Example:
         >>> str(NonFiniteLossError(epoch=2, step=431, loss=float("nan")))
@@ -50,19 +50,22 @@ class NonFiniteLossError(FloatingPointError):
 def suggest(name: str, known: Iterable[str]) -> str:
     """Returns the end of a message about a mistyped name: the nearest known name, or nothing if none is near.
 
+    Neither case nor leading dashes count.
+
     Example:
         >>> "unknown flag --epoch" + suggest("--epoch", ["--epochs", "--seed"])
         'unknown flag --epoch; did you mean --epochs?'
     """
-    nearest = difflib.get_close_matches(name.lower(), known, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    names = {each.lstrip("-"): each for each in known}
+    nearest = difflib.get_close_matches(name.lstrip("-").lower(), names, n=1)
+    return f"; did you mean {names[nearest[0]]}?" if nearest else ""
 
 
 def import_extra(module: str, extra: str) -> ModuleType:
-    """Imports a module that only an optional dependency of this package brings.
+    """Imports a module that an optional dependency provides.
 
     Raises:
-        InputError: it is not installed; the message says how to.
+        InputError: it is not installed; the message names the command that installs it.
     """
     try:
         return importlib.import_module(module)

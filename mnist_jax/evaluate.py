@@ -1,13 +1,13 @@
-"""Evaluates a run in every detail, and writes it all down. The command ``python -m mnist_jax.evaluate RUN``.
+"""Evaluates a run, and writes numbers, figures and a page. The command ``python -m mnist_jax.evaluate RUN``.
 
     report = evaluate_run("runs/mine")
     report.content["accuracy"], report.content["classes"][3]["recall"]
 
-evaluation.json    every number             examples.csv    a line for each example
-figures/*.png      confusion matrix, ...    report.html     all of it on one page that needs nothing else
+evaluation.json    all numbers              examples.csv    one line per example
+figures/*.png      confusion matrix, ...    report.html     one self-contained page with all of it
 
-These go into the run, or into ``RUN/<data>-<split>`` for data or a split other than the run's own test split. What
-needs JAX is imported inside :func:`evaluate_run`: ``--help`` and a wrong flag are answered at once.
+The run's own test split is evaluated into the run directory, any other data or split into ``RUN/<data>-<split>``. JAX
+is imported inside :func:`evaluate_run`, so that ``--help`` and a wrong flag are answered at once.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ SPLITS = ("test", "validation", "train")
 
 @dataclasses.dataclass(frozen=True)
 class RunReport:
-    """A run that was evaluated.
+    """The evaluation of a run.
 
     Attributes:
-        content: what ``evaluation.json`` says.
-        evaluation: of the split, with its logits.
-        directory: of the files.
+        content: the numbers in ``evaluation.json``.
+        evaluation: the evaluation of the split, with its logits.
+        directory: the directory of the files.
 
     Example:
         >>> report = RunReport({"accuracy": 0.98}, None, Path("runs/mine"))  # from evaluate_run("runs/mine")
@@ -74,19 +74,19 @@ def evaluate_run(
     """Evaluates a run on a split, and writes numbers, figures, a table of the examples, and a page.
 
     Args:
-        run: its directory.
-        data: as for ``load_dataset``; None takes what the run was trained on.
-        data_dir: as for ``load_dataset``; None takes that of the run.
+        run: the run directory.
+        data: data set, as for ``load_dataset``; None for the one the run was trained on.
+        data_dir: as for ``load_dataset``; None for that of the run.
         split: ``test``, ``validation`` or ``train``.
-        model: of a run that was trained with one of your own, as for :func:`mnist_jax.load_run`.
-        tx: of a run that was trained with an optimizer of your own, likewise.
+        model: the model, if the run was trained with your own, as for :func:`mnist_jax.load_run`.
+        tx: the optimizer, if the run was trained with your own.
 
     Returns:
         All numbers. ``content["seconds"]`` holds wall seconds: ``start`` (imports, data, checkpoint), ``evaluate``,
-        ``write`` (figures and files, with the rest of the gradient norms) and ``total``.
+        ``write`` (figures and files, and waiting for the gradient norms) and ``total``.
 
     Raises:
-        InputError: there is no such run, its checkpoint or the data cannot be read, or nothing can be written.
+        InputError: the run, its checkpoint or the data cannot be read, or the files cannot be written.
 
     Example:
         >>> import tempfile
@@ -98,7 +98,7 @@ def evaluate_run(
         True
     """
     started = time.perf_counter()
-    with ThreadPoolExecutor() as pool:  # what is imported while JAX starts and the checkpoint is read
+    with ThreadPoolExecutor() as pool:  # imports these while JAX starts and the checkpoint is read
         for module in ("sklearn.metrics", "matplotlib.backends.backend_agg", "tensorboardX"):
             pool.submit(importlib.import_module, module)
         from mnist_jax.core.evaluation import evaluate_dataset
@@ -119,7 +119,7 @@ def evaluate_run(
     if split != "test" or not dataset.identity().items() <= trained_on.items():
         directory /= f"{dataset.name.replace('/', '-')}-{split}"
     with lock_directory(directory), ThreadPoolExecutor() as pool:
-        gradient_norms = pool.submit(per_example_gradient_norms, state, examples)  # goes on while figures are drawn
+        gradient_norms = pool.submit(per_example_gradient_norms, state, examples)  # runs while figures are drawn
         evaluation = evaluate_dataset(state, examples)
         content = {
             "run": os.fspath(run),
@@ -150,20 +150,21 @@ def evaluate_run(
 
 
 def _directory_of(trained_on: Mapping[str, Any]) -> str | None:
-    """Returns the directory that the data of a run was read from, if it is still there."""
+    """Returns the directory that the data of a run was read from, if it still exists."""
     path = trained_on.get("path")
     return path if path is not None and Path(path).is_dir() else None
 
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.evaluate") -> int:
-    """The command: parses ``args`` (default: the command line), evaluates, prints the table."""
+    """Parses ``args`` (default: the command line), evaluates, and prints the table."""
 
     def command() -> None:
-        parser = OneLineParser(prog=prog, description="Evaluate a run, and write numbers, figures and a page into it.")
-        parser.add_argument("run", metavar="RUN", help="its directory")
-        parser.add_argument("--data", help="evaluate on other data than the run's: a name, a directory or a CSV")
-        parser.add_argument("--data-dir", help="directory looked in first for mnist")
-        parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
+        description = "Evaluate a run, and write numbers, figures and a page into it."
+        parser = OneLineParser(prog, description, "runs/mine --split validation")
+        parser.add_argument("run", metavar="RUN", help="directory of the run")
+        parser.add_argument("--data", metavar="NAME", help="a data set other than the run's: a name, directory or CSV")
+        parser.add_argument("--data-dir", metavar="DIR", help="directory searched first for mnist")
+        parser.add_argument("--split", choices=SPLITS, default="test", help="split to evaluate; default: test")
         flags = parser.parse_args(args)
         report = evaluate_run(flags.run, data=flags.data, data_dir=flags.data_dir, split=flags.split)
         print(results_table(report.content))

@@ -1,9 +1,9 @@
-"""Reads the digits in pictures with the network of a run. The command ``python -m mnist_jax.predict``.
+"""Classifies the digits in pictures with the model of a run. The command ``python -m mnist_jax.predict``.
 
-    python -m mnist_jax.predict runs/mine seven.jpg other.png      a line for each picture
-    python -m mnist_jax.predict runs/mine test.csv --json          an object for each row
+    python -m mnist_jax.predict runs/mine seven.jpg other.png      one line per picture
+    python -m mnist_jax.predict runs/mine test.csv --json          one JSON object per row
 
-What needs JAX is imported inside the functions: ``--help`` and a wrong flag are answered at once.
+JAX is imported inside the functions, so that ``--help`` and a wrong flag are answered at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CSV_START = re.compile(rb'(\xef\xbb\xbf)?"?(label|pixel0)\b')
 
 
 def _predict_files(options: argparse.Namespace) -> Iterator[InputError]:
-    """Predicts each file, prints the predictions, and yields what went wrong with a file."""
+    """Prints the predictions for each file, and yields an error for each file that cannot be read."""
     from mnist_jax.training.loading import load_class_names, load_run
 
     _, state = load_run(options.run)
@@ -40,11 +40,11 @@ def _predict_files(options: argparse.Namespace) -> Iterator[InputError]:
             content = sys.stdin.buffer.read() if file == "-" else read_file(file)
             if name.endswith(".csv") or _CSV_START.match(content):
                 if options.show:
-                    raise InputError(f"{name}: --show takes pictures, got a CSV file")
+                    raise InputError(f"{name}: expected a picture for --show, got a CSV file")
                 image = read_csv_images(content, name)
                 rows: list[int | None] = [*range(len(image))]
             elif options.submission:
-                raise InputError(f"{name}: --submission takes a CSV file, got something else")
+                raise InputError(f"{name}: expected a CSV file for --submission, got another file")
             else:
                 picture = read_picture(content, name)
                 image, rows = _prepare(picture, name)[None], [None]
@@ -87,7 +87,7 @@ def _to_json(name: str, row: int | None, prediction: Prediction) -> str:
 
 
 def _to_line(prediction: Prediction, class_names: Sequence[str]) -> str:
-    """``7   99.8 %   (1 0.1 %, 9 0.1 %)``: the class, and the next two as far as they are not next to nothing."""
+    """Returns ``7   99.8 %   (1 0.1 %, 9 0.1 %)``: the class, and the next two if they are not negligible."""
     best, *others = np.argsort(-prediction.probabilities, kind="stable")[:3]
 
     def percent(label: int) -> str:
@@ -100,12 +100,12 @@ def _to_line(prediction: Prediction, class_names: Sequence[str]) -> str:
 
 
 def _show(file: str, picture: np.ndarray, prediction: Prediction) -> Path:
-    """Writes the picture beside what the network saw of it, and returns where."""
+    """Writes a picture beside the network input, and returns the path."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     for axes, pixels, title in zip(
-        figure.subplots(1, 2), (picture, prediction.image), ("the picture", "what the network sees"), strict=True
+        figure.subplots(1, 2), (picture, prediction.image), ("picture", "network input"), strict=True
     ):
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if pixels.ndim == 3 else None)
         axes.set(xticks=[], yticks=[], title=title)
@@ -133,7 +133,7 @@ def _write_submission(path: Path, predictions: Sequence[Prediction]) -> None:
         raise _exists(path) from None
     except OSError as error:
         raise InputError(f"--submission {path}: cannot be written ({error.strerror})") from None
-    print(f"{len(predictions)} predictions are in {path}", file=sys.stderr)
+    print(f"wrote {len(predictions)} predictions to {path}", file=sys.stderr)
 
 
 def _exists(path: Path) -> InputError:
@@ -141,24 +141,29 @@ def _exists(path: Path) -> InputError:
 
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.predict") -> int:
-    """The command: prints what a run reads in each file."""
+    """Parses ``args`` (default: the command line), and prints the predictions for each file."""
     failures = []
 
     def command() -> None:
-        parser = OneLineParser(prog=prog, description="Read digits in pictures or a Kaggle CSV with a trained run.")
+        description = "Classify the digits in pictures or a Kaggle CSV with the model of a run."
+        parser = OneLineParser(prog, description, "runs/mine seven.png")
         parser.add_argument("run", metavar="RUN", help="directory of the run")
         parser.add_argument(
-            "file", nargs="+", metavar="FILE", help="a picture, a CSV of Kaggle's digit-recognizer, or - for stdin"
+            "file", nargs="+", metavar="FILE", help="a picture, a CSV file of Kaggle's digit-recognizer, or - for stdin"
         )
-        parser.add_argument("--json", action="store_true", help="a JSON object a line, rows of a CSV counted from 0")
         parser.add_argument(
-            "--show", action="store_true", help="write <FILE>-seen.png: the picture as the network sees it"
+            "--json", action="store_true", help="print one JSON object per picture, or per row of a CSV counted from 0"
         )
-        parser.add_argument("--submission", metavar="CSV", help="write ImageId,Label of the one CSV for Kaggle")
+        parser.add_argument(
+            "--show",
+            action="store_true",
+            help="write FILE-seen.png: the picture beside the network input",
+        )
+        parser.add_argument("--submission", metavar="CSV", help="write the predictions for one CSV in Kaggle's format")
         options = parser.parse_args(args)
         if options.submission:
             if len(options.file) > 1:
-                raise InputError(f"--submission takes one CSV file, got {len(options.file)} files")
+                raise InputError(f"expected one CSV file for --submission, got {len(options.file)} files")
             if Path(options.submission).exists():
                 raise _exists(Path(options.submission))
         for error in _predict_files(options):

@@ -6,15 +6,15 @@ import sys
 from collections.abc import Sequence
 
 from mnist_jax.cli.flags import OneLineParser, run_command
-from mnist_jax.training.runs import FoundRun, find_runs
+from mnist_jax.training.runs import RunInfo, find_runs
 
 
-def runs_table(runs: Sequence[FoundRun]) -> str:
-    """A line for each run, as text."""
+def runs_table(runs: Sequence[RunInfo]) -> str:
+    """Returns a text table with one line per run."""
     rows: list[tuple[str, ...]] = [("run", "data", "model", "parameters", "epochs", "validation", "test", "training")]
     rows += map(_to_row, runs)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    texts = 3  # columns on the left; those of numbers are flush right
+    texts = 3  # text columns are aligned left, the others right
     return "\n".join(
         "  ".join(
             cell.ljust(width) if index < texts else cell.rjust(width)
@@ -24,7 +24,7 @@ def runs_table(runs: Sequence[FoundRun]) -> str:
     )
 
 
-def _to_row(run: FoundRun) -> tuple[str, ...]:
+def _to_row(run: RunInfo) -> tuple[str, ...]:
     name = (str(run.path), run.config.data or "", run.summary.get("model", run.config.model))
     summary = run.summary
     if not summary:
@@ -40,11 +40,11 @@ def _to_row(run: FoundRun) -> tuple[str, ...]:
 
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.runs") -> int:
-    """The command: prints the table of the runs."""
+    """Parses ``args`` (default: the command line), and prints the table of the runs."""
 
     def command() -> None:
-        parser = OneLineParser(prog=prog, description="List runs with their results, newest first.")
-        parser.add_argument("directory", nargs="?", default="runs", metavar="DIRECTORY", help="of runs; default: runs")
+        parser = OneLineParser(prog, "List runs with their results, newest first.", "runs")
+        parser.add_argument("directory", nargs="?", default="runs", metavar="DIR", help="directory; default: runs")
         print(runs_table(find_runs(parser.parse_args(args).directory)))
 
     return run_command(command)

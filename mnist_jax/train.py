@@ -1,7 +1,7 @@
 """The command ``python -m mnist_jax.train``: trains a classifier, from flags to a finished run directory.
 
-The flags are the fields of ``TrainConfig``; the work is done by :func:`mnist_jax.fit`. What needs JAX is imported after
-the flags have been read: ``--help`` and a wrong flag are answered at once.
+The flags are the fields of ``TrainConfig``; :func:`mnist_jax.fit` does the work. It is imported after the flags have
+been parsed, so that ``--help`` and a wrong flag are answered at once.
 """
 
 from __future__ import annotations
@@ -11,15 +11,20 @@ from collections.abc import Sequence
 
 from mnist_jax.cli.flags import parse_flags, run_command
 from mnist_jax.config import TrainConfig
-from mnist_jax.training.fit import fit
-from mnist_jax.training.progress import closing_table
 
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.train") -> int:
-    """Parses ``args`` (default: the command line), trains, and prints the closing table."""
+    """Parses ``args`` (default: the command line), trains, and prints the final table."""
 
     def command() -> None:
-        run = fit(parse_flags(TrainConfig(), args, prog))
+        description = "Train a digit classifier. Checkpoints, figures and final numbers go into a run directory."
+        example = "--model cnn --epochs 3 --workdir runs/mine"
+        config = parse_flags(TrainConfig(), args, prog, description, example)
+
+        from mnist_jax.training.fit import fit
+        from mnist_jax.training.progress import closing_table
+
+        run = fit(config)
         print(closing_table(run.summary, run.workdir))
 
     return run_command(command)

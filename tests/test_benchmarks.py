@@ -166,9 +166,10 @@ def test_a_picture_is_drawn(tmp_path):
             "suite must be one of steps, augmentation, epochs, startup, accuracy, scaling, populations, answers, "
             "pictures, memory, peers, got nonsense",
         ),
+        (["stepz"], "peers, got stepz; did you mean steps?\n"),
         (["--output", "there.json"], "there.json exists: choose another --output"),
         (["--data", "nowhere"], "nowhere"),
-        (["--platform", "abacus"], "argument --platform: invalid choice: 'abacus' (choose from "),
+        (["--platform", "abacus"], "platform must be one of cpu, gpu, tpu, got abacus\n"),
         (["compare", "there.json"], "the following arguments are required: after"),
         (["plot", "missing.json"], "missing.json: No such file or directory"),
         (["plot", "there.json"], "there.json is not JSON"),
@@ -188,6 +189,25 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys
     assert message in error
     assert len(error.splitlines()) == 1
     assert Path("there.json").read_text() == "no JSON"
+
+
+@pytest.mark.parametrize(
+    ("command", "example"),
+    [
+        ("", "steps epochs --platform cpu --quick"),
+        (" compare", "before.json after.json"),
+        (" plot", "results.json"),
+        (" table", "results.json --into README.md"),
+    ],
+)
+def test_help_fits_80_columns_and_ends_with_an_example(command, example, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: python -m benchmarks{command} ")
+    assert text.endswith(f"\n\nexample: python -m benchmarks{command} {example}\n")
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def small_dataset():

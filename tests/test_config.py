@@ -24,7 +24,7 @@ def test_json_gives_the_config_back():
     ("field", "value", "message"),
     [
         ("microbatch_size", 0, "microbatch_size must be at least 1, got 0"),
-        ("dtype", "float64", "dtype must be one of float32, bfloat16, got float64"),
+        ("dtype", "float64", "dtype must be one of float32, bfloat16, got float64; did you mean bfloat16\\?"),
         ("batch_size", 0, "batch_size must be at least 1, got 0"),
         ("batch_size", 1.5, "batch_size must be a whole number, got 1.5"),
         ("epochs", True, "epochs must be a whole number, got True"),
@@ -60,7 +60,8 @@ def test_json_gives_the_config_back():
         ("augment_smoothness", 1, r"augment_smoothness must be in \[2, 14\], got 1.0"),
         ("augment_erasing", 1.5, r"augment_erasing must be in \[0, 1\], got 1.5"),
         ("weight_decay", -1.0, "weight_decay must be a finite number, 0 or above, got -1.0"),
-        ("model", "rnn", "model must be one of mlp, cnn, got rnn"),
+        ("model", "rnn", "model must be one of mlp, cnn, got rnn; did you mean cnn\\?"),
+        ("model", "transformer", "model must be one of mlp, cnn, got transformer"),
         ("optimizer", "lion", "optimizer must be one of sgd, momentum, adam, adamw, got lion"),
         ("resume", True, "resume must be given together with --workdir, got no workdir"),
     ],
@@ -75,7 +76,8 @@ def test_a_value_out_of_range_is_named(field, value, message):
     [
         ("{", "config: not JSON"),
         ("[]", "config: must be a JSON object, got list"),
-        ('{"colour": 1}', "config: unknown field 'colour'"),
+        ('{"colour": 1}', "^config: unknown field 'colour'$"),
+        ('{"epoch": 1}', r"^config: unknown field 'epoch'; did you mean epochs\?$"),
         ('{"dropout_rate": "high"}', "dropout_rate must be a number, got 'high'"),
         ('{"batch_size": "many"}', "batch_size must be a whole number, got 'many'"),
     ],

@@ -157,6 +157,8 @@ def test_nothing_is_written_without_results(tmp_path, monkeypatch):
         (["--seeds"], "error: argument --seeds: expected one argument"),
         (["--results", "there.json"], "error: there.json exists: choose another --results"),
         (["--variant", "other"], "error: variant must be one of plain, tiny, got other"),
+        (["--variant", "plan"], "error: variant must be one of plain, tiny, got plan; did you mean plain?"),
+        (["--epoch", "1"], "error: unknown flag --epoch; did you mean --epochs?"),
         (["--epochs", "0"], "error: epochs must be at least 1, got 0"),
     ],
 )
@@ -172,16 +174,23 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys
 
 def test_a_variant_of_an_experiment_that_has_none_is_bad_input(capsys):
     assert main(SMALL, "", ["--variant", "plain"]) == 2
-    assert capsys.readouterr().err == "error: variant must be left out, got plain\n"
+    assert capsys.readouterr().err == "error: unknown flag --variant\n"
 
 
 def test_help_shows_the_question_and_the_flags(run_python):
     done = run_python(str(DIRECTORY / "two_dense_100.py"), "--help")
     assert done.returncode == 0
     assert "Can two dense layers" in done.stdout
-    assert "--seeds 0-9 or 1,4 repeats it" in done.stdout
-    assert "--variant plain takes another config" in done.stdout
+    for line in ("experiment:", "  --seeds SEEDS ", "  --results FILE ", "  --variant {plain} ", "data:"):
+        assert f"\n{line}" in done.stdout
     assert "--learning-rate" in done.stdout
+    assert "--augment-shear" not in done.stdout
+    example = f"example: python {DIRECTORY / 'two_dense_100.py'} --seeds 0-4 --results found.json\n"
+    assert done.stdout.endswith(f"\n\n{example}")
+    everything = run_python(str(DIRECTORY / "two_dense_100.py"), "--help-all").stdout
+    assert everything.startswith(done.stdout[: done.stdout.index("options:")])
+    assert "\nexperiment:\n" in everything
+    assert "--augment-shear" in everything
 
 
 def test_no_experiment_loads_jax_before_it_runs(run_python):

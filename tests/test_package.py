@@ -144,7 +144,7 @@ def test_importing_the_package_loads_nothing_heavy(run_python):
 
 
 def test_using_a_step_does_not_load_what_only_fit_needs(run_python):
-    heavy = ["orbax", "tensorflow_datasets", "matplotlib", "sklearn", "tyro"]
+    heavy = ["orbax", "tensorflow_datasets", "matplotlib", "sklearn"]
     code = f"import sys\nfrom mnist_jax import *\nprint([name for name in {heavy} if name in sys.modules])"
     code = code.replace("import *", "import MLP, create_train_state, evaluate_dataset, load_dataset, train_step")
     assert run_python("-c", code).stdout == "[]\n"

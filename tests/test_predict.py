@@ -138,7 +138,7 @@ def test_show_takes_no_csv(run, picture, csv, capsys):
     assert main([run, csv, picture, "--show"]) == 2
     out, err = capsys.readouterr()
     assert err.splitlines() == [
-        "error: test.csv: --show takes pictures, got a CSV file",
+        "error: test.csv: expected a picture for --show, got a CSV file",
         "seven.jpg: see seven-seen.png",
     ]
     assert len(out.splitlines()) == 1
@@ -158,7 +158,7 @@ def test_a_picture_that_cannot_be_shown_there_is_one_line(run, picture, monkeypa
 def test_a_submission_for_kaggle(run, csv, capsys):
     assert main([run, csv, "--submission", "out.csv"]) == 0
     out, err = capsys.readouterr()
-    assert (out, err) == ("", "14 predictions are in out.csv\n")
+    assert (out, err) == ("", "wrote 14 predictions to out.csv\n")
     labels = Predictor(load_run(run)[1]).classify(load_dataset("digits").test.image[:14]).argmax(axis=1)
     lines = ["ImageId,Label", *(f"{number},{label}" for number, label in enumerate(labels, start=1))]
     assert Path("out.csv").read_text() == "\n".join(lines) + "\n"
@@ -169,8 +169,8 @@ def test_a_submission_for_kaggle(run, csv, capsys):
 @pytest.mark.parametrize(
     ("files", "submission", "message"),
     [
-        (["test.csv", "test.csv"], "out.csv", "--submission takes one CSV file, got 2 files"),
-        ([str(PHOTOGRAPH)], "out.csv", f"{PHOTOGRAPH}: --submission takes a CSV file, got something else"),
+        (["test.csv", "test.csv"], "out.csv", "expected one CSV file for --submission, got 2 files"),
+        ([str(PHOTOGRAPH)], "out.csv", f"{PHOTOGRAPH}: expected a CSV file for --submission, got another file"),
         (["test.csv"], "no/out.csv", "--submission no/out.csv: cannot be written (No such file or directory)"),
     ],
 )
@@ -198,7 +198,7 @@ def test_class_names_are_those_of_the_data(run, picture, capsys):
         ([], "the following arguments are required: RUN, FILE"),
         (["nowhere"], "the following arguments are required: FILE"),
         (["nowhere", "seven.jpg"], "nowhere: expected a run with a config.json, found none"),
-        (["nowhere", "seven.jpg", "--bogus"], "unrecognized arguments: --bogus"),
+        (["nowhere", "seven.jpg", "--bogus"], "unknown flag --bogus"),
     ],
 )
 def test_a_wrong_command_is_one_line(args, message, capsys):

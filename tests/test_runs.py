@@ -37,10 +37,12 @@ def test_numbers_are_flush_right(runs):
 
 def test_bad_input_is_one_line_and_status_2(tmp_path, capsys):
     assert main([str(tmp_path / "nowhere")]) == 2
+    assert main([__file__]) == 2
     assert main([str(tmp_path), "more"]) == 2
-    first, second = capsys.readouterr().err.splitlines()
-    assert first == f"error: {tmp_path / 'nowhere'}: a directory of runs wanted (No such file or directory)"
-    assert second == "error: unrecognized arguments: more"
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == f"error: {tmp_path / 'nowhere'}: no such directory; train a run first, or name the directory"
+    assert second == f"error: {__file__}: expected a directory of runs (Not a directory)"
+    assert third == "error: unrecognized arguments: more"
 
 
 def test_a_reader_that_goes_away_is_no_error(runs):

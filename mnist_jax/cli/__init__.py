@@ -1,1 +1,1 @@
-"""What the commands share (``flags.py``), and the one command that holds them all (``main.py``)."""
+"""The layer below every command (``flags.py``), and the command ``mnist-jax`` that holds them all (``main.py``)."""

@@ -1,89 +1,227 @@
-"""What every command shares: flags from a dataclass, and errors as one line and an exit status.
+"""The layer below every command: flags with their help, and errors as one line and an exit status.
 
     def main(args=None) -> int:
-        return run_command(lambda: train(parse_flags(TrainConfig(), args, "python -m mnist_jax.train")))
+        return run_command(lambda: fit(parse_flags(TrainConfig(), args, "python -m mnist_jax.train")))
 
-Imports neither JAX nor tyro on its own account, so that ``--help`` stays instant.
+It imports neither JAX nor NumPy, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
+import ast
+import dataclasses
+import functools
+import inspect
 import itertools
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NoReturn
 
-from mnist_jax.errors import InputError, NonFiniteLossError
-
-T = TypeVar("T")
-
-
-def parse_flags(default: T, args: Sequence[str] | None, prog: str) -> T:
-    """The flags in ``args`` as a dataclass like ``default``, which supplies what is not given.
-
-    Args:
-        default: an instance of a dataclass; its fields are the flags.
-        args: the command line without the program's name; ``sys.argv[1:]`` if None.
-        prog: the program's name, as ``--help`` shows it.
-
-    Raises:
-        InputError: a flag is unknown or its value does not fit.
-        SystemExit: with status 0, after ``--help``.
-    """
-    if os.environ.get("NO_COLOR"):  # https://no-color.org, which tyro does not ask for
-        os.environ["PYTHON_TYRO_ANSI_CODES"] = "False"
-    import tyro
-
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(type(default), default=default, args=args, prog=prog)
-    except SystemExit as exit_:
-        if not exit_.code:
-            raise
-    raise InputError(_one_line(complaint.getvalue()))
+from mnist_jax.config import COMMON_FIELDS, FIELD_GROUPS, TrainConfig
+from mnist_jax.errors import InputError, NonFiniteLossError, suggest
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` that says what is wrong in one line, as an ``InputError``, without the usage before it."""
+    """An ``ArgumentParser`` that raises an ``InputError`` of one line, and suggests the flag or choice that was meant.
+
+    Flags may be written with underscores, and must be written in full.
+
+    Args:
+        prog: name of the program.
+        description: text above the flags; its paragraphs are wrapped, except for indented ones.
+        example: arguments of a command that works; the last line of the help shows it.
+        options: passed to ``ArgumentParser``.
+
+    Example:
+        >>> parser = OneLineParser("prog", example="--split train")
+        >>> _ = parser.add_argument("--split", choices=("test", "train"))
+        >>> parser.parse_args(["--split", "tset"])
+        Traceback (most recent call last):
+        mnist_jax.errors.InputError: split must be one of test, train, got tset; did you mean test?
+    """
+
+    def __init__(self, prog: str, description: str | None = None, example: str | None = None, **options: Any) -> None:
+        epilog = None if example is None else f"example: {prog} {example}"
+        options = {"formatter_class": functools.partial(_Formatter, max_help_position=30), **options}
+        super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False, **options)
+        self._negative_number_matcher = re.compile(r"-\.?\d|-inf|-nan")  # or -1e-3 would be a flag
+
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        """Parses like ``ArgumentParser.parse_args``.
+
+        Raises:
+            InputError: a flag or a value cannot be used.
+        """
+        arguments = sys.argv[1:] if args is None else list(args)
+        return super().parse_args(list(self._normalize(arguments)), namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raises it."""
+        """Raises the message as an ``InputError``."""
         raise InputError(message)
 
+    def _normalize(self, args: Sequence[str]) -> Iterator[str]:
+        """Yields the arguments, with each flag spelled as it was added.
 
-def _one_line(box: str) -> str:
-    """The message inside one of tyro's boxes: what stands between its title and the next rule."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    rows = [row.strip(" │") for row in text.splitlines()[1:]]
+        Raises:
+            InputError: a flag is unknown.
+        """
+        flags = self._option_string_actions
+        end = args.index("--") if "--" in args else len(args)
+        for argument in args[:end]:
+            name, equals, value = argument.partition("=")
+            flag = name.replace("_", "-")
+            if not argument.startswith("--"):
+                yield argument
+            elif flag not in flags:
+                raise InputError(f"unknown flag {name}{suggest(flag, flags)}")
+            elif equals and flags[flag].nargs == "*":  # --sizes=4 3
+                yield from (flag, value)
+            else:
+                yield f"{flag}{equals}{value}"
+        yield from args[end:]
 
-    def is_rule(row: str) -> bool:
-        return not row.strip("─-╰╯")
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        # Python 3.11 also passes the empty list of nargs="*".
+        if action.choices is not None and value not in ([], *action.choices):
+            choices = ", ".join(action.choices)
+            message = f"{action.dest} must be one of {choices}, got {value}{suggest(str(value), action.choices)}"
+            raise InputError(message)
 
-    message = " ".join(itertools.takewhile(lambda row: not is_rule(row), itertools.dropwhile(is_rule, rows)))
-    return re.sub(r"^Error parsing \w+: ", "", message) or " ".join(text.split())
+
+class _Formatter(argparse.HelpFormatter):
+    """Wraps each paragraph of a description by itself, except for indented ones and the example."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip().split("\n\n")
+        fill = super()._fill_text
+        as_is = (" ", "example: ")
+        return "\n\n".join(part if part.startswith(as_is) else fill(part, width, indent) for part in paragraphs)
+
+
+def parse_flags(
+    default: TrainConfig, args: Sequence[str] | None, prog: str, description: str = "", example: str | None = None
+) -> TrainConfig:
+    """Parses a command line whose flags are the fields of a config.
+
+    Args:
+        default: supplies the fields that are not given.
+        args: the command line without the program's name; ``sys.argv[1:]`` if None.
+        prog: name of the program.
+        description: text above the flags.
+        example: arguments of a command that works.
+
+    Raises:
+        InputError: a flag is unknown or its value does not fit.
+        SystemExit: with status 0, after ``--help`` and ``--help-all``.
+
+    Example:
+        >>> parse_flags(TrainConfig(), ["--hidden-sizes", "128", "64"], "prog").hidden_sizes
+        (128, 64)
+    """
+    parser = OneLineParser(prog, description, example, usage="%(prog)s [flags]")
+    add_config_flags(parser, default, args)
+    return replace_fields(default, parser.parse_args(args))
+
+
+def add_config_flags(parser: argparse.ArgumentParser, default: TrainConfig, args: Sequence[str] | None) -> None:
+    """Adds the fields of a config and ``--help-all`` as flags.
+
+    Args:
+        parser: gets a group of flags for each group of fields.
+        default: its values are shown as the defaults.
+        args: the command line. With ``--help-all`` in it, the help lists all fields, otherwise the common ones.
+    """
+    arguments = sys.argv[1:] if args is None else args
+    texts, kinds = _help_texts(), typing.get_type_hints(TrainConfig)
+    parser.add_argument("--help-all", action="help", help=f"show all {len(kinds)} flags of a run and exit")
+    for title, names in FIELD_GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            shown = name in COMMON_FIELDS or "--help-all" in arguments
+            text = _describe(texts.get(name, ""), kinds[name], getattr(default, name)) if shown else argparse.SUPPRESS
+            flag = f"--{name.replace('_', '-')}"
+            group.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=text, **_options(name, kinds[name]))
+
+
+def replace_fields(default: TrainConfig, flags: argparse.Namespace) -> TrainConfig:
+    """Returns a config with the fields that were given as flags.
+
+    Raises:
+        InputError: a value does not fit.
+    """
+    return dataclasses.replace(default, **{name: value for name, value in vars(flags).items() if name in vars(default)})
+
+
+def _help_texts() -> dict[str, str]:
+    """Returns the string below each field of ``TrainConfig``; nothing if its source is not installed."""
+    try:
+        (definition,) = ast.parse(inspect.getsource(TrainConfig)).body
+    except OSError:
+        return {}
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for pair in itertools.pairwise(definition.body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                texts[name] = " ".join(text.split())
+    return texts
+
+
+def _describe(text: str, kind: Any, value: Any) -> str:
+    """Returns the help of a flag: its text, choices and default value."""
+    notes = [f"one of {', '.join(typing.get_args(kind))}"] if typing.get_origin(kind) is Literal else []
+    if value is not None or "default:" not in text:
+        notes.append(f"default: {' '.join(map(str, value)) or 'none' if isinstance(value, tuple) else value}")
+    return f"{text} ({'; '.join(notes)})".removesuffix(" ()").replace("%", "%%")
+
+
+def _options(name: str, kind: Any) -> dict[str, Any]:
+    """Returns the arguments of ``add_argument`` for a field of a type."""
+    optional = type(None) in typing.get_args(kind)
+    if optional:
+        kind = typing.get_args(kind)[0]
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if typing.get_origin(kind) is tuple:
+        return {"nargs": "*", **_options(name, typing.get_args(kind)[0])}
+    if kind in (int, float):
+        return {"type": _converter(kind, optional), "metavar": kind.__name__.upper()}
+    return {"type": _converter(str, optional), "metavar": "DIR" if name.endswith("dir") else "NAME"}
+
+
+def _converter(kind: type, optional: bool) -> Callable[[str], Any]:
+    """Returns a function that parses text. It returns invalid text unchanged, which ``TrainConfig`` then refuses."""
+
+    def convert(text: str) -> Any:
+        if optional and text == "None":
+            return None
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+
+    return convert
 
 
 def run_command(command: Callable[[], object]) -> int:
-    """Runs a command and returns its exit status; what the user must know goes to stderr in one line.
+    """Runs a command and returns its exit status; notices and errors go to stderr, one line each.
 
     Returns:
-        0 if all went well, 1 after a non-finite loss or where the output cannot be written, 2 after bad input, 130
-        after Ctrl-C, 143 after SIGTERM, 141 where nobody reads the output any more.
+        0 for success, 1 after a non-finite loss or if the output cannot be written, 2 after bad input, 130 after
+        Ctrl-C, 143 after SIGTERM, 141 if the reader of the output has gone away.
     """
-    # Notices go to stderr as they are, whatever the libraries that are imported later do to logging.
+    # A handler of its own shows notices in the same way, whatever libraries do to the root logger.
     log, handler = logging.getLogger("mnist_jax"), logging.StreamHandler()
     log.addHandler(handler)
     log.propagate = False
     try:
         command()
-        if sys.stdout is not None:  # as it is after ``>&-``
+        if sys.stdout is not None:  # None after ``>&-``
             sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -94,10 +232,10 @@ def run_command(command: Callable[[], object]) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"stopped: {interrupt}" if str(interrupt) else "stopped", file=sys.stderr)
         return getattr(interrupt, "exit_status", 130)
-    except OSError as error:  # of the output: what else may be missing or full is an InputError
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the end of the process would try once more
-        if isinstance(error, BrokenPipeError):  # whoever reads, ``head`` for example, has seen enough
-            return 141  # 128 + SIGPIPE, which not every platform has
+    except OSError as error:  # from stdout: the library raises InputError for other files
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would flush stdout once more at exit
+        if isinstance(error, BrokenPipeError):  # the reader, ``head`` for example, has gone away
+            return 141  # 128 + SIGPIPE; not every platform has signal.SIGPIPE
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:

@@ -1,4 +1,4 @@
-"""The command line as a whole: ``mnist-jax train`` and ``python -m mnist_jax train`` are ``python -m mnist_jax.train``.
+"""The command ``mnist-jax``, also ``python -m mnist_jax``: ``mnist-jax train`` is ``python -m mnist_jax.train``.
 
 A subcommand is a module with a function ``main(args, prog)``. It is imported when it is called.
 """
@@ -14,21 +14,22 @@ from mnist_jax.cli.flags import OneLineParser, run_command
 
 COMMANDS = {
     "train": ("mnist_jax.train", "train a classifier"),
-    "evaluate": ("mnist_jax.evaluate", "evaluate a run in every detail: numbers, figures, a page"),
-    "predict": ("mnist_jax.predict", "read the digits in pictures"),
-    "demo": ("mnist_jax.demo.__main__", "draw a digit on a page, and see it read"),
+    "evaluate": ("mnist_jax.evaluate", "evaluate a run: numbers, figures, a page"),
+    "predict": ("mnist_jax.predict", "classify the digits in pictures"),
+    "demo": ("mnist_jax.demo.__main__", "serve a page on which drawn digits are classified"),
     "export": ("mnist_jax.export.__main__", "write a model as JSON, safetensors, StableHLO or ONNX"),
     "sweep": ("mnist_jax.sweep.__main__", "search for hyperparameters"),
-    "runs": ("mnist_jax.runs", "list the runs with their results"),
+    "runs": ("mnist_jax.runs", "list runs with their results"),
 }
 
 
 def main(args: Sequence[str] | None = None, prog: str = "mnist-jax") -> int:
-    """The command: hands the rest of ``args`` (default: the command line) to the subcommand that it begins with."""
+    """Runs the subcommand that ``args`` (default: the command line) begins with."""
     arguments = list(sys.argv[1:] if args is None else args)
 
     def command() -> None:
-        parser = OneLineParser(prog=prog, usage="%(prog)s COMMAND ...", epilog=f"{prog} COMMAND --help says more.")
+        description = f"Train and use digit classifiers. {prog} COMMAND --help lists the flags of a command."
+        parser = OneLineParser(prog, description, "train --model cnn --epochs 3", usage="%(prog)s COMMAND ...")
         parser.add_argument("--version", action="version", version=mnist_jax.__version__)
         commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
         for name, (_, help_) in COMMANDS.items():

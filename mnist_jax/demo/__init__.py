@@ -1,6 +1,6 @@
-"""The draw-a-digit page: a digit is drawn in the browser, and the network's probabilities follow the pen.
+"""Demo: a web page on which a drawn digit is classified while it is being drawn.
 
 ``server.py``    the web application: the page, and ``POST /api/predict``
-``page.html``    the page: one static file that asks for nothing elsewhere
+``page.html``    the page: one static, self-contained file
 ``__main__.py``  the command ``python -m mnist_jax.demo``
 """

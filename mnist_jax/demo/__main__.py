@@ -1,10 +1,9 @@
-"""The command ``python -m mnist_jax.demo``: serves the draw-a-digit page for a trained run.
+"""The command ``python -m mnist_jax.demo``: serves the draw-a-digit page with the model of a run.
 
-    python -m mnist_jax.demo               the newest finished run in runs/; without one, trains one first
+    python -m mnist_jax.demo               the newest finished run in runs/; trains one if there is none
     python -m mnist_jax.demo runs/mine     that run
 
-What needs JAX is imported only after the port has been taken: ``--help`` and a wrong flag are answered
-at once.
+JAX is imported after the port has been opened, so that ``--help`` and a wrong flag are answered at once.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from mnist_jax.training.signals import Stopped, StopSignals
 
 _log = logging.getLogger("mnist_jax")
 
-# Drawn digits differ from MNIST's in size, slant and shape more than those among each other.
+# Strong augmentation: drawn digits vary more in size, slant and shape than those of MNIST.
 _DEFAULT_RUN = TrainConfig(
     model="cnn",
     learning_rate=3e-3,
@@ -42,11 +41,11 @@ _DEFAULT_RUN = TrainConfig(
     augment_shear=0.15,
     augment_elastic=0.6,
 )
-_FEWEST_EXAMPLES = 80_000  # to train on, over all epochs
+_MIN_EXAMPLES = 80_000  # to train on, over all epochs
 
 
 class _Ended(KeyboardInterrupt):
-    """A signal came."""
+    """A signal ended the server."""
 
     def __init__(self, exit_status: int) -> None:
         super().__init__()
@@ -54,16 +53,16 @@ class _Ended(KeyboardInterrupt):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; whoever connects before the server runs is answered then.
+    """Opens a listening socket; connections wait in it until the server runs.
 
     Raises:
-        InputError: the port is in use or out of range, or the host is none of this machine's.
+        InputError: the port is in use or out of range, or the host is not an address of this machine.
 
     Example:
         >>> with listen("127.0.0.1", 0) as first:
         ...     listen("127.0.0.1", first.getsockname()[1])  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        mnist_jax.errors.InputError: port ... of 127.0.0.1 is in use: name another with --port, or 0 for any free one
+        mnist_jax.errors.InputError: port ... of 127.0.0.1 is in use: choose another with --port, or 0 for any free one
     """
     if not 0 <= port < 2**16:
         raise InputError(f"port must be in [0, 65535], got {port}")
@@ -75,19 +74,19 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         number = error.errno if isinstance(error, OSError) else None
         if number == errno.EADDRINUSE:
-            message = f"port {port} of {host} is in use: name another with --port, or 0 for any free one"
+            message = f"port {port} of {host} is in use: choose another with --port, or 0 for any free one"
         elif number == errno.EACCES:
-            message = f"port {port} of {host} may not be used by this user: name one above 1023 with --port"
+            message = f"port {port} of {host} needs more permissions: choose one above 1023 with --port"
         else:
             message = f"host must be a name or an address of this machine, got {host[:80]!r}"
         raise InputError(message) from None
-    # asyncio sets it only where the protocol was named; without it an answer of two packets takes 40 ms more.
+    # asyncio does not set this for a socket of ours; without it a response of two packets takes 40 ms longer.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
 def find_run(name: str | None) -> Path:
-    """The run to serve: the one named, or the newest finished one in ``runs/``, or one that is trained for it."""
+    """Returns the run to serve: the named one, else the newest finished one in ``runs/``, else a newly trained one."""
     if name is not None:
         return Path(name)
     newest = newest_run()
@@ -95,7 +94,7 @@ def find_run(name: str | None) -> Path:
         _log.warning("serving the newest run, %s", newest)
         return newest
     dataset = load_dataset()
-    epochs = max(3, _FEWEST_EXAMPLES // dataset.train.num_examples)
+    epochs = max(3, _MIN_EXAMPLES // dataset.train.num_examples)
     config = dataclasses.replace(_DEFAULT_RUN, data=dataset.name, epochs=epochs, checkpoint_every=epochs)
     _log.warning("runs/ holds no finished run: training a cnn on %s first", dataset.name)
     try:
@@ -105,19 +104,19 @@ def find_run(name: str | None) -> Path:
 
 
 def describe_run(run: Path, config: TrainConfig) -> str:
-    """What the page says about a run."""
+    """Returns the description of a run for the page."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         summary = json.loads((run / "summary.json").read_text())
-        return f"{config.model} on {summary['dataset']}, {100 * summary['test_accuracy']:.2f} % of test images right"
+        return f"{config.model} on {summary['dataset']}, {100 * summary['test_accuracy']:.2f} % test accuracy"
     return f"{config.model} on {Path(config.data or 'mnist').stem}, training not finished"
 
 
 def serve(run: Path, host: str, listener: socket.socket) -> None:
-    """Serves a run until a signal comes.
+    """Serves a run until SIGINT or SIGTERM arrives.
 
     Raises:
-        InputError: there is no such run.
-        KeyboardInterrupt: it came.
+        InputError: the run cannot be loaded.
+        KeyboardInterrupt: a signal ended the server.
     """
     import uvicorn
 
@@ -125,7 +124,7 @@ def serve(run: Path, host: str, listener: socket.socket) -> None:
     from mnist_jax.pictures.predictor import Predictor
     from mnist_jax.training.loading import load_class_names, load_run
 
-    with StopSignals() as stop:  # XLA does not survive an exit while it compiles
+    with StopSignals() as stop:  # delays the exit: XLA crashes if the process exits while it compiles
         train_config, state = load_run(run)
         class_names, title = load_class_names(run), describe_run(run, train_config)
         predictor = Predictor(state, class_names)
@@ -140,16 +139,16 @@ def serve(run: Path, host: str, listener: socket.socket) -> None:
                 if stop.requested:
                     self.should_exit = True
                 else:
-                    print(f"{url}  -  {title}; Ctrl-C ends", flush=True)
+                    print(f"{url}  -  {title}; stop with Ctrl-C", flush=True)
 
             async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
                 for connection in self.server_state.connections:
-                    connection.transport.abort()  # waits for nobody who has not sent all yet
+                    connection.transport.abort()  # does not wait for clients that are still sending
                 await super().shutdown(sockets)
 
         config = uvicorn.Config(
             create_app(predictor, class_names, title=title, allowed_hosts=hosts),
-            loop="asyncio",  # named, as are the others: "auto" takes what happens to be installed
+            loop="asyncio",  # "auto" would depend on which packages are installed
             http="h11",
             ws="none",
             lifespan="off",
@@ -171,15 +170,18 @@ def _any_picture() -> bytes:
 
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.demo") -> int:
-    """The command: finds or trains a run, and serves it."""
+    """Parses ``args`` (default: the command line), finds or trains a run, and serves it."""
 
     def command() -> None:
-        parser = OneLineParser(prog=prog, description="Serve a page to draw digits on, classified as they are drawn.")
+        description = "Serve a page on which digits are classified while they are drawn."
+        parser = OneLineParser(prog, description, "runs/mine --port 8080")
+        help_ = "directory of the run; default: the newest finished one in runs/; without one, a cnn is trained first"
+        parser.add_argument("run", nargs="?", metavar="RUN", help=help_)
+        help_ = "address to serve at; default: 127.0.0.1, for this machine only"
+        parser.add_argument("--host", default="127.0.0.1", help=help_)
         parser.add_argument(
-            "run", nargs="?", metavar="RUN", help="its directory; default: the newest finished in runs/"
+            "--port", type=int, default=8000, help="port to serve at, 0 for any free one; default: 8000"
         )
-        parser.add_argument("--host", default="127.0.0.1", help="address to serve at; default: for this machine only")
-        parser.add_argument("--port", type=int, default=8000, help="port to serve at, 0 for any; default: 8000")
         flags = parser.parse_args(args)
         for module in ("starlette", "uvicorn"):
             import_extra(module, "demo")

@@ -1,12 +1,12 @@
-"""The web application of the demo: the page at ``/``, and the prediction at ``POST /api/predict``.
+"""The web application of the demo: the page at ``/``, and predictions at ``POST /api/predict``.
 
     app = create_app(Predictor(state, class_names), class_names, title="cnn on mnist")
 
-The body of the request is a picture, PNG or JPEG for example; what comes back is JSON:
+The body of a request is a picture, for example a PNG or JPEG file. The response is JSON:
 
     {"label": 7, "class_name": "7", "probabilities": [K numbers], "image": [28 rows of 28, 0..255], "milliseconds": 4.1}
 
-or ``{"error": "..."}``, with status 422 for a picture that cannot be read and 413 for more than 10 MB.
+or ``{"error": "..."}``, with status 422 if the picture cannot be read and 413 if it is larger than 10 MB.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from mnist_jax.pictures.predictor import Prediction
 
 LARGEST_BODY = 10_000_000  # bytes
-# So much is read, and thrown away, of a body that is too large: most clients read the answer only after sending it all.
-_LARGEST_DRAINED = 100_000_000
+# A larger body is read and discarded up to this size: most clients read the response only after they have sent it all.
+_LARGEST_DISCARDED = 100_000_000
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -50,14 +50,14 @@ def create_app(
     title: str = "",
     allowed_hosts: Sequence[str] = LOOPBACK_HOSTS,
 ) -> Starlette:
-    """The application, to be served by any ASGI server.
+    """Creates the application, for any ASGI server.
 
     Args:
-        predictor: from the bytes of a picture to a prediction; called in several threads at a time.
-        class_names: of the K classes.
-        title: what the page says about the model.
-        allowed_hosts: names this server is asked for under; ``["*"]`` for any. The default keeps pages of other sites
-            out, which could otherwise point a name of theirs at this machine (DNS rebinding).
+        predictor: maps the bytes of a picture to a prediction; called from several threads at once.
+        class_names: names of the K classes.
+        title: description of the model, shown on the page.
+        allowed_hosts: accepted host names; ``["*"]`` for any. The default keeps out other sites, which could point
+            their own host name at this machine (DNS rebinding).
 
     Example:
         >>> app = create_app(lambda content: None, "0123456789")
@@ -74,9 +74,9 @@ def create_app(
         try:
             content = await _read_body(request)
         except ClientDisconnect:
-            return Response()  # nobody reads it
+            return Response()  # the client is gone
         if content is None:
-            error = f"a picture of at most {LARGEST_BODY // 1_000_000} MB wanted, got a larger one"
+            error = f"expected a picture of at most {LARGEST_BODY // 1_000_000} MB, got a larger one"
             return JSONResponse({"error": error}, 413, {"Connection": "close"})
         begun = time.perf_counter()
         try:
@@ -103,18 +103,18 @@ def create_app(
 
 
 async def _read_body(request: Request) -> bytes | None:
-    """The body of a request; None, and nothing is kept, if it is too large.
+    """Returns the body of a request; None if it is too large.
 
-    What is too large is read on to its end, within reason, or else an ordinary client would see its connection reset
-    instead of an answer. One that waits for leave to send (``Expect: 100-continue``) gets the answer at once.
+    A body that is too large is read to its end, up to ``_LARGEST_DISCARDED``. An ordinary client would otherwise see a
+    connection reset instead of the response. A client that sent ``Expect: 100-continue`` gets the response at once.
     """
-    too_much = LARGEST_BODY if "expect" in request.headers else _LARGEST_DRAINED
-    if int(request.headers.get("content-length", 0)) > too_much:
+    limit = LARGEST_BODY if "expect" in request.headers else _LARGEST_DISCARDED
+    if int(request.headers.get("content-length", 0)) > limit:
         return None
     body, received = bytearray(), 0
     async for chunk in request.stream():
         received += len(chunk)
-        if received > _LARGEST_DRAINED:
+        if received > _LARGEST_DISCARDED:
             break
         if received <= LARGEST_BODY:
             body += chunk
@@ -135,7 +135,7 @@ def _fill_page(class_names: Sequence[str], title: str) -> str:
 
 
 def _security_headers(page: str) -> dict[str, str]:
-    """Headers of every response: only the script and the style of the page run, and they can ask nobody but us."""
+    """Returns the headers of every response: the page runs only its own script, and calls only this server."""
 
     def sources(element: str) -> str:
         contents = re.findall(f"<{element}>(.*?)</{element}>", page, re.DOTALL)
@@ -161,7 +161,7 @@ def _security_headers(page: str) -> dict[str, str]:
 
 
 class _WithHeaders:
-    """Adds headers to every response."""
+    """A middleware that adds headers to every response."""
 
     def __init__(self, app: ASGIApp, headers: dict[str, str]) -> None:
         self._app, self._headers = app, headers

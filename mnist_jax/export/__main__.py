@@ -1,6 +1,7 @@
-"""Writes a trained model for other programs. The command ``python -m mnist_jax.export RUN --format FORMAT``.
+"""Writes a trained model to a file. The command ``python -m mnist_jax.export RUN --format FORMAT``.
 
-What is exported is what is evaluated: the running average of the parameters, if there is one. Nothing is overwritten.
+It exports the parameters that are evaluated: their moving average, if there is one. An existing file is never
+overwritten.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from mnist_jax.training.export import export_run
 
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.export") -> int:
-    """The command: writes the file, and prints its name, format and size."""
+    """Parses ``args`` (default: the command line), writes the file, and prints its name, format and size."""
 
     def command() -> None:
-        parser = OneLineParser(prog=prog, description="Write the trained model of a run for other programs.")
+        parser = OneLineParser(prog, "Write the trained model of a run to a file.", "runs/mine --format json")
         parser.add_argument("run", metavar="RUN", help="directory of the run")
-        parser.add_argument("--format", required=True, choices=FORMATS, help="what to write")
+        parser.add_argument("--format", required=True, choices=FORMATS, help="format of the file")
         parser.add_argument("--output", metavar="FILE", help="a new file; default: RUN/model.FORMAT")
         flags = parser.parse_args(args)
         path = export_run(flags.run, flags.format, flags.output)

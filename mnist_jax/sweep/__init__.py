@@ -1,6 +1,6 @@
-"""A search for hyperparameters, decided on the validation split.
+"""Hyperparameter search on the validation split.
 
-``space.py``      what is varied: trials drawn from ranges and choices, in populations and rungs
-``run.py``        the search itself, and its directory
+``space.py``      the search space: trials sampled from ranges and choices, in populations and rungs
+``run.py``        the search and its directory
 ``__main__.py``   the command ``python -m mnist_jax.sweep``
 """

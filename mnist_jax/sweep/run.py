@@ -1,17 +1,17 @@
-"""Searches hyperparameters on the validation split, several models in one program.
+"""Searches for hyperparameters on the validation split, training several models in one program.
 
     search = Search(vary=("learning_rate=1e-4:1e-2", "hidden_sizes=128/512,256"), method="halving")
     sweep = run_sweep(TrainConfig(epochs=9), search)
     fit(sweep.best_config)
 
-``random`` trains every trial for all epochs. ``halving`` goes in rungs: it trains all for few epochs, keeps the best,
-and trains those anew for more, so that in each rung a schedule of the learning rate is run to its end. The test split
-is never looked at.
+``random`` trains every trial for all epochs. ``halving`` (successive halving) has rungs: it trains all trials for few
+epochs, keeps the best, and retrains them from scratch for more, so that each rung runs its learning rate schedule to
+the end. The test split is never used.
 
-sweep.json     config, search and data     trials.jsonl     a line for each trial of each rung
+sweep.json     config, search and data     trials.jsonl     one line per trial and rung
 figures/sweep.png
 
-What needs JAX is imported inside :func:`run_sweep`: ``--help`` and a wrong flag are answered at once.
+JAX is imported inside :func:`run_sweep`, so that ``--help`` and a wrong flag are answered at once.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Sweep:
     """A finished search.
 
     Attributes:
-        config: what the trials have in common, with the data set that was found.
-        trials: every trial of every rung, best first; later rungs come before earlier ones.
-        workdir: the directory of the sweep.
+        config: the config that the trials share, with the name of the data set.
+        trials: every trial of every rung, later rungs first and best first within a rung.
+        workdir: directory of the sweep.
 
     Example:
         >>> trial = Trial(0, 0, 3, 0, {"learning_rate": 0.01}, 0.08, 0.975, 1.5)
@@ -56,26 +56,26 @@ class Sweep:
 
     @property
     def best_config(self) -> TrainConfig:
-        """The run that the best trial was, for :func:`mnist_jax.fit`."""
+        """The config of the best trial, for :func:`mnist_jax.fit`."""
         best = self.trials[0]
         fields = {**best.hyperparameters, "epochs": best.epochs, "seed": best.seed, "workdir": None, "resume": False}
         return effective_config({**vars(self.config), **fields})
 
 
 def run_sweep(config: TrainConfig, search: Search) -> Sweep:
-    """Searches, and writes everything down; trial i is trained with the seed ``config.seed + i``.
+    """Trains and ranks the trials of a search; trial i uses the seed ``config.seed + i``.
 
     Args:
-        config: what the trials have in common; ``epochs`` is that of the last rung. ``workdir`` is the directory of the
-            sweep, by default ``sweeps/<dataset>-<model>-<time>``, and ``resume`` goes on with the sweep in it.
-        search: what to search, and how.
+        config: the config that the trials share; ``epochs`` is for the last rung. ``workdir`` is the directory of the
+            sweep, by default ``sweeps/<dataset>-<model>-<time>``, and ``resume`` continues the sweep in it.
+        search: the search space and method.
 
     Returns:
-        All trials. A continued sweep has those of an uninterrupted one.
+        All trials. A resumed sweep equals an uninterrupted one.
 
     Raises:
         InputError: the search, the data or the directory cannot be used.
-        KeyboardInterrupt: Ctrl-C or SIGTERM came; finished populations are kept.
+        KeyboardInterrupt: Ctrl-C or SIGTERM stopped it; finished populations are saved.
 
     Example:
         >>> import tempfile
@@ -97,9 +97,9 @@ def run_sweep(config: TrainConfig, search: Search) -> Sweep:
 
     dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
     config = dataclasses.replace(config, data=config.data or dataset.name)
-    for program, _ in search.populations(config, drawn, range(search.trials)):  # before the first one is trained
+    for program, _ in search.populations(config, drawn, range(search.trials)):  # fails before the first one is trained
         check_batch_size(program, dataset)
-        jax.eval_shape(lambda program=program: build_state(program))  # whether the kernels fit
+        jax.eval_shape(lambda program=program: build_state(program))  # fails if a kernel is too large
     with _open_directory(config, search, dataset, saved) as path, StopSignals() as stop:
 
         def check_stop(epoch: int) -> None:
@@ -169,12 +169,12 @@ def _report_progress(finished: Sequence[Trial], num_trials: int, num_rungs: int)
 
 class _Stopped(KeyboardInterrupt):
     def __init__(self, number: signal.Signals, path: Path) -> None:
-        super().__init__(f"finished trials are in {path}; the same command with --workdir {path} --resume goes on")
+        super().__init__(f"finished trials are in {path}; continue with the same command and --workdir {path} --resume")
         self.exit_status = 128 + number
 
 
 def _read_saved(config: TrainConfig) -> dict[str, Any] | None:
-    """The ``sweep.json`` of the sweep to go on with; None for a new one."""
+    """Returns the ``sweep.json`` of the sweep to resume; None for a new sweep."""
     if config.workdir is None:
         return None
     path = Path(config.workdir)
@@ -184,24 +184,24 @@ def _read_saved(config: TrainConfig) -> dict[str, Any] | None:
             return {part: {**saved[part]} for part in ("config", "search", "data")}
         if path.exists():
             raise InputError(
-                f"workdir {path} exists: name another directory, or go on with the sweep in it with --resume"
+                f"workdir {path} exists: name another directory, or continue the sweep in it with --resume"
             )
         return None
     except FileNotFoundError:
-        raise InputError(f"resume: a sweep with a sweep.json wanted in {path}, found none") from None
+        raise InputError(f"resume: expected a sweep with a sweep.json in {path}, found none") from None
     except OSError as error:
         raise InputError(f"workdir {config.workdir[:80]}: cannot be used ({error.strerror})") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path / 'sweep.json'}: a JSON object wanted ({error})") from None
+        raise InputError(f"{path / 'sweep.json'}: expected a JSON object ({error})") from None
     except (TypeError, LookupError):
-        raise InputError(f"{path / 'sweep.json'}: config, search and data wanted, got something else") from None
+        raise InputError(f"{path / 'sweep.json'}: expected config, search and data, got something else") from None
 
 
 @contextlib.contextmanager
 def _open_directory(
     config: TrainConfig, search: Search, dataset: Dataset, saved: Mapping[str, Any] | None
 ) -> Iterator[Path]:
-    """The directory of the sweep, locked, with its ``sweep.json``."""
+    """Creates and locks the directory of a sweep, writes its ``sweep.json``, and yields its path."""
     if config.workdir is None:
         path = new_directory(Path("sweeps"), f"{dataset.name.replace('/', '-')}-{config.model}")
     else:
@@ -209,11 +209,13 @@ def _open_directory(
     text = json.dumps(
         {"config": config.training_fields(), "search": dataclasses.asdict(search), "data": dataset.identity()}, indent=2
     )
-    for part, wanted in json.loads(text).items():
-        for name, value in wanted.items():
-            was = value if saved is None else saved[part].get(name)
-            if was != value:
-                raise InputError(f"resume: {part} {name} must be {was!r} as in {path / 'sweep.json'}, got {value!r}")
+    for part, fields in json.loads(text).items():
+        for name, value in fields.items():
+            expected = value if saved is None else saved[part].get(name)
+            if value != expected:
+                raise InputError(
+                    f"resume: {part} {name} must be {expected!r} as in {path / 'sweep.json'}, got {value!r}"
+                )
     with lock_directory(path):
         write_whole(path / "sweep.json", text + "\n")
         yield path
@@ -229,11 +231,11 @@ def _read_trials(path: Path, drawn: Sequence[Hyperparameters]) -> list[Trial]:
         return []
     try:
         text = file.read_text()
-        # What was drawn comes out again as it was; JSON would make lists of its tuples.
+        # The hyperparameters come from ``drawn``, since JSON turns tuples into lists.
         lines = map(json.loads, text.splitlines())
         trials = [Trial(**{**line, "hyperparameters": drawn[line["number"]]}) for line in lines]
     except (ValueError, TypeError, LookupError) as error:
-        raise InputError(f"{file}: a trial on each line wanted, got something else ({error})") from None
-    if _to_lines(trials) != text:  # another version, of NumPy say, may draw others
-        raise InputError(f"{file}: trials with what is drawn here wanted, got others: begin a new sweep")
+        raise InputError(f"{file}: expected one trial per line, got something else ({error})") from None
+    if _to_lines(trials) != text:  # another version of NumPy, for example, may draw others
+        raise InputError(f"{file} does not match the hyperparameters this version samples; start a new sweep")
     return trials

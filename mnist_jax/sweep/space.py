@@ -3,9 +3,9 @@
     search = Search(vary=("learning_rate=1e-4:1e-2", "hidden_sizes=128/512,256"), trials=27, method="halving")
     drawn = search.draw(config)                     # 27 times {"learning_rate": ..., "hidden_sizes": ...}
     search.rungs(epochs=9)                          # [(27, 1), (9, 3), (3, 9)]
-    search.populations(config, drawn, range(27))    # a config and the numbers of its trials, for each program
+    search.populations(config, drawn, range(27))    # a config and its trial numbers for each program
 
-Nothing here trains or needs JAX: that is ``run.py``.
+This module does not import JAX; ``run.py`` trains the trials.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mnist_jax.config import PRESENTATION, TrainConfig, check_effect, choose_effect, effective_config
-from mnist_jax.errors import InputError
+from mnist_jax.config import CHANGEABLE_ON_RESUME, TrainConfig, check_effect, choose_effect, effective_config
+from mnist_jax.errors import InputError, suggest
 
-# Drawn for each trial, as train_population has them vary in one program; others are drawn for each population.
+METHODS = ("random", "halving")
+# Sampled for each trial, since train_population can vary them in one program; others are sampled for each population.
 PER_TRIAL = {"learning_rate", "weight_decay", "momentum", "b1", "b2"}
-# What makes trials comparable.
+# The same in all trials, so that they are comparable.
 _IN_COMMON = {"data", "num_validation", "epochs", "seed"}
 _TYPES = typing.get_type_hints(TrainConfig)
 _EXAMPLE = "like learning_rate=1e-4:1e-2 or hidden_sizes=128/512,256"
@@ -34,17 +35,17 @@ Hyperparameters = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What to search, and how.
+    """A search space and a search method.
 
     Attributes:
-        vary: ``NAME=LOW:HIGH``, drawn evenly, on a logarithmic axis where HIGH is at least 10 times a positive LOW;
-            or ``NAME=A/B/C``, of which each is drawn once before one is drawn again. NAME is a field of
+        vary: ``NAME=LOW:HIGH``, sampled uniformly, on a logarithmic scale if HIGH is at least 10 times a positive LOW;
+            or ``NAME=A/B/C``, where all choices are used once before any is repeated. NAME is a field of
             ``TrainConfig``.
-        trials: how many settings to try.
+        trials: number of trials.
         method: ``random`` or ``halving``.
-        eta: halving keeps one of so many trials, and trains it so many times as long.
-        population: trials in one program. They share what changes the program, such as the sizes of the model or the
-            batch size; learning_rate, weight_decay, momentum, b1 and b2 are drawn for each trial.
+        eta: successive halving keeps the best 1/eta of the trials and trains them eta times longer.
+        population: number of trials trained in one program. They share every field that changes the program, such as
+            layer sizes or the batch size; learning_rate, weight_decay, momentum, b1 and b2 differ between trials.
 
     Raises:
         InputError: a field has a value outside its range; the message names field, value and range.
@@ -62,15 +63,15 @@ class Search:
 
     def __post_init__(self) -> None:
         if not self.vary:
-            raise InputError(f"vary must say what to search, {_EXAMPLE}, got nothing")
+            raise InputError(f"vary must name the values to search, {_EXAMPLE}, got nothing")
         for name, least in (("trials", 1), ("eta", 2), ("population", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.method not in ("random", "halving"):
-            raise InputError(f"method must be one of random, halving, got {self.method}")
+        if self.method not in METHODS:
+            raise InputError(f"method must be one of random, halving, got {self.method}{suggest(self.method, METHODS)}")
 
     def rungs(self, epochs: int) -> list[tuple[int, int]]:
-        """Number of trials and of epochs of each rung; the last has ``epochs``.
+        """Returns the number of trials and of epochs of each rung; the last rung has ``epochs``.
 
         Reference: halving is the inner loop of Hyperband, https://arxiv.org/abs/1603.06560.
         """
@@ -81,10 +82,10 @@ class Search:
         return [(self.trials // less, epochs // more) for less, more in zip(factors, factors[::-1], strict=True)]
 
     def dimensions(self, config: TrainConfig) -> list[Dimension]:
-        """``vary`` as fields of a config like ``config``.
+        """Parses ``vary`` for trials that otherwise have the fields of ``config``.
 
         Raises:
-            InputError: a name or value in ``vary`` is not as it should be; the message says what would be.
+            InputError: a name or value in ``vary`` cannot be used; the message names the expected one.
         """
         dimensions = [_parse_dimension(text, config) for text in self.vary]
         names = [dimension.name for dimension in dimensions]
@@ -96,7 +97,7 @@ class Search:
         return dimensions
 
     def draw(self, config: TrainConfig) -> list[Hyperparameters]:
-        """The hyperparameters of each trial; those of trial i depend on i and ``config.seed`` alone.
+        """Samples the hyperparameters of each trial; those of trial i depend on i and ``config.seed`` alone.
 
         Raises:
             InputError: as in :meth:`dimensions`.
@@ -119,7 +120,7 @@ class Search:
     def populations(
         self, config: TrainConfig, drawn: Sequence[Hyperparameters], numbers: Iterable[int]
     ) -> Iterator[tuple[TrainConfig, list[int]]]:
-        """What is trained as one program: the config of its trials, and their numbers."""
+        """Groups trials into programs: yields the config and the trial numbers of each."""
         programs: dict[TrainConfig, list[int]] = {}
         for number in numbers:
             shared = {name: value for name, value in drawn[number].items() if name not in PER_TRIAL}
@@ -131,17 +132,17 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One setting, trained in one rung: a line of ``trials.jsonl``.
+    """The result of a trial in one rung: a line of ``trials.jsonl``.
 
     Attributes:
-        number: from 0; a setting keeps it from rung to rung.
-        rung: from 0.
-        epochs: of this rung.
-        seed: of the training.
-        hyperparameters: what was drawn.
-        validation_loss: after the last epoch; None if it diverged.
-        validation_accuracy: after the last epoch, in [0, 1].
-        seconds: its share of the time that its population took.
+        number: trial number from 0, the same in all rungs.
+        rung: rung from 0.
+        epochs: epochs in this rung.
+        seed: seed of the training.
+        hyperparameters: the sampled hyperparameters.
+        validation_loss: loss after the last epoch; None if it diverged.
+        validation_accuracy: accuracy after the last epoch, in [0, 1].
+        seconds: time of its population, divided by the number of trials in it.
 
     Example:
         >>> Trial(0, 0, 3, 0, {"learning_rate": 0.01}, 0.08, 0.975, 1.5).validation_accuracy
@@ -158,18 +159,18 @@ class Trial:
     seconds: float
 
     def rank(self) -> tuple[Any, ...]:
-        """Sorts the best to the front, later rungs before earlier ones, and what diverged to the end of its rung."""
+        """Returns a sort key: later rungs first, the best first within a rung, diverged trials last."""
         loss = math.inf if self.validation_loss is None else self.validation_loss
         return (-self.rung, math.isinf(loss), -self.validation_accuracy, loss, self.number)
 
 
 @dataclasses.dataclass(frozen=True)
 class Dimension:
-    """A varied field.
+    """One varied field.
 
     Attributes:
-        name: of the field.
-        scale: how numbers are drawn, or ``choice``.
+        name: name of the field.
+        scale: scale on which numbers are sampled, or ``choice``.
         values: the lowest and the highest number, or all choices.
     """
 
@@ -178,16 +179,16 @@ class Dimension:
     values: tuple[Any, ...]
 
     def draw(self, seeds: tuple[int, ...], index: int) -> Any:
-        """Value ``index`` of the endless sequence that ``seeds`` stand for."""
+        """Returns value ``index`` of the infinite random sequence that ``seeds`` define."""
         if self.scale == "choice":
-            # Each turn has an order of its own, so that two dimensions do not go through theirs side by side.
+            # Each pass over the choices has its own order, so that two dimensions are not correlated.
             turn, place = divmod(index, len(self.values))
             return self.values[np.random.default_rng([*seeds, turn]).permutation(len(self.values))[place]]
         low, high = self.values
         whole = isinstance(low, int)
-        end = high + whole  # whole numbers are rounded down: the highest shall have its share
-        share = np.random.default_rng([*seeds, index]).random()
-        value = low * (end / low) ** share if self.scale == "log" else low + (end - low) * share
+        end = high + whole  # whole numbers are rounded down, so the highest needs a whole interval, too
+        uniform = np.random.default_rng([*seeds, index]).random()
+        value = low * (end / low) ** uniform if self.scale == "log" else low + (end - low) * uniform
         return min(int(value), high) if whole else min(max(float(f"{value:.4g}"), low), high)
 
 
@@ -196,8 +197,9 @@ def _parse_dimension(text: str, config: TrainConfig) -> Dimension:
     name = name.replace("-", "_")
     if not content:
         raise InputError(f"vary must be {_EXAMPLE}, got {text}")
-    if name not in _TYPES.keys() - {*PRESENTATION, *_IN_COMMON}:
-        raise InputError(f"vary must name a hyperparameter of mnist_jax.train, got {name}")
+    known = [known for known in _TYPES if known not in (*CHANGEABLE_ON_RESUME, *_IN_COMMON)]
+    if name not in known:
+        raise InputError(f"vary must name a hyperparameter of mnist_jax.train, got {name}{suggest(name, known)}")
     low, colon, high = content.partition(":")
     if not colon:
         return Dimension(name, "choice", _parse_values(name, content.split("/"), config))
@@ -210,7 +212,7 @@ def _parse_dimension(text: str, config: TrainConfig) -> Dimension:
 
 
 def _parse_values(name: str, texts: Sequence[str], config: TrainConfig) -> tuple[Any, ...]:
-    """The values as ``TrainConfig`` has them, which also checks them."""
+    """Parses values into the type of their field, and lets ``TrainConfig`` check them."""
     values = []
     for text in texts:
         try:

@@ -1,10 +1,10 @@
-"""Finds the runs in a directory, with their results.
+"""Finds the runs in a directory, and reads their configs and results.
 
     for run in find_runs("runs"):
         print(run.path, run.summary.get("test_accuracy"))
-    newest_run("runs")   # what ``python -m mnist_jax.demo`` takes when no run is named
+    newest_run("runs")   # the run that ``python -m mnist_jax.demo`` serves by default
 
-Reads the small files of a run, and never imports JAX.
+It reads the small files of a run, and does not import JAX.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from mnist_jax.training.directory import read_config
 
 
 @dataclasses.dataclass(frozen=True)
-class FoundRun:
-    """A run directory.
+class RunInfo:
+    """The config and the results of a run, finished or not.
 
     Attributes:
-        path: the directory.
-        config: what was, or is being, trained.
-        num_epochs: epochs finished.
+        path: the run directory.
+        config: the config of the run.
+        num_epochs: number of finished epochs.
         summary: the final numbers, as in ``summary.json``; empty for an unfinished run.
-        modified: when its newest epoch was finished, or it was begun; in seconds since 1970.
+        modified: time of the newest epoch, or of the start before the first one; in seconds since 1970.
 
     Example:
-        >>> FoundRun(Path("runs/mine"), TrainConfig(), 3, {"test_accuracy": 0.98}, 0.0).summary["test_accuracy"]
+        >>> RunInfo(Path("runs/mine"), TrainConfig(), 3, {"test_accuracy": 0.98}, 0.0).summary["test_accuracy"]
         0.98
     """
 
@@ -44,13 +44,8 @@ class FoundRun:
     modified: float
 
 
-def find_runs(directory: str | os.PathLike[str] = "runs") -> list[FoundRun]:
-    """The runs directly inside a directory, newest first.
-
-    What is not a run, or cannot be read, is left out.
-
-    Args:
-        directory: where the runs are.
+def find_runs(directory: str | os.PathLike[str] = "runs") -> list[RunInfo]:
+    """Returns the runs directly inside a directory, newest first; skips whatever is not a readable run.
 
     Raises:
         InputError: there is no such directory.
@@ -66,36 +61,38 @@ def find_runs(directory: str | os.PathLike[str] = "runs") -> list[FoundRun]:
     """
     try:
         paths = list(Path(directory).iterdir())
+    except FileNotFoundError:
+        raise InputError(f"{directory}: no such directory; train a run first, or name the directory") from None
     except OSError as error:
-        raise InputError(f"{directory}: a directory of runs wanted ({error.strerror})") from None
+        raise InputError(f"{directory}: expected a directory of runs ({error.strerror})") from None
     runs = [run for run in map(_read_run, paths) if run is not None]
     return sorted(runs, key=lambda run: (run.modified, run.path.name), reverse=True)
 
 
 def newest_run(directory: str | os.PathLike[str] = "runs") -> Path | None:
-    """The newest finished run in a directory; None if there is none, or no such directory."""
+    """Returns the newest finished run in a directory; None if it holds none or does not exist."""
     if not Path(directory).is_dir():
         return None
     return next((run.path for run in find_runs(directory) if run.summary), None)
 
 
-def _read_run(path: Path) -> FoundRun | None:
+def _read_run(path: Path) -> RunInfo | None:
     history, summary = path / "metrics.jsonl", path / "summary.json"
     try:
         config = read_config(path / "config.json")
         newest = history if history.exists() else path / "config.json"
         num_epochs = len(history.read_text().splitlines()) if history.exists() else 0
-        found = json.loads(summary.read_text()) if summary.exists() else {}
-        if found:
-            _check_summary(found)
-        return FoundRun(path, config, num_epochs, {**found}, newest.stat().st_mtime)
+        content = json.loads(summary.read_text()) if summary.exists() else {}
+        if content:
+            _check_summary(content)
+        return RunInfo(path, config, num_epochs, {**content}, newest.stat().st_mtime)
     except (InputError, LookupError, OSError, TypeError, ValueError):
         return None
 
 
 def _check_summary(summary: Mapping[str, Any]) -> None:
-    """Raises ``LookupError`` or ``TypeError`` unless a summary has the numbers by which runs are told apart."""
+    """Raises ``LookupError`` or ``TypeError`` unless a summary has the numbers that ``mnist-jax runs`` shows."""
     names = ("num_parameters", "validation_accuracy", "test_accuracy")
     for number in (*(summary[name] for name in names), summary["seconds"]["train"]):
         if not isinstance(number, int | float):
-            raise TypeError(f"a number wanted, got {number!r}")
+            raise TypeError(f"expected a number, got {number!r}")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import mnist_jax
+from mnist_jax import InputError
+from mnist_jax.cli.flags import OneLineParser
 from mnist_jax.cli.main import COMMANDS, main
 
 SCRIPT = Path(sys.executable).with_name("mnist-jax")
@@ -34,6 +36,30 @@ def test_the_script_helps_without_jax(run_python, name):
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_fits_80_columns_and_ends_with_an_example_that_parses(capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = main if not name else importlib.import_module(COMMANDS[name][0]).main
+    prog = "mnist-jax" if not name else f"python -m mnist_jax.{name}"
+    with pytest.raises(SystemExit):
+        command(["--help"], prog)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-2] == ""
+    assert lines[-1].startswith(f"example: {prog} ")
+    parsed = []
+
+    def parse_args(self, args):
+        parsed.append(original(self, args))
+        raise InputError("parsed")
+
+    original = OneLineParser.parse_args
+    monkeypatch.setattr(OneLineParser, "parse_args", parse_args)
+    assert command(lines[-1].removeprefix(f"example: {prog} ").split(), prog) == 2
+    assert capsys.readouterr().err == "error: parsed\n"
+    assert len(parsed) == 1
+
+
 def test_the_console_script_is_installed():
     done = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: mnist-jax COMMAND ...")
@@ -54,8 +80,9 @@ def test_the_version_is_that_of_the_package(capsys):
     ("args", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["walk"], "argument COMMAND: invalid choice: 'walk' .choose from .*train.*runs.*"),
-        (["--quiet"], "the following arguments are required: COMMAND"),
+        (["walk"], "command must be one of train, evaluate, predict, demo, export, sweep, runs, got walk"),
+        (["trian"], r"command must be one of train, .*, runs, got trian; did you mean train\?"),
+        (["--quiet"], "unknown flag --quiet"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, args, message):

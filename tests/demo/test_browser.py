@@ -366,9 +366,7 @@ def test_nothing_is_wider_than_the_window(open_page, class_names):
 
     too_long = "(it) => it.scrollWidth > it.clientWidth"
     too_high = "(it) => it.scrollHeight > it.clientHeight"
-    with serving(
-        create_app(predictor, class_names, title="cnn on fashion_mnist, 91.23 % of test images right")
-    ) as address:
+    with serving(create_app(predictor, class_names, title="cnn on fashion_mnist, 91.23 % test accuracy")) as address:
         page = open_page(address)
         for answered, width in itertools.product((False, True), (320, 360, 390, 719, 720, 1200)):
             page.set_viewport_size({"width": width, "height": 800})

@@ -100,7 +100,7 @@ def test_50_mb_are_413_and_take_no_memory(address, chunked):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert (status, answer) == (413, {"error": "a picture of at most 10 MB wanted, got a larger one"})
+    assert (status, answer) == (413, {"error": "expected a picture of at most 10 MB, got a larger one"})
     assert headers["Connection"] == "close"
     assert peak < 2.5 * LARGEST_BODY
     assert ask(address, b"next")[0] == 200
@@ -124,7 +124,7 @@ def test_what_is_announced_too_large_is_refused_before_it_is_sent(address, heade
 
 
 def test_a_body_without_end_is_cut_off(address, monkeypatch):
-    monkeypatch.setattr(server, "_LARGEST_DRAINED", 12_000_000)
+    monkeypatch.setattr(server, "_LARGEST_DISCARDED", 12_000_000)
     with pytest.raises(ConnectionError):
         ask(address, (bytes(2**16) for _ in iter(int, 1)))
     assert ask(address, b"next")[0] == 200
@@ -209,7 +209,7 @@ def test_classes_that_are_no_digits_have_their_names_on_the_page():
         (["--host", "x" * 70], f"host must be a name or an address of this machine, got '{'x' * 70}'"),
         (["--host", ""], "host must be a name or an address of this machine, got an empty one"),
         (["nowhere", "--port", "0"], "nowhere: expected a run with a config.json, found none"),
-        (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--bogus"], "unknown flag --bogus"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, args, message):
@@ -222,7 +222,7 @@ def test_a_port_in_use_is_said_before_anything_is_trained(capsys, tmp_path, monk
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert demo.main(["--port", str(port)]) == 2
-    error = f"error: port {port} of 127.0.0.1 is in use: name another with --port, or 0 for any free one\n"
+    error = f"error: port {port} of 127.0.0.1 is in use: choose another with --port, or 0 for any free one\n"
     assert capsys.readouterr().err == error
     assert not [*tmp_path.iterdir()]
 
@@ -278,7 +278,7 @@ def test_without_a_run_one_is_trained_and_served_and_found_again(tmp_path):
 
     line, answer, errors, status = start_and_stop(signal.SIGINT)
     assert re.fullmatch(
-        r"http://127\.0\.0\.1:\d+  -  cnn on digits, \d+\.\d\d % of test images right; Ctrl-C ends\n", line
+        r"http://127\.0\.0\.1:\d+  -  cnn on digits, \d+\.\d\d % test accuracy; stop with Ctrl-C\n", line
     ), errors
     assert answer[0] == 200
     assert len(answer[2]["probabilities"]) == 10
@@ -299,4 +299,4 @@ def test_an_unfinished_run_is_described_as_one(tmp_path):
     config = TrainConfig(data="fashion_mnist")
     assert demo.describe_run(tmp_path, config) == "mlp on fashion_mnist, training not finished"
     (tmp_path / "summary.json").write_text('{"dataset": "kmnist", "test_accuracy": 0.98765}')
-    assert demo.describe_run(tmp_path, config) == "mlp on kmnist, 98.77 % of test images right"
+    assert demo.describe_run(tmp_path, config) == "mlp on kmnist, 98.77 % test accuracy"

@@ -33,7 +33,7 @@ def test_the_file_goes_into_the_run_and_nothing_is_overwritten(run, capsys):
     ("args", "message"),
     [
         (["RUN"], "the following arguments are required: --format"),
-        (["RUN", "--format", "pickle"], "argument --format: invalid choice: 'pickle'"),
+        (["RUN", "--format", "pickle"], "format must be one of json, safetensors, stablehlo, onnx, got pickle\n"),
         (["nowhere", "--format", "json"], "nowhere: expected a run with a config.json, found none"),
         (["RUN", "--format", "json", "--output", "RUN"], " exists already: name another file with --output"),
         (["RUN", "--format", "json", "--output", "RUN/no/file"], "cannot be written (No such file or directory)"),

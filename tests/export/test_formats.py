@@ -24,7 +24,7 @@ from mnist_jax import (
     load_dataset,
     load_run,
 )
-from mnist_jax.config import PRESENTATION
+from mnist_jax.config import CHANGEABLE_ON_RESUME
 from mnist_jax.data import class_names_of
 from mnist_jax.export import FORMATS
 from mnist_jax.export.onnx import to_onnx
@@ -101,7 +101,7 @@ def test_every_option_of_the_models(tmp_path, options):
 def test_what_the_files_say_of_themselves(tmp_path):
     config = TrainConfig(data="fashion_mnist", hidden_sizes=(4,), workdir="somewhere")
     state = build_state(config)
-    wanted = {name: value for name, value in dataclasses.asdict(config).items() if name not in PRESENTATION}
+    wanted = {name: value for name, value in dataclasses.asdict(config).items() if name not in CHANGEABLE_ON_RESUME}
     names = class_names_of(config.data)
     content = json.loads(to_json(config, state, names))
     assert list(content) == ["format", "version", "config", "class_names", "params", "model_state"]

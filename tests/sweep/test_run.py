@@ -163,7 +163,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_end(sweep, trained, tmp_path, monke
     best = max(trial.validation_accuracy for trial in sweep.trials if trial.rung == 0 and trial.number in (0, 1))
     assert progress == [f"rung 1/2  epochs 1  trials 2/4  best validation accuracy {best:.4f}"]
     assert stopped == (
-        f"stopped: finished trials are in {path}; the same command with --workdir {path} --resume goes on"
+        f"stopped: finished trials are in {path}; continue with the same command and --workdir {path} --resume"
     )
     assert len((path / "trials.jsonl").read_text().splitlines()) == 2
 
@@ -212,15 +212,15 @@ def test_a_sweep_goes_on_with_its_data(sweep, monkeypatch):
 @pytest.mark.parametrize(
     ("files", "resume", "message"),
     [
-        ({}, False, "workdir {path} exists: name another directory, or go on with the sweep in it with --resume"),
-        ({}, True, "resume: a sweep with a sweep.json wanted in {path}, found none"),
-        ({"sweep.json": "{"}, True, "{path}/sweep.json: a JSON object wanted (Expecting property name"),
-        ({"sweep.json": "\xff"}, True, "{path}/sweep.json: a JSON object wanted ('utf-8' codec can't decode"),
-        ({"sweep.json": "[]"}, True, "{path}/sweep.json: config, search and data wanted, got something else"),
+        ({}, False, "workdir {path} exists: name another directory, or continue the sweep in it with --resume"),
+        ({}, True, "resume: expected a sweep with a sweep.json in {path}, found none"),
+        ({"sweep.json": "{"}, True, "{path}/sweep.json: expected a JSON object (Expecting property name"),
+        ({"sweep.json": "\xff"}, True, "{path}/sweep.json: expected a JSON object ('utf-8' codec can't decode"),
+        ({"sweep.json": "[]"}, True, "{path}/sweep.json: expected config, search and data, got something else"),
         (
             {"sweep.json": '{"config": 3}'},
             True,
-            "{path}/sweep.json: config, search and data wanted, got something else",
+            "{path}/sweep.json: expected config, search and data, got something else",
         ),
     ],
 )
@@ -248,12 +248,12 @@ def test_what_is_written_must_be_ours(sweep):
     continued, file = in_directory(sweep.workdir, resume=True), sweep.workdir / "trials.jsonl"
     text = file.read_text()
     file.write_text(text.replace('"hidden_sizes": [4, 3]', '"hidden_sizes": [4]'))
-    message = f"{file}: trials with what is drawn here wanted, got others: begin a new sweep"
+    message = f"{file} does not match the hyperparameters this version samples; start a new sweep"
     with pytest.raises(InputError) as caught:
         run_sweep(continued, SEARCH)
     assert str(caught.value) == message
     file.write_text('{"number": 0}\n')
-    with pytest.raises(InputError, match="^.*trials.jsonl: a trial on each line wanted, got something else"):
+    with pytest.raises(InputError, match="^.*trials.jsonl: expected one trial per line, got something else"):
         run_sweep(continued, SEARCH)
     with (
         FileLock(sweep.workdir / ".lock"),

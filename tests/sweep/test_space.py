@@ -136,6 +136,10 @@ def test_the_best_trial_ranks_first():
     [
         (["b1"], "vary must be like learning_rate=1e-4:1e-2 or hidden_sizes=128/512,256, got b1"),
         (["bogus=1:2"], "vary must name a hyperparameter of mnist_jax.train, got bogus"),
+        (
+            ["learning-rat=1:2"],
+            "vary must name a hyperparameter of mnist_jax.train, got learning_rat; did you mean learning_rate?",
+        ),
         (["seed=1:2"], "vary must name a hyperparameter of mnist_jax.train, got seed"),
         (["epochs=1/2"], "vary must name a hyperparameter of mnist_jax.train, got epochs"),
         (["workdir=a/b"], "vary must name a hyperparameter of mnist_jax.train, got workdir"),
@@ -147,7 +151,7 @@ def test_the_best_trial_ranks_first():
         (["model=cnn:mlp"], "vary must have choices for model, as in model=A/B, got the range cnn:mlp"),
         (["batch_norm=0:1"], "vary must have choices for batch_norm, as in batch_norm=A/B, got the range 0:1"),
         (["hidden_sizes=8:9"], "vary must have choices for hidden_sizes, as in hidden_sizes=A/B, got the range 8:9"),
-        (["model=mlp/rnn"], "model must be one of mlp, cnn, got rnn"),
+        (["model=mlp/rnn"], "model must be one of mlp, cnn, got rnn; did you mean cnn?"),
         (["hidden_sizes=8/x"], "hidden_sizes must be whole numbers, got ('x',)"),
         (["b1=0.1:0.2", "b1=0.3:0.4"], "vary must name each hyperparameter once, got b1, b1"),
     ],
@@ -161,7 +165,7 @@ def test_what_cannot_be_varied_is_refused(vary, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vary": ()}, "vary must say what to search, like learning_rate=1e-4:1e-2 or .*, got nothing"),
+        ({"vary": ()}, "vary must name the values to search, like learning_rate=1e-4:1e-2 or .*, got nothing"),
         ({"trials": 0}, "trials must be at least 1, got 0"),
         ({"eta": 1}, "eta must be at least 2, got 1"),
         ({"population": 0}, "population must be at least 1, got 0"),

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_jax import Sweep, TrainConfig, Trial
+from mnist_jax import Search, Sweep, TrainConfig, Trial
 from mnist_jax.cli.flags import parse_flags
 from mnist_jax.sweep.__main__ import main, results_table
 
@@ -28,7 +28,7 @@ def test_the_table_has_the_best_first_and_its_command():
     assert len(rows) == 1 + 20 + 4
     assert rows[21] == f"and 2 more in {Path('w') / 'trials.jsonl'}"
     assert rows[24] == "14.0 s training; everything is in w"
-    start = "the best: python -m mnist_jax.train "
+    start = "best: python -m mnist_jax.train "
     assert rows[23].startswith(start)
     best = dataclasses.replace(
         config, workdir=None, resume=False, epochs=3, seed=8, learning_rate=0.002, hidden_sizes=(8, 4)
@@ -39,12 +39,13 @@ def test_the_table_has_the_best_first_and_its_command():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "error: vary must say what to search"),
+        ([], "error: vary must name the values to search"),
         (["--vary"], "error: argument --vary: expected at least one argument"),
-        ([*VARY, "--method", "grid"], "error: argument --method: invalid choice: 'grid'"),
+        ([*VARY, "--method", "grid"], "error: method must be one of random, halving, got grid\n"),
         ([*VARY, "--trials", "x"], "error: argument --trials: invalid int value: 'x'"),
         ([*VARY, "--epochs", "0"], "error: epochs must be at least 1, got 0"),
-        ([*VARY, "--bogus", "1"], "error: "),
+        ([*VARY, "--bogus", "1"], "error: unknown flag --bogus\n"),
+        ([*VARY, "--trails", "1"], "error: unknown flag --trails; did you mean --trials?\n"),
     ],
 )
 def test_a_wrong_flag_is_one_line(args, message, capsys):
@@ -54,11 +55,20 @@ def test_a_wrong_flag_is_one_line(args, message, capsys):
     assert len(error.splitlines()) == 1
 
 
+def test_help_all_has_the_flags_of_a_search_and_of_a_run(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help-all"])
+    text = capsys.readouterr().out
+    for field in (*dataclasses.fields(Search), *dataclasses.fields(TrainConfig)):
+        assert f"\n  --{field.name.replace('_', '-')}" in text
+
+
 def test_help_does_not_wait_for_jax(run_python):
     code = "import sys\nfrom mnist_jax.sweep.__main__ import main\n"
     code += "try: main(['--help'])\nfinally: print('jax' in sys.modules)"
     done = run_python("-c", code)
     assert "--vary NAME=VALUES" in done.stdout
     assert "--learning-rate" in done.stdout
+    assert "--augment-shear" not in done.stdout
     assert done.stdout.splitlines()[-1] == "False"
     assert done.returncode == 0

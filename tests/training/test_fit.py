@@ -292,7 +292,7 @@ def test_the_command_prints_lines_and_a_table(run_python, tmp_path):
         (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["--batch-size", "5000"], "batch_size must be at most the 1350 training examples of digits, got 5000"),
         (["--learning-rate", "NaN"], "learning_rate must be a finite number above 0, got nan"),
-        (["--model", "rnn"], ".*--model.*mlp.*cnn.*"),
+        (["--model", "rnn"], r"model must be one of mlp, cnn, got rnn; did you mean cnn\?"),
         (["--workdir", "/dev/null/run"], "workdir must be a writable directory, got /dev/null/run .Not a directory."),
     ],
 )
