@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mnist_jax.errors import InputError
-from mnist_jax.models.conv import conv_examples_innermost, max_pool_examples_innermost
+from mnist_jax.models.conv import conv_chwn, max_pool_chwn
 from mnist_jax.models.mlp import batch_norm
 
 
@@ -78,9 +78,9 @@ class CNN(nn.Module):
                     f"got {self.kernel_sizes} and {self.pool_sizes}"
                 )
             kernel, bias = _Kernel((size, size, x.shape[0], features), not self.batch_norm, name=f"Conv_{index}")()
-            x = conv_examples_innermost(x, kernel.astype(x.dtype), self.padding.upper(), crop=pool)
+            x = conv_chwn(x, kernel.astype(x.dtype), self.padding.upper(), crop=pool)
             # The bias after the pooling is less work, and the same result.
-            x = max_pool_examples_innermost(x, pool)
+            x = max_pool_chwn(x, pool)
             x = batch_norm(x, train, axis=0) if bias is None else x + bias.astype(x.dtype)[:, None, None, None]
             x = nn.relu(x)
         if self.dense_size:
