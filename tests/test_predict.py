@@ -58,7 +58,7 @@ def test_a_line_for_each_picture(run, picture, capsys):
     line = _to_line(prediction, tuple("0123456789"))
     assert out == f"seven.jpg        {line}\nlonger-name.jpg  {line}\n"
     assert err == (
-        "error: a.png: no ink found: a digit that stands out from its background wanted\n"
+        "error: a.png: no ink found: expected a digit that stands out from its background\n"
         "error: missing.png: cannot be read (No such file or directory)\n"
     )
 

@@ -1,4 +1,4 @@
-"""``apply_model``: the model of a state as a function of parameters and images.
+"""Applies the model of a state to images, in evaluation or training mode.
 
 logits, _ = apply_model(state, state.eval_params, image)            # evaluation mode
 logits, model_state = apply_model(state, state.params, image, key)  # training mode
@@ -29,15 +29,15 @@ def apply_model(
 
     Args:
         state: supplies the model and its ``model_state``; in evaluation mode its ``eval_model_state``.
-        params: parameters to use.
+        params: parameters of the model.
         image: ``uint8`` or float ``[B, H, W, C]``; uint8 is scaled to [0, 1] here, on the device.
-        key: runs the model in training mode, with this randomness; None runs it in evaluation mode.
+        key: PRNG key of training mode, for dropout; None runs the model in evaluation mode.
 
     Returns:
         Logits ``float32[B, K]``, and the model state after the call.
 
     Raises:
-        ValueError: the images have another shape or dtype.
+        ValueError: the images have the wrong shape or dtype.
 
     Example:
         >>> import optax

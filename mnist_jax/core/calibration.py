@@ -1,7 +1,7 @@
-"""Calibration: is a model right as often as it says it is?
+"""Compares the confidence of a model with its accuracy.
 
-calibration = Calibration.measure(probabilities, label)
-calibration.expected_error   # 0.004: off by 0.4 percentage points, weighted by the examples
+calibration = Calibration.compute(probabilities, label)
+calibration.expected_error   # 0.004: they differ by 0.4 percentage points on average
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Examples in bins of equal width by confidence, the probability of the predicted class.
+    """Holds confidence, the probability of the predicted class, and accuracy in B bins of equal width.
 
     Attributes:
-        edges: ``float64[B + 1]``, of the bins; a bin holds its upper edge, not its lower one.
-        count: ``int[B]``, examples in each.
-        confidence: ``float64[B]``, their mean confidence; NaN in an empty bin.
-        accuracy: ``float64[B]``, the share of them that is right; NaN in an empty bin.
+        edges: ``float64[B + 1]``, edges of the bins; a bin includes its upper edge, not its lower one.
+        count: ``int[B]``, number of examples.
+        confidence: ``float64[B]``, mean confidence; NaN in an empty bin.
+        accuracy: ``float64[B]``, fraction of correct predictions; NaN in an empty bin.
 
     Reference: Guo et al., "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599.
     """
@@ -30,8 +30,8 @@ class Calibration:
     accuracy: np.ndarray
 
     @classmethod
-    def measure(cls, probabilities: np.ndarray, label: np.ndarray, num_bins: int = 15) -> Calibration:
-        """Sorts examples into bins.
+    def compute(cls, probabilities: np.ndarray, label: np.ndarray, num_bins: int = 15) -> Calibration:
+        """Bins examples by confidence.
 
         Args:
             probabilities: ``float[N, K]``.
@@ -39,7 +39,7 @@ class Calibration:
             num_bins: B.
 
         Example:
-            >>> calibration = Calibration.measure(np.array([[0.6, 0.4], [0.3, 0.7]]), np.array([0, 0]), num_bins=2)
+            >>> calibration = Calibration.compute(np.array([[0.6, 0.4], [0.3, 0.7]]), np.array([0, 0]), num_bins=2)
             >>> calibration.count.tolist(), round(calibration.expected_error, 3)
             ([0, 2], 0.15)
         """
@@ -59,6 +59,6 @@ class Calibration:
 
     @property
     def expected_error(self) -> float:
-        """ECE: the mean over the examples of their bin's distance between confidence and accuracy, in [0, 1]."""
+        """Expected calibration error (ECE): mean of |accuracy - confidence|, weighted by count, in [0, 1]."""
         gap = np.abs(self.accuracy - self.confidence)
         return float(np.nansum(gap * self.count) / self.count.sum())

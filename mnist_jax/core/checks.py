@@ -1,9 +1,9 @@
-"""Guards against silent nonsense: shapes and dtypes under a trace, values where they are on the host.
+"""Checks arguments: shapes and dtypes, also under a trace; values of labels on the host only.
 
-check_image(recipe, image)     # inside a program: costs nothing when it runs
+check_image(recipe, image)     # at trace time: costs nothing at run time
 check_label(logits, label)
 
-@checked_jit(check)            # ``check`` sees the arguments of each call, before they are traced
+@checked_jit(check)            # ``check`` gets the arguments of each call, before they are traced
 def step(state, batch): ...
 """
 
@@ -25,10 +25,10 @@ R = TypeVar("R")
 
 
 def check_image(recipe: Recipe, image: jax.Array) -> None:
-    """Checks shape and dtype of a batch of images; under a trace, too.
+    """Checks shape and dtype of a batch of images; also works under a trace.
 
     Raises:
-        ValueError: they have another shape than the model was created for, or are integers other than uint8.
+        ValueError: the shape is not that of ``recipe.image_shape``, or the dtype is neither uint8 nor floating point.
     """
     if image.ndim != 4 or image.shape[1:] != recipe.image_shape:
         expected = ", ".join(map(str, ("B", *recipe.image_shape)))
@@ -38,7 +38,7 @@ def check_image(recipe: Recipe, image: jax.Array) -> None:
 
 
 def check_label(logits: jax.Array, label: jax.Array) -> None:
-    """Checks rank, width and dtype of labels against the logits; under a trace, too.
+    """Checks shape and dtype of labels against the logits; also works under a trace.
 
     Raises:
         ValueError: the label is neither ``int[B]`` nor ``float[B, K]``.
@@ -53,7 +53,7 @@ def check_label(logits: jax.Array, label: jax.Array) -> None:
 
 
 def check_label_range(recipe: Recipe, label: Any) -> None:
-    """Checks that NumPy labels are classes; where they are traced, the loss of others is NaN.
+    """Checks that NumPy labels lie in [0, K). Other arrays pass: the loss of a label outside is NaN.
 
     Raises:
         ValueError: a label lies outside [0, K).
@@ -66,7 +66,7 @@ def check_label_range(recipe: Recipe, label: Any) -> None:
 
 
 class CheckedJit(Generic[P, R]):
-    """A jitted function whose arguments are checked first; ``lower`` and all else is that of the jitted function."""
+    """Wraps a jitted function with a check of its arguments; passes on other attributes, such as ``lower``."""
 
     def __init__(
         self, function: Callable[P, R], check: Callable[..., Mapping[str, Any] | None], **options: Any
@@ -76,7 +76,7 @@ class CheckedJit(Generic[P, R]):
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Checks the arguments, and calls the jitted function."""
+        """Checks the arguments, then calls the jitted function."""
         changed = self._check(*args, **kwargs) or {}
         result: R = self._jitted(*args, **{**kwargs, **changed})
         return result
@@ -88,5 +88,5 @@ class CheckedJit(Generic[P, R]):
 def checked_jit(
     check: Callable[..., Mapping[str, Any] | None], **options: Any
 ) -> Callable[[Callable[P, R]], CheckedJit[P, R]]:
-    """Decorates a function with ``jax.jit`` and a check of its arguments, which may return keywords to change."""
+    """Decorates a function with ``jax.jit`` and a check, which may return keyword arguments to replace."""
     return lambda function: CheckedJit(function, check, **options)

@@ -1,10 +1,10 @@
-"""The epoch: its order, a loop of steps over a given order, and the two together as one program.
+"""Trains on a split in one compiled program: shuffles it and loops over ``train_step``.
 
-    order = epoch_order(state.key, epoch, num_examples)                                   # int32[N]
-    state, metrics, nonfinite = train_steps(state, split, order, batch_size, 0, num_steps)   # a chunk of it
-    state, metrics = train_epoch(state, split, batch_size)                                # all of it
+    order = epoch_order(state.key, epoch, num_examples)                                      # int32[N]
+    state, metrics, nonfinite = train_steps(state, split, order, batch_size, 0, num_steps)   # a chunk of an epoch
+    state, metrics = train_epoch(state, split, batch_size)                                   # a whole epoch
 
-A step depends on its number and on the order, not on the chunk that it is in: where chunks end changes nothing.
+A step depends only on its number and the order, so splitting an epoch into chunks changes nothing.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from mnist_jax.core.state import TrainState
 from mnist_jax.core.steps import train_step
 from mnist_jax.data.dataset import Split
 
-# Folded into the key for shuffling, where steps fold in their number: no step comes this far.
+# Folded into the key for shuffling; steps fold in their number, which never gets this large.
 _SHUFFLE = 2**32 - 1
 
 
 def count_steps(num_examples: int, batch_size: int) -> int:
-    """Returns S, the number of steps of an epoch: ``ceil(N / B)``.
+    """Returns S, the number of steps per epoch: ``ceil(N / B)``.
 
     Raises:
-        ValueError: ``batch_size`` is not 1 to N.
+        ValueError: ``batch_size`` is not in [1, N].
     """
     if not 1 <= batch_size <= num_examples:
-        raise ValueError(f"batch_size must be 1 to the {num_examples} examples of the split, got {batch_size}")
+        raise ValueError(f"batch_size must be between 1 and the {num_examples} examples of the split, got {batch_size}")
     return -(-num_examples // batch_size)
 
 
 @functools.partial(jax.jit, static_argnames="num_examples")
 def epoch_order(key: jax.Array, epoch: jax.Array | int, num_examples: int) -> jax.Array:
-    """Returns the order in which an epoch goes through its examples.
+    """Returns the shuffled order of the examples in an epoch.
 
     Args:
-        key: of the state, ``state.key``.
-        epoch: number of the epoch, from 0; ``state.step // S``.
+        key: PRNG key, ``state.key``.
+        epoch: number of the epoch, from 0: ``state.step // S``.
         num_examples: N.
 
     Returns:
@@ -54,7 +54,7 @@ def epoch_order(key: jax.Array, epoch: jax.Array | int, num_examples: int) -> ja
         [0, 1, 2, 3, 4]
     """
     epoch_key = jax.random.fold_in(jax.random.fold_in(key, _SHUFFLE), epoch)
-    # One sort of random words; jax.random.permutation sorts twice to rule out ties (19 ms against 10 on 2 CPU cores).
+    # Sorts once; jax.random.permutation sorts twice, to rule out ties (19 ms instead of 10 on 2 CPU cores).
     return jnp.argsort(jax.random.bits(epoch_key, (num_examples,)))
 
 
@@ -68,24 +68,24 @@ def train_steps(
     num_steps: jax.Array | int,
     sharding: jax.sharding.Sharding | None = None,
 ) -> tuple[TrainState, Metrics, jax.Array]:
-    """Takes steps over a given order of the examples of a split, in one loop on the device.
+    """Trains on the examples of a split in a given order, in one loop on the device.
 
     Args:
         state: the state to start from.
-        split: examples, on the device: a whole split, or a chunk of one that comes from the host.
-        order: ``int32[n]``, the examples to go through. The last of the ``ceil(n / B)`` batches is filled up with
-            the first ones, which are masked out of loss and metrics, but enter batch-norm statistics.
+        split: the examples, on the device: a whole split, or a chunk of one that is streamed from the host.
+        order: ``int32[n]``, indices of the examples. The last of the ``ceil(n / B)`` batches is padded with the first
+            examples; they are masked out of loss and metrics, but enter batch-norm statistics.
         batch_size: B.
-        start: first batch to take, from 0. With ``num_steps`` it must stay within the order.
-        num_steps: batches to take; no part of the compiled program, so chunks of any length share one.
-        sharding: of the batch axis, for data-parallel steps on a mesh.
+        start: index of the first batch; ``start + num_steps`` must be at most ``ceil(n / B)``.
+        num_steps: number of batches. It is not static, so chunks of any length share one compiled program.
+        sharding: sharding of the batch axis, for data-parallel steps on a mesh.
 
     Returns:
-        The state after the steps, the metrics of all of them added up, and ``int32[]``: the place in the order of the
-        first batch whose loss was not finite, -1 if there was none.
+        The state after the steps, their summed metrics, and the index of the first batch with a loss that is not
+        finite, ``int32[]``, or -1.
 
     Raises:
-        ValueError: ``batch_size`` is not 1 to n.
+        ValueError: ``batch_size`` is not in [1, n].
 
     Example:
         >>> import optax
@@ -111,9 +111,9 @@ def loop_steps(
     sharding: jax.sharding.Sharding | None = None,
     num_examples: jax.Array | int | None = None,
 ) -> tuple[TrainState, Metrics, jax.Array]:
-    """Takes the steps of :func:`train_steps` inside a program; differentiable where ``num_steps`` is a Python number.
+    """Implements :func:`train_steps` without ``jit``; differentiable if ``num_steps`` is a Python int.
 
-    ``num_examples`` masks what lies beyond the first examples of the order; None counts them all.
+    ``num_examples`` masks all but the first examples of the order; None counts every example.
     """
     padding = -order.shape[0] % batch_size
     if num_examples is None and padding:
@@ -144,12 +144,12 @@ def _check_epoch(
     num_steps: jax.Array | int | None = None,
     sharding: jax.sharding.Sharding | None = None,
 ) -> dict[str, int]:
-    """Checks the arguments of :func:`train_epoch`; from the middle of an epoch it only goes to the end."""
+    """Checks the arguments of :func:`train_epoch`; in the middle of an epoch, makes the number of steps dynamic."""
     del sharding
     check_label_range(state.recipe, split.label)
     steps_per_epoch = count_steps(split.num_examples, batch_size)
     if isinstance(num_steps, int) and not 0 <= num_steps <= steps_per_epoch:
-        raise ValueError(f"num_steps must be 0 to the {steps_per_epoch} steps of an epoch, got {num_steps}")
+        raise ValueError(f"num_steps must be between 0 and the {steps_per_epoch} steps of an epoch, got {num_steps}")
     is_known = not isinstance(state.step, jax.core.Tracer) and jnp.ndim(state.step) == 0
     in_the_middle = num_steps is None and is_known and int(state.step) % steps_per_epoch
     return {"num_steps": steps_per_epoch} if in_the_middle else {}
@@ -163,22 +163,22 @@ def train_epoch(
     num_steps: jax.Array | int | None = None,
     sharding: jax.sharding.Sharding | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Trains one epoch as one program: shuffled and batched on the device, each epoch in an order of its own.
+    """Trains one epoch as one compiled program, which shuffles the examples anew on the device.
 
     Args:
-        state: the state to start from. In the middle of an epoch only the rest of it is trained. Under a trace, where
-            that is not known in advance, ``num_steps`` must be given then: the loss is NaN without.
+        state: the state to start from. In the middle of an epoch only the rest is trained. Under a trace this needs
+            ``num_steps``, without which the loss is NaN.
         split: N examples; keep it on the device with ``jax.device_put``.
-        batch_size: B; the last batch of an epoch is filled up and masked, see :func:`train_steps`.
-        num_steps: go only this many steps further in the epoch that ``state.step`` lies in, and stop at its end. It is
-            no part of the compiled program, so chunks of any length share one.
-        sharding: of the batch axis, for data-parallel steps on a mesh.
+        batch_size: B; the last batch of an epoch is padded and masked, see :func:`train_steps`.
+        num_steps: largest number of steps; training also stops at the end of the epoch. It is not static, so chunks of
+            any length share one compiled program.
+        sharding: sharding of the batch axis, for data-parallel steps on a mesh.
 
     Returns:
-        The state after the steps, and the metrics of all of them added up.
+        The state after the steps, and their summed metrics.
 
     Raises:
-        ValueError: ``batch_size`` exceeds N, ``num_steps`` the steps of an epoch; or a NumPy label lies outside [0, K).
+        ValueError: ``batch_size`` exceeds N, ``num_steps`` exceeds S, or a NumPy label lies outside [0, K).
 
     Example:
         >>> import optax
@@ -196,6 +196,6 @@ def train_epoch(
         length = jnp.minimum(num_steps, steps_per_epoch - start)
     order = epoch_order(state.key, epoch, split.num_examples)
     state, metrics, _ = loop_steps(state, split, order, batch_size, start, length, sharding)
-    if num_steps is None:  # a scan of fixed length, which is only right from the beginning
+    if num_steps is None:  # a loop of S steps, which is right only from the start of an epoch
         metrics = metrics.replace(loss_sum=jnp.where(start == 0, metrics.loss_sum, jnp.nan))
     return state, metrics

@@ -23,14 +23,14 @@ from mnist_jax.data.dataset import Split
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What a state makes of a split.
+    """Holds the logits of a state on a split, with their loss and accuracy.
 
     Attributes:
-        loss: mean of the ``example_loss`` of the recipe; cross-entropy in nats unless it is another.
+        loss: mean ``example_loss`` of the recipe, by default cross-entropy in nats.
         accuracy: fraction of correct predictions, in [0, 1].
         num_examples: N.
         logits: ``float32[N, K]``.
-        label: ``int[N]``, the true classes.
+        label: ``int[N]``, true classes.
 
     Example:
         >>> logits = np.array([[0.0, 2.0], [1.0, 0.0]], np.float32)
@@ -46,7 +46,7 @@ class Evaluation:
 
     @classmethod
     def from_metrics(cls, metrics: Metrics, logits: jax.Array, label: jax.typing.ArrayLike) -> Evaluation:
-        """Fetches the results of an evaluation from the device: what :func:`evaluate_arrays` returned, and the labels.
+        """Creates an evaluation from the labels and the result of :func:`evaluate_arrays`, fetched from the device.
 
         Example:
             >>> metrics = Metrics(jnp.float32(0.44), jnp.int32(1), jnp.int32(2))
@@ -64,7 +64,7 @@ class Evaluation:
 
     @classmethod
     def from_probabilities(cls, probabilities: np.ndarray, label: np.ndarray) -> Evaluation:
-        """That of ``float[N, K]`` probabilities, for example of an ensemble; its logits are their logarithms.
+        """Evaluates probabilities ``float[N, K]``, for example of an ensemble; ``logits`` are their logarithms.
 
         Example:
             >>> evaluation = Evaluation.from_probabilities(np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([0, 1]))
@@ -89,12 +89,12 @@ class Evaluation:
 
     @property
     def losses(self) -> np.ndarray:
-        """``float32[N]``, the cross-entropy of each example in nats: what ``per_example_losses`` gives."""
+        """``float32[N]``, the cross-entropy of each example in nats, as ``per_example_losses`` computes it."""
         return -self._of_label(_log_softmax(self.logits))
 
     @property
     def margins(self) -> np.ndarray:
-        """``float32[N]``, the logit of the true class minus the largest of the others: ``per_example_margins``."""
+        """``float32[N]``, the logit of the true class minus the largest other logit; see ``per_example_margins``."""
         others = self.logits.copy()
         np.put_along_axis(others, self.label[:, None], -np.inf, axis=-1)
         return self._of_label(self.logits) - others.max(axis=-1)
@@ -104,13 +104,13 @@ class Evaluation:
 
 
 def evaluate_dataset(state: TrainState, split: Split, batch_size: int | None = None) -> Evaluation:
-    """Evaluates without dropout, and with the running average of the parameters if there is one.
+    """Evaluates a state on a split, without dropout and with the EMA of the parameters if there is one.
 
     Args:
         state: the state to evaluate.
         split: N examples, on the host or the device.
-        batch_size: examples at a time; the last batch is filled up, and what filled it masked. None takes 1000, or
-            100 on CPU, where the activations then stay in the cache.
+        batch_size: examples at a time; the last batch is padded and masked. Default 1000, or 100 on CPU, where the
+            activations then stay in the cache.
 
     Raises:
         ValueError: the split is empty, or ``batch_size`` is below 1.
@@ -130,16 +130,14 @@ def evaluate_dataset(state: TrainState, split: Split, batch_size: int | None = N
 def evaluate_views(
     state: TrainState, split: Split, num_views: int, key: jax.Array, augment: Augment | None = None
 ) -> Evaluation:
-    """Evaluates each image together with distorted copies of it: the mean of their probabilities counts.
-
-    Also known as test-time augmentation.
+    """Evaluates with test-time augmentation: averages the probabilities of each image and of distorted copies.
 
     Args:
         state: the state to evaluate.
         split: N examples.
-        num_views: copies of each image, besides the image itself.
-        key: randomness of the copies.
-        augment: what distorts them; None takes that of the training, ``state.recipe.augment``.
+        num_views: distorted copies of each image, besides the image itself.
+        key: PRNG key of the distortions.
+        augment: distorts the copies; default ``state.recipe.augment``.
 
     Raises:
         ValueError: the state has no augmentation and none is given.
@@ -162,7 +160,7 @@ def evaluate_views(
 
 
 def choose_batch_size(split: Split, batch_size: int | None = None) -> int:
-    """How many examples of a split to evaluate at a time: see :func:`evaluate_dataset`."""
+    """Returns how many examples to evaluate at a time; see :func:`evaluate_dataset`."""
     if not split.num_examples:
         raise ValueError("the split to evaluate must have at least one example, got none")
     if batch_size is None:
@@ -179,7 +177,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="batch_size")
 def evaluate_arrays(state: TrainState, split: Split, batch_size: int) -> tuple[Metrics, jax.Array]:
-    """:func:`evaluate_dataset` on the device: metrics, and logits ``float32[N, K]``."""
+    """Evaluates on the device as :func:`evaluate_dataset` does: returns metrics, and logits ``float32[N, K]``."""
     num_examples = split.num_examples
     num_batches = -(-num_examples // batch_size)
     padding = num_batches * batch_size - num_examples

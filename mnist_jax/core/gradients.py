@@ -1,9 +1,9 @@
-"""Gradient functions: how the gradient of a training loss is made from a batch.
+"""Gradient functions compute the gradient of the training loss on a batch.
 
     create_train_state(model, tx, key, gradient_fn=mean_gradient)                             # the default
     create_train_state(model, tx, key, gradient_fn=AccumulatedGradient(microbatch_size=32))
 
-All have the one signature ``(loss_fn, state, batch, key) -> (grads, Metrics, model_state)``.
+All have the signature ``(loss_fn, state, batch, key) -> (grads, Metrics, model_state)``.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 def mean_gradient(
     loss_fn: LossFn, state: TrainState, batch: Mapping[str, Any], key: jax.Array
 ) -> tuple[PyTree, Metrics, PyTree]:
-    """Computes the gradient of the loss of a whole batch.
+    """Computes the gradient of the loss on a whole batch at once.
 
     Args:
         loss_fn: ``(params, state, batch, key) -> (loss, (Metrics, model_state))``.
         state: supplies the parameters.
         batch: B examples.
-        key: randomness of the step.
+        key: PRNG key of the step.
 
     Returns:
-        The gradient by ``state.params``, the metrics and the new model state.
+        The gradient with respect to ``state.params``, the metrics and the new model state.
 
     Example:
         >>> import numpy as np, optax
@@ -51,12 +51,12 @@ def mean_gradient(
 
 @dataclasses.dataclass(frozen=True)
 class AccumulatedGradient:
-    """The same gradient from less memory: of a few examples at a time, added up.
+    """Accumulates the gradient over microbatches, which takes less memory.
 
-    Batch statistics are those of the parts ("ghost batch normalisation"), and dropout draws for each.
+    Each microbatch has its own batch-norm statistics ("ghost batch normalisation") and its own dropout key.
 
     Attributes:
-        microbatch_size: examples at a time, at least 1.
+        microbatch_size: examples per microbatch, at least 1.
 
     Raises:
         ValueError: ``microbatch_size`` is below 1.
@@ -78,35 +78,35 @@ class AccumulatedGradient:
     ) -> tuple[PyTree, Metrics, PyTree]:
         """Computes the gradient: see :func:`mean_gradient`."""
         batch_size = batch["image"].shape[0]
-        num_parts = -(-batch_size // self.microbatch_size)
-        if num_parts <= 1:
+        num_microbatches = -(-batch_size // self.microbatch_size)
+        if num_microbatches <= 1:
             return mean_gradient(loss_fn, state, batch, key)
 
-        def split(x: jax.Array, **filling: Any) -> jax.Array:
-            """Splits into equal parts, strided, so that a batch-sharded array stays sharded."""
-            x = jnp.pad(x, [(0, -batch_size % num_parts)] + [(0, 0)] * (x.ndim - 1), **filling)
-            return x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1)
+        def split(x: jax.Array, **pad_options: Any) -> jax.Array:
+            """Splits into strided microbatches, so a batch-sharded array stays sharded."""
+            x = jnp.pad(x, [(0, -batch_size % num_microbatches)] + [(0, 0)] * (x.ndim - 1), **pad_options)
+            return x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
 
-        def weighted_loss(params: PyTree, state: TrainState, part: Any, key: jax.Array) -> Any:
-            loss, (metrics, model_state) = loss_fn(params, state, part, key)
+        def weighted_loss(params: PyTree, state: TrainState, microbatch: Any, key: jax.Array) -> Any:
+            loss, (metrics, model_state) = loss_fn(params, state, microbatch, key)
             return loss * metrics.count.astype(loss.dtype), (metrics, model_state)
 
-        def body(total: Any, part_and_key: Any) -> tuple[Any, PyTree]:
-            part, key = part_and_key
-            part = {**whole, **part}
-            grads, (metrics, model_state) = jax.grad(weighted_loss, has_aux=True)(state.params, state, part, key)
+        def body(total: Any, microbatch_and_key: Any) -> tuple[Any, PyTree]:
+            microbatch, key = microbatch_and_key
+            microbatch = {**whole, **microbatch}
+            grads, (metrics, model_state) = jax.grad(weighted_loss, has_aux=True)(state.params, state, microbatch, key)
             return jax.tree.map(jnp.add, total, (grads, metrics)), model_state
 
         arrays = {name: jnp.asarray(x) for name, x in batch.items() if name != "mask"}
         per_example = {name for name, x in arrays.items() if x.ndim and x.shape[0] == batch_size}
         whole = {name: x for name, x in arrays.items() if name not in per_example}
-        parts = {name: split(arrays[name], mode="wrap") for name in per_example}  # filled up with real examples
-        parts["mask"] = split(jnp.asarray(batch.get("mask", jnp.ones(batch_size, bool))))  # that do not count
+        microbatches = {name: split(arrays[name], mode="wrap") for name in per_example}  # padded with real examples
+        microbatches["mask"] = split(jnp.asarray(batch.get("mask", jnp.ones(batch_size, bool))))  # and masked
         total = jax.tree.map(jnp.zeros_like, state.params), Metrics.zeros()
-        (grads, metrics), model_states = lax.scan(body, total, (parts, jax.random.split(key, num_parts)))
+        (grads, metrics), model_states = lax.scan(body, total, (microbatches, jax.random.split(key, num_microbatches)))
         count = jnp.maximum(metrics.count, 1)
         grads = jax.tree.map(lambda grad: grad / count.astype(grad.dtype), grads)
-        # All parts begin with the same model state; running statistics move on once a step, by the mean of the parts.
+        # Each microbatch starts from the same model state, so its running statistics are averaged.
         model_state = jax.tree.map(
             lambda leaf: leaf.mean(axis=0) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf[-1], model_states
         )

@@ -1,12 +1,12 @@
-"""Losses: of one example, which most people replace, and of a batch, the general form.
+"""Losses: ``example_loss``, which most people replace, and ``loss_fn``, the general form.
 
     create_train_state(model, tx, key, example_loss=my_loss)                             # (logits, label) -> float[B]
     create_train_state(model, tx, key, example_loss=CrossEntropy(label_smoothing=0.1))
     create_train_state(model, tx, key, loss_fn=VirtualAdversarialLoss(radius=2.0))
 
-A ``loss_fn`` is any function ``(params, state, batch, key) -> (loss, (Metrics, model_state))``; ``MeanLoss`` is the
-one that makes it of an ``example_loss``. The losses here are frozen dataclasses rather than closures, so that two
-made alike are equal, and share what was compiled.
+A ``loss_fn`` is any function ``(params, state, batch, key) -> (loss, (Metrics, model_state))``; ``MeanLoss`` makes one
+from an ``example_loss``. The losses here are frozen dataclasses rather than closures: two with the same attributes are
+equal, and share one compiled program.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from mnist_jax.core.metrics import Metrics, compute_metrics
 if TYPE_CHECKING:
     from mnist_jax.core.state import ExampleLoss, PyTree, TrainState
 
-# Folded into the key of a step, where Flax folds in hashes of the names of layers.
+# Folded into the key of a step; Flax folds in hashes of layer names.
 _AUGMENT, _PERTURBATION = 1, 2
-# Length of the first, random step of virtual adversarial training, from which the gradient says where to go.
+# L2 length of the random perturbation at which virtual adversarial training takes the gradient.
 _PROBE = 1e-1
 
 
@@ -37,14 +37,14 @@ def cross_entropy(logits: jax.Array, label: jax.Array, label_smoothing: float = 
 
     Args:
         logits: ``float32[B, K]``.
-        label: ``int[B]`` in [0, K), or ``float[B, K]``, a probability for each class.
+        label: ``int[B]`` in [0, K), or class probabilities ``float[B, K]``.
         label_smoothing: share of the target to spread over all classes, in [0, 1).
 
     Returns:
         ``float32[B]``, in nats; NaN where an integer label lies outside [0, K).
 
     Raises:
-        ValueError: the label has another rank, width or dtype.
+        ValueError: the label has the wrong shape or dtype.
 
     Example:
         >>> [round(loss, 3) for loss in cross_entropy(jnp.zeros((2, 10)), jnp.array([3, 7])).tolist()]
@@ -64,7 +64,7 @@ def cross_entropy(logits: jax.Array, label: jax.Array, label_smoothing: float = 
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy:
-    """:func:`cross_entropy` with label smoothing, as an ``example_loss``.
+    """Applies :func:`cross_entropy` with label smoothing, as an ``example_loss``.
 
     Attributes:
         label_smoothing: share of the target to spread over all classes, in [0, 1).
@@ -84,7 +84,7 @@ class CrossEntropy:
 def _reduce(
     losses: jax.Array, logits: jax.Array, batch: Mapping[str, Any], model_state: PyTree
 ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-    """Returns what a ``loss_fn`` returns; the mean is 0, with a gradient of 0, where no example counts."""
+    """Returns the result of a ``loss_fn``; loss and gradient are 0 if every example is masked."""
     metrics = compute_metrics(logits, batch["label"], losses, batch.get("mask"))
     loss = metrics.loss_sum / jnp.maximum(metrics.count, 1).astype(metrics.loss_sum.dtype)
     return loss, (metrics, model_state)
@@ -92,7 +92,7 @@ def _reduce(
 
 @dataclasses.dataclass(frozen=True)
 class MeanLoss:
-    """The mean of an ``example_loss`` over a batch, as a ``loss_fn``.
+    """Averages an ``example_loss`` over a batch, as a ``loss_fn``.
 
     Attributes:
         example_loss: ``(logits, label) -> float[B]``.
@@ -120,14 +120,14 @@ class MeanLoss:
 
 @dataclasses.dataclass(frozen=True)
 class VirtualAdversarialLoss:
-    """Virtual adversarial training, as a ``loss_fn``: predictions shall not move within a small distance of an image.
+    """Penalises predictions that change close to an image (virtual adversarial training), as a ``loss_fn``.
 
-    A perturbation is sought that changes the prediction for an image most, of a given L2 length; how far the prediction
-    then moves is added to the loss. It needs no notion of which pixels are neighbours, and no labels.
+    Adds the KL divergence between the predictions for an image and for the image under its worst perturbation of a
+    given L2 length. This needs no labels, and does not assume which pixels are neighbours.
 
     Attributes:
         radius: L2 length of the perturbation, for pixels in [0, 1].
-        example_loss: the loss that it is added to.
+        example_loss: ``(logits, label) -> float[B]``, to which the divergence is added.
 
     Reference: Miyato et al. (2017), https://arxiv.org/abs/1704.03976, with one step of the power method.
 
@@ -146,7 +146,7 @@ class VirtualAdversarialLoss:
     def __call__(
         self, params: PyTree, state: TrainState, batch: Mapping[str, Any], key: jax.Array | None = None
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-        """Computes the loss, the metrics and the new model state of a batch; without a key, the plain loss."""
+        """Computes the loss, the metrics and the new model state of a batch; without a key, no divergence."""
         logits, model_state = apply_model(state, params, batch["image"], key)
         losses = self.example_loss(logits, batch["label"])
         if key is not None:
@@ -158,24 +158,24 @@ class VirtualAdversarialLoss:
 def adversarial_divergences(
     state: TrainState, params: PyTree, image: jax.Array, logits: jax.Array, key: jax.Array, radius: float
 ) -> jax.Array:
-    """Computes how far predictions move under the worst perturbation of length ``radius``.
+    """Computes the KL divergence of the predictions under the worst perturbation of length ``radius``.
 
     Args:
         state: supplies the model.
-        params: parameters to differentiate by.
+        params: parameters of the model.
         image: ``float32[B, H, W, C]``.
         logits: ``float32[B, K]``, of ``image`` with the same key.
-        key: randomness of training mode; dropout is the same for all perturbations of an image.
+        key: PRNG key of training mode; all perturbations of an image share one dropout mask.
         radius: L2 length, for pixels in [0, 1].
 
     Returns:
-        ``float32[B]``, Kullback-Leibler divergences in nats.
+        ``float32[B]``, in nats.
     """
     target = jax.nn.log_softmax(jax.lax.stop_gradient(logits))
 
     def divergences(params: PyTree, perturbation: jax.Array) -> jax.Array:
-        moved, _ = apply_model(state, params, image + perturbation, key)
-        return jnp.sum(jnp.exp(target) * (target - jax.nn.log_softmax(moved)), axis=-1)
+        perturbed, _ = apply_model(state, params, image + perturbation, key)
+        return jnp.sum(jnp.exp(target) * (target - jax.nn.log_softmax(perturbed)), axis=-1)
 
     start = _PROBE * _unit(jax.random.normal(jax.random.fold_in(key, _PERTURBATION), image.shape, image.dtype))
     fixed = jax.lax.stop_gradient(params)
@@ -185,7 +185,7 @@ def adversarial_divergences(
 
 def _unit(x: jax.Array) -> jax.Array:
     """Divides each example by its L2 norm; zero stays zero."""
-    # By the largest first: the squares of a gradient as small as where the model is sure would all be 0.
+    # Scale by the largest entry first: where the model is certain, the squares of the gradient underflow.
     largest = jnp.max(jnp.abs(x), axis=(1, 2, 3), keepdims=True)
     x = x / jnp.where(largest > 0, largest, 1)
     length = jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2, 3), keepdims=True))
@@ -195,18 +195,16 @@ def _unit(x: jax.Array) -> jax.Array:
 def loss_fn(
     params: PyTree, state: TrainState, batch: Mapping[str, Any], key: jax.Array | None = None
 ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-    """Computes the training loss of a batch as the recipe of ``state`` has it, for ``jax.grad`` by its first argument.
-
-    It is the recipe's ``loss_fn`` on images that the recipe's ``augment`` has distorted.
+    """Computes the training loss of a batch: the recipe's ``loss_fn`` on images distorted by the recipe's ``augment``.
 
     Args:
-        params: parameters to differentiate by.
+        params: parameters of the model, by which ``jax.grad`` differentiates.
         state: supplies the recipe and the model state.
-        batch: ``{"image": uint8 or float[B, H, W, C], "label": int[B] or float[B, K]}``, perhaps ``"mask": bool[B]``.
-        key: randomness of training mode, augmentation included; None runs the model in evaluation mode.
+        batch: ``{"image": uint8 or float[B, H, W, C], "label": int[B] or float[B, K]}``, optionally ``"mask"``.
+        key: PRNG key of dropout and augmentation; None runs the model in evaluation mode, without augmentation.
 
     Returns:
-        The loss, a scalar; the metrics of the batch and the new model state.
+        The scalar loss, and ``(metrics, model_state)``.
 
     Example:
         >>> import numpy as np

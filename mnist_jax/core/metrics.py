@@ -1,4 +1,4 @@
-"""``Metrics``: sums and counts over examples, merged by addition and divided once.
+"""Metrics are sums and counts over examples, merged by addition and divided once.
 
 metrics = compute_metrics(logits, label, losses, mask)
 total = total + metrics
@@ -15,11 +15,11 @@ from mnist_jax.core.checks import check_label
 
 
 class Metrics(flax.struct.PyTreeNode):
-    """Sums and counts over examples: add them up, divide once.
+    """Holds sums and counts over examples; ``+`` merges them.
 
     Attributes:
         loss_sum: ``float32``, sum of the losses.
-        correct: ``int32``, number of examples classified correctly.
+        correct: ``int32``, number of correct predictions.
         count: ``int32``, number of examples.
 
     Example:
@@ -42,26 +42,26 @@ class Metrics(flax.struct.PyTreeNode):
 
     @property
     def loss(self) -> jax.Array:
-        """Mean loss; NaN over no examples."""
+        """Mean loss; NaN for no examples."""
         return self.loss_sum / self.count.astype(self.loss_sum.dtype)
 
     @property
     def accuracy(self) -> jax.Array:
-        """Fraction of correct examples, in [0, 1]; NaN over no examples."""
+        """Fraction of correct predictions, in [0, 1]; NaN for no examples."""
         return self.correct / self.count
 
 
 def compute_metrics(logits: jax.Array, label: jax.Array, losses: jax.Array, mask: jax.Array | None = None) -> Metrics:
-    """Adds up the metrics of a batch.
+    """Computes the metrics of a batch.
 
     Args:
         logits: ``float32[B, K]``.
-        label: ``int[B]``, or ``float[B, K]``, of which the largest is the class.
+        label: ``int[B]``, or class probabilities ``float[B, K]``, whose argmax is the class.
         losses: ``float32[B]``.
-        mask: ``bool[B]``, the examples that count; None counts all.
+        mask: ``bool[B]``, True for examples that count; None counts all.
 
     Raises:
-        ValueError: the label is neither, or the losses are not one an example.
+        ValueError: the label has the wrong shape or dtype, or the losses have the wrong shape.
 
     Example:
         >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
@@ -72,7 +72,7 @@ def compute_metrics(logits: jax.Array, label: jax.Array, losses: jax.Array, mask
     label = jnp.asarray(label)
     check_label(logits, label)
     if losses.shape != logits.shape[:1]:
-        raise ValueError(f"losses must be float[{logits.shape[0]}], one an example, got shape {list(losses.shape)}")
+        raise ValueError(f"losses must be float[{logits.shape[0]}], one per example, got shape {list(losses.shape)}")
     if label.ndim == 2:
         label = jnp.argmax(label, axis=-1)
     correct = jnp.argmax(logits, axis=-1).astype(label.dtype) == label

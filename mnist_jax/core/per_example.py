@@ -1,13 +1,12 @@
-"""Losses, margins and gradients of single examples: one-example functions, vmapped over a split.
+"""Computes losses, margins and gradients of single examples: one-example functions, vmapped over a split.
 
     losses = per_example_losses(state, dataset.test)            # float32[N]
     norms = per_example_gradient_norms(state, dataset.train)    # float32[N]
 
-    # The same in an experiment of your own: parameters are shared, examples are mapped over.
+    # In your own experiment: the parameters are shared, the examples mapped over.
     grads = jax.vmap(jax.grad(one_example_loss(state)), in_axes=(None, 0, 0))(state.params, image, label)
 
-All of these run the model as in evaluation: without dropout, and with the running average of the parameters if there
-is one.
+The model runs in evaluation mode. The ``per_example_*`` functions use the EMA of the parameters if there is one.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ ExampleFunction = Callable[[PyTree, jax.Array, jax.Array], jax.Array]
 
 
 def one_example_loss(state: TrainState) -> ExampleFunction:
-    """Returns the loss as a function of ``(params, image[H, W, C], label[])``: the recipe's ``example_loss``, a scalar.
+    """Returns the recipe's ``example_loss`` as a scalar function of ``(params, image[H, W, C], label[])``.
 
     Example:
         >>> from mnist_jax import MLP, create_train_state
@@ -55,7 +54,7 @@ def one_example_loss(state: TrainState) -> ExampleFunction:
 def one_example_margin(state: TrainState) -> ExampleFunction:
     """Returns the margin as a function of ``(params, image[H, W, C], label[])``.
 
-    It is the logit of the true class minus the largest of the others: negative where the prediction is wrong.
+    The margin is the logit of the true class minus the largest other logit: negative if the prediction is wrong.
 
     Example:
         >>> from mnist_jax import MLP, create_train_state
@@ -74,11 +73,11 @@ def one_example_margin(state: TrainState) -> ExampleFunction:
 
 
 def one_example_gradient_norm(state: TrainState) -> ExampleFunction:
-    """Returns the Euclidean norm of the gradient by all parameters, as a function of ``(params, image, label)``.
+    """Returns the L2 norm of the loss gradient as a function of ``(params, image[H, W, C], label[])``.
 
-    The gradient of one example by a dense layer's kernel is the outer product of the layer's input and the gradient by
-    its output, and its norm the product of theirs: so it is never formed, which is 20 times faster for an MLP. This
-    serves ``nn.Dense`` layers of Linen modules that are called once; all other parameters have their gradients formed.
+    For one example, the gradient of a dense kernel is the outer product of the layer's input and the gradient of its
+    output, so its norm is the product of their norms. Not forming it is 20 times faster for an MLP. This applies to
+    ``nn.Dense`` layers of Linen modules that are called once; the gradients of all other parameters are formed.
 
     Reference: Goodfellow, "Efficient Per-Example Gradient Computations", https://arxiv.org/abs/1510.01799.
 
@@ -99,18 +98,18 @@ def one_example_gradient_norm(state: TrainState) -> ExampleFunction:
             with _intercept_dense(lambda path, _, output: output + shifts[path] if path in shifts else output):
                 return one_example_loss(state)(_merge(dense, others), image, label)
 
-        by_output, by_others = jax.grad(loss, argnums=(0, 1))(shifts, others)
-        square = optax.tree.norm(by_others, squared=True)
+        output_grads, other_grads = jax.grad(loss, argnums=(0, 1))(shifts, others)
+        square = optax.tree.norm(other_grads, squared=True)
         for path, (inputs, _) in layers.items():
             ones = 1 if (*path, "bias") in dense else 0
-            square += jnp.sum(by_output[path] ** 2) * (jnp.sum(inputs**2) + ones)
+            square += jnp.sum(output_grads[path] ** 2) * (jnp.sum(inputs**2) + ones)
         return jnp.sqrt(square)
 
     return norm
 
 
 def _partition(params: PyTree, layers: Collection[Path]) -> tuple[dict[Path, Any], PyTree]:
-    """Splits parameters into those of the dense layers, by path, and all others; without layers, nothing is split."""
+    """Splits parameters into those of the dense layers, by path, and all others; without layers, splits nothing."""
     if not layers:
         return {}, params
     flat = flax.traverse_util.flatten_dict(params)
@@ -123,25 +122,25 @@ def _merge(dense: Mapping[Path, Any], others: PyTree) -> PyTree:
 
 
 def _dense_layers(state: TrainState, params: PyTree, image: jax.Array) -> dict[Path, tuple[jax.Array, jax.Array]]:
-    """Returns inputs and outputs of the dense layers whose gradient is one outer product, by path.
+    """Returns, by path, inputs and outputs of the dense layers whose gradient is one outer product.
 
-    These are the ``nn.Dense`` of a Linen module that are called once, on ``[1, features]``, and whose parameters
-    nothing else reads (as tied weights do).
+    These are the ``nn.Dense`` layers of a Linen module that are called once, on ``[1, features]``, and whose parameters
+    nothing else reads (no tied weights).
     """
     if not isinstance(state.recipe.model, LinenAdapter):
         return {}
     calls: dict[Path, list[tuple[jax.Array, jax.Array]]] = {}
 
-    def keep(path: Path, inputs: jax.Array, output: jax.Array) -> jax.Array:
+    def record(path: Path, inputs: jax.Array, output: jax.Array) -> jax.Array:
         calls.setdefault(path, []).append((inputs, output))
         return output
 
-    with _intercept_dense(keep):
+    with _intercept_dense(record):
         apply_model(state, params, image[None])
     layers = {path: found[0] for path, found in calls.items() if len(found) == 1 and found[0][0].ndim == 2}
 
     def without_layers(dense: PyTree, others: PyTree) -> Any:
-        """The model where each of these layers gives what it gave, without reading its parameters."""
+        """Runs the model with the recorded output of each of these layers, without reading its parameters."""
         with _intercept_dense(lambda path, _, output: layers[path][1] if path in layers else output, skipped=layers):
             return apply_model(state, _merge(dense, others), image[None])
 
@@ -156,7 +155,7 @@ def _dense_layers(state: TrainState, params: PyTree, image: jax.Array) -> dict[P
 def _intercept_dense(
     function: Callable[[Path, jax.Array, Any], jax.Array], skipped: Collection[Path] = ()
 ) -> contextlib.AbstractContextManager[None]:
-    """Puts ``function(path, inputs, output)`` in place of the output of each dense layer; skips the call of some."""
+    """Replaces each dense layer's output by ``function(path, inputs, output)``; does not call ``skipped`` layers."""
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
@@ -218,12 +217,12 @@ def per_example_margins(state: TrainState, split: Split, batch_size: int = 1000)
 
 
 def per_example_gradient_norms(state: TrainState, split: Split, batch_size: int = 50) -> jax.Array:
-    """Computes the Euclidean norm of each example's gradient by all parameters.
+    """Computes the L2 norm of the loss gradient of each example, see :func:`one_example_gradient_norm`.
 
     Args:
         state: the state to evaluate.
         split: N examples.
-        batch_size: examples in memory at a time, with their gradients by all but the dense layers.
+        batch_size: examples in memory at a time, with their gradients except those of dense layers.
 
     Returns:
         ``float32[N]``.

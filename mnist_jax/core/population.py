@@ -1,12 +1,12 @@
-"""Populations: many states in one program, by ``jax.vmap``; and ensembles of them.
+"""Populations are many states in one program, by ``jax.vmap``; an ensemble averages their probabilities.
 
-    states = jax.vmap(create)(keys)                                  # each array has an axis of M members in front
-    order = population_order(states, epoch, num_examples)            # int32[M, N], to each member its own
+    states = jax.vmap(create)(keys)                                  # each array gets a leading axis M
+    order = population_order(states, epoch, num_examples)            # int32[M, N], one per member
     states, metrics, nonfinite = population_steps(states, split, order, batch_size, start, num_steps)
     metrics, logits = evaluate_population(states, split, batch_size)
     ensemble_probabilities(logits)                                   # float32[N, K]
 
-All members share the data. Shape letter of this file: M members.
+All members share the data. Shape letter: M members.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def population_steps(
     start: jax.Array | int,
     num_steps: jax.Array | int,
 ) -> tuple[TrainState, Metrics, jax.Array]:
-    """Takes the steps of :func:`mnist_jax.train_steps` for each member, over ``order`` ``int32[M, n]``."""
+    """Runs :func:`mnist_jax.train_steps` for each member, each in its own order, ``int32[M, n]``."""
 
     def steps(state: TrainState, order: jax.Array) -> tuple[TrainState, Metrics, jax.Array]:
         return loop_steps(state, split, order, batch_size, start, num_steps)
@@ -47,20 +47,20 @@ def population_steps(
 
 @functools.partial(jax.jit, static_argnames="batch_size")
 def evaluate_population(states: TrainState, split: Split, batch_size: int) -> tuple[Metrics, jax.Array]:
-    """Evaluates each member as ``evaluate_dataset`` does: metrics ``[M]``, and logits ``float32[M, N, K]``."""
+    """Evaluates each member: returns metrics ``[M]``, and logits ``float32[M, N, K]``."""
     return jax.vmap(lambda state: evaluate_arrays(state, split, batch_size))(states)
 
 
 def ensemble_probabilities(logits: jax.typing.ArrayLike) -> jax.Array:
-    """Returns the probabilities of an ensemble: the mean of those of its members.
+    """Returns the probabilities of an ensemble, the mean of its members' softmax.
 
-    Another model can learn from them in place of labels, which is distillation (https://arxiv.org/abs/1503.02531).
+    They can be the labels of another model, which is distillation (https://arxiv.org/abs/1503.02531).
 
     Args:
         logits: ``float[M, N, K]``.
 
     Returns:
-        ``float32[N, K]``, each row adds up to 1.
+        ``float32[N, K]``; each row sums to 1.
 
     Example:
         >>> import numpy as np, optax

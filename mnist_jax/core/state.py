@@ -1,7 +1,7 @@
-"""``TrainState``: what training changes, as one frozen pytree; and ``Recipe``: what decides a step, static.
+"""``TrainState`` is a frozen pytree of all that training changes; its static ``Recipe`` defines a step.
 
 state = create_train_state(model, optax.adam(1e-3), jax.random.key(0))
-states = jax.vmap(lambda key: create_train_state(model, tx, key))(keys)   # many at once
+states = jax.vmap(lambda key: create_train_state(model, tx, key))(keys)   # a population
 logits, _ = apply_model(state, state.eval_params, image)
 """
 
@@ -35,19 +35,18 @@ GradientFn = Callable[[LossFn, "TrainState", Batch, jax.Array], tuple[PyTree, "M
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The functions and constants that decide a step; hashable, and a static part of every program.
+    """Defines a step by functions and constants; hashable, so it is static under ``jit``.
 
-    Two recipes are equal where their parts are, so a function of your own should be made once: a new lambda for each
-    state compiles anew for each.
+    Recipes are equal if their fields are. Define your own functions once: a new lambda for each state compiles again.
 
     Attributes:
-        model: the adapter of the model, see :mod:`mnist_jax.models.adapters`.
-        tx: the optax transformation.
+        model: adapter of the model, see :mod:`mnist_jax.models.adapters`.
+        tx: optax transformation.
         loss_fn: training loss of a batch, ``(params, state, batch, key) -> (loss, (Metrics, model_state))``.
         gradient_fn: its gradient, ``(loss_fn, state, batch, key) -> (grads, Metrics, model_state)``.
-        example_loss: loss of each example, ``(logits, label) -> float[B]``, by which states are evaluated.
-        augment: distorts training images, ``(image, key) -> image``; None: they are left as they are.
-        ema_decay: decay per step of the running average of the parameters; None: there is none.
+        example_loss: loss of each example for evaluation, ``(logits, label) -> float[B]``.
+        augment: distorts training images, ``(image, key) -> image``; None for no augmentation.
+        ema_decay: decay per step of the exponential moving average (EMA) of the parameters; None for no EMA.
         image_shape: ``(H, W, C)`` of one image.
         num_classes: K.
 
@@ -69,17 +68,17 @@ class Recipe:
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that training changes.
+    """Holds the state of training. A step changes every array except ``key``; ``recipe`` is static.
 
     Attributes:
-        step: ``int32``, steps taken.
+        step: ``int32``, number of steps taken.
         params: parameters of the model.
         opt_state: state of the optimizer.
-        key: the one source of randomness; step k uses it folded with k, so a step depends on nothing before it.
-        ema_params: running average of the parameters; None without ``ema_decay``.
+        key: PRNG key; step k folds k into it, so the randomness of a step does not depend on earlier ones.
+        ema_params: EMA of the parameters; None without ``ema_decay``.
         model_state: the model's other arrays, for example ``batch_stats``; often empty.
-        ema_model_state: running average of ``model_state``, which belongs to ``ema_params``; None without either.
-        recipe: what decides a step; static.
+        ema_model_state: EMA of ``model_state``, used with ``ema_params``; None without either.
+        recipe: functions and constants that define a step.
 
     Example:
         >>> from mnist_jax import MLP
@@ -99,7 +98,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def eval_params(self) -> PyTree:
-        """The parameters to evaluate with: the running average if there is one."""
+        """The parameters for evaluation: ``ema_params`` if there are any, else ``params``."""
         return self.params if self.ema_params is None else self.ema_params
 
     @property
@@ -126,29 +125,29 @@ def create_train_state(
     Args:
         model: maps ``float32[B, H, W, C]`` to logits ``float32[B, K]``: a Flax Linen module; a Flax NNX module
             instance; an Equinox module, which takes one image ``[H, W, C]``; or a pair of functions
-            ``(init(key) -> params, apply(params, image) -> logits)``. Instances keep the parameters that they have.
+            ``(init(key) -> params, apply(params, image) -> logits)``. Instances keep their parameters.
         tx: any optax transformation.
-        key: a key from ``jax.random.key(seed)``.
-        example_loss: loss of each example, from logits ``float32[B, K]`` and labels to ``float32[B]``. It is the
-            loss that is trained, unless ``loss_fn`` is given, and by which states are evaluated.
+        key: PRNG key, ``jax.random.key(seed)``.
+        example_loss: maps logits ``float32[B, K]`` and labels to a loss per example, ``float32[B]``. Evaluation uses
+            it, and so does training unless ``loss_fn`` is given.
         loss_fn: the general form of the training loss, ``(params, state, batch, key) -> (loss, (Metrics,
             model_state))``; see :mod:`mnist_jax.core.losses`.
-        gradient_fn: how a gradient is made of it, ``(loss_fn, state, batch, key) -> (grads, Metrics, model_state)``;
-            see :mod:`mnist_jax.core.gradients`.
-        augment: distorts training images, from ``float32[B, H, W, C]`` in [0, 1] and a key to the same shape; for
-            example an :class:`mnist_jax.Augmentation`.
-        ema_decay: keep a running average of the parameters with this decay per step, and evaluate it.
+        gradient_fn: computes its gradient, ``(loss_fn, state, batch, key) -> (grads, Metrics, model_state)``; see
+            :mod:`mnist_jax.core.gradients`.
+        augment: distorts training images; maps ``float32[B, H, W, C]`` in [0, 1] and a key to the same shape, for
+            example a :class:`mnist_jax.Augmentation`.
+        ema_decay: decay per step of an exponential moving average (EMA) of the parameters, used in evaluation.
         image_shape: ``(H, W, C)`` of one image.
-        train_argument: the keyword by which a Linen module is told whether it is training, where that is none of
-            ``train``, ``deterministic`` and ``use_running_average``; ``state.recipe.model`` says which was found.
+        train_argument: the argument that switches a Linen module to training mode, if it is not ``train``,
+            ``deterministic`` or ``use_running_average``; ``state.recipe.model`` has the one in use.
 
     Returns:
         The state before the first step.
 
     Raises:
-        TypeError: the model is of no known kind, or something in the recipe is not hashable.
-        ValueError: the model does not map images to logits, or it has dropout or batch norm and cannot be told
-            whether it is training.
+        TypeError: the model is of an unknown kind, or a field of the recipe is not hashable.
+        ValueError: the model does not map images to logits, or it has dropout or batch norm but no argument that
+            switches to training mode.
 
     Example:
         >>> from mnist_jax import MLP

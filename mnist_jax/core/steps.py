@@ -1,11 +1,11 @@
 """The training step and the evaluation step: pure functions of a state and a batch.
 
-    state, metrics = train_step(state, batch)    # one step, in a loop of your own
+    state, metrics = train_step(state, batch)    # one step, in your own loop
     metrics = eval_step(state, batch, mask)
 
-A batch is ``{"image": uint8 or float[B, H, W, C], "label": int[B]}``, with ``"mask": bool[B]`` where some of its
-examples do not count. Labels may also be ``float[B, K]``, probabilities to learn from (distillation). The same
-``train_step`` runs by itself, inside ``lax.scan`` and under ``jax.vmap``.
+A batch is ``{"image": uint8 or float[B, H, W, C], "label": int[B]}``, optionally with ``"mask": bool[B]``, True for
+the examples that count. Labels may also be class probabilities ``float[B, K]`` (distillation). The same ``train_step``
+runs by itself, inside ``lax.scan`` and under ``jax.vmap``.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ def _check_batch(state: TrainState, batch: Mapping[str, Any], mask: Any = None) 
 
 @checked_jit(_check_batch)
 def train_step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
-    """Takes one step of the optimizer on one batch.
+    """Takes one optimizer step on a batch.
 
     Args:
-        state: from :func:`mnist_jax.create_train_state`, or from the last step. It stays valid.
-        batch: ``{"image": uint8 or float[B, H, W, C], "label": int[B] or float[B, K]}``, perhaps with ``"mask":
-            bool[B]``. Where no example counts, the gradient is 0.
+        state: from :func:`mnist_jax.create_train_state`, or from the last step. It is not donated.
+        batch: ``{"image": uint8 or float[B, H, W, C], "label": int[B] or float[B, K]}``, optionally ``"mask":
+            bool[B]``. If every example is masked, the gradient is 0.
 
     Returns:
-        The next state, and the metrics of the batch under the parameters before the step, with dropout.
+        The next state, and the metrics of the batch with the parameters before the step, in training mode.
 
     Raises:
-        ValueError: images or labels have another shape or dtype, or a NumPy label lies outside [0, K). A traced one
-            makes the loss NaN.
+        ValueError: images or labels have the wrong shape or dtype, or a NumPy label lies outside [0, K). Any other
+            label outside makes the loss NaN.
 
     Example:
         >>> import numpy as np
@@ -70,24 +70,24 @@ def train_step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState,
 
 
 def _average(average: Any, new: Any, decay: jax.Array) -> Any:
-    """Moves a running average on; what is no float takes the newest value."""
+    """Updates an EMA; leaves that are not floating point take the new value."""
 
-    def move(old: jax.Array, new: jax.Array) -> jax.Array:
+    def update(old: jax.Array, new: jax.Array) -> jax.Array:
         if not jnp.issubdtype(old.dtype, jnp.floating):
             return new
         return optax.incremental_update(new, old, 1 - decay).astype(old.dtype)
 
-    return jax.tree.map(move, average, new)
+    return jax.tree.map(update, average, new)
 
 
 @checked_jit(_check_batch)
 def eval_step(state: TrainState, batch: Mapping[str, Any], mask: jax.Array | None = None) -> Metrics:
-    """Computes the metrics of one batch in evaluation mode, with the running average of the parameters if there is one.
+    """Computes the metrics of a batch in evaluation mode, with the EMA of the parameters if there is one.
 
     Args:
         state: the state to evaluate.
         batch: as for :func:`train_step`.
-        mask: ``bool[B]``, the examples that count; None takes ``batch["mask"]``, or counts all.
+        mask: ``bool[B]``, True for examples that count; default ``batch["mask"]``, or all.
 
     Raises:
         ValueError: as for :func:`train_step`.

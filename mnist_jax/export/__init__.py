@@ -1,8 +1,8 @@
-"""Formats: a config and a state as the bytes of a file for other programs, one file a format.
+"""Export formats: each turns a config and a state into the bytes of a file for other programs.
 
-``weights.py``     parameters and config, for NumPy alone (json) or in a third of the space (safetensors)
-``stablehlo.py``   the function itself, for JAX without this code
-``onnx.py``        the function itself, for ONNX Runtime
+``weights.py``     parameters and config, as JSON for NumPy alone, or as safetensors in a third of the space
+``stablehlo.py``   the evaluation function, for JAX without this package
+``onnx.py``        the evaluation function, for ONNX Runtime
 ``__main__.py``    the command ``python -m mnist_jax.export``
 """
 

@@ -1,10 +1,10 @@
-"""A model as an ONNX graph, for ONNX Runtime and others that know nothing of JAX.
+"""Exports a model as an ONNX graph, for ONNX Runtime and other programs without JAX.
 
     path.write_bytes(to_onnx(config, state))
     (logits,) = onnxruntime.InferenceSession(path).run(None, {"image": image})   # uint8[N, 28, 28, 1]
 
-Written operator by operator from the config, with no converter in between. The layout is ONNX's own, ``[N, channels,
-height, width]``; before the dense layer it is turned into the model's, so that each kernel is the run's.
+The graph is built operator by operator from the config, without a converter. Images have the layout of ONNX, ``[N,
+channels, height, width]``; a transpose before the dense layer lets it use the kernel of the run as it is.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from mnist_jax.core.state import TrainState
 from mnist_jax.data.dataset import DIGITS
 from mnist_jax.errors import InputError, import_extra
 
-_OPSET, _IR_VERSION = 17, 8  # read by ONNX Runtime since 1.12, of 2022
+_OPSET, _IR_VERSION = 17, 8  # supported since ONNX Runtime 1.12 (2022)
 _EPSILON = 1e-5  # of nn.BatchNorm
 
 
 def to_onnx(config: TrainConfig, state: TrainState, class_names: Sequence[str] = DIGITS) -> bytes:
-    """The function that is evaluated, with its parameters, as an ONNX model.
+    """Returns the evaluation function with its parameters as an ONNX model.
 
     Args:
-        config: of the run.
-        state: to be evaluated.
+        config: config of the run.
+        state: state to export.
         class_names: K names.
 
     Returns:
-        The file: input ``image``, ``uint8[N, 28, 28, 1]``; output ``logits``, ``float32[N, K]``. Its metadata are
-        ``config`` and ``class_names``, as JSON.
+        Bytes of the file, with input ``image``, ``uint8[N, 28, 28, 1]``, and output ``logits``, ``float32[N, K]``. The
+        metadata are ``config`` and ``class_names``, as JSON.
 
     Raises:
         InputError: the run computes in bfloat16, or onnx is not installed.
@@ -50,7 +50,7 @@ def to_onnx(config: TrainConfig, state: TrainState, class_names: Sequence[str] =
         ['Cast', 'Div', 'Reshape', 'Gemm', 'Relu', 'Gemm']
     """
     if config.dtype != "float32":
-        raise InputError(f"dtype must be float32 for onnx, got {config.dtype}: the other formats take it")
+        raise InputError(f"dtype must be float32 for onnx, got {config.dtype}; choose another format")
     graph = _Graph(state)
     graph.add("Cast", to=1)  # float32
     graph.add("Div", {"largest_pixel": np.float32(255)})
@@ -78,7 +78,7 @@ def _add_convolutions(graph: _Graph, config: TrainConfig) -> None:
         low, high = ((size - 1) // 2, size // 2) if config.padding == "same" else (0, 0)  # as XLA pads
         graph.add_layer("Conv", pads=[low, low, high, high])
         if pool > 1:
-            graph.add("MaxPool", kernel_shape=[pool, pool], strides=[pool, pool])  # leaves out what is left over
+            graph.add("MaxPool", kernel_shape=[pool, pool], strides=[pool, pool])  # drops the remainder
         if config.batch_norm:
             graph.add_batch_norm()
         graph.add("Relu")
@@ -90,7 +90,7 @@ def _add_convolutions(graph: _Graph, config: TrainConfig) -> None:
 
 
 class _Graph:
-    """A chain of operators, each of which takes the output of the one before."""
+    """Builds a chain of operators, each applied to the output of the one before."""
 
     def __init__(self, state: TrainState) -> None:
         self._onnx = import_extra("onnx", "export")
@@ -135,7 +135,7 @@ class _Graph:
         return name
 
     def to_bytes(self, metadata: dict[str, str]) -> bytes:
-        """The checked model, as a file; the last output is ``logits``."""
+        """Checks the model and returns its bytes; the last output is named ``logits``."""
         onnx, helper = self._onnx, self._onnx.helper
         self._nodes[-1].output[0] = "logits"
         graph = helper.make_graph(

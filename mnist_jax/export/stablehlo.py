@@ -1,9 +1,9 @@
-"""The function that is evaluated, for JAX without this code: StableHLO as ``jax.export`` serializes it.
+"""Exports the evaluation function as StableHLO by ``jax.export``, for JAX without this package.
 
     path.write_bytes(to_stablehlo(config, state))
     logits = load_stablehlo(path)(image)   # uint8[B, 28, 28, 1]
 
-A checksum ends the file, so that a damaged one is refused before JAX sees it.
+The file ends with a checksum, so a damaged file is rejected before JAX parses it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
     from mnist_jax.core.state import TrainState
 
-_SEAL = b"mnist_jax"  # with a sha256, after the bytes of jax.export, which does not look there
+_SEAL = b"mnist_jax"  # followed by a sha256, after the bytes of jax.export, which ignores both
 
 
 def to_stablehlo(config: TrainConfig, state: TrainState) -> bytes:
-    """The function that is evaluated, with its parameters, as ``jax.export`` serializes it.
+    """Returns the evaluation function with its parameters, serialized by ``jax.export``.
 
     Args:
-        config: of the run.
-        state: to be evaluated.
+        config: config of the run.
+        state: state to export.
 
     Returns:
-        The file: a function from ``uint8[B, 28, 28, 1]``, of any B, to logits ``float32[B, K]``, for CPU, CUDA and
-        TPU. Without this package: ``jax.export.deserialize(bytearray(content)).call(image)``. JAX promises to read it
-        for six months, and not with an older JAX than wrote it: deploy it, and archive JSON or safetensors.
+        Bytes of the file: a function from ``uint8[B, 28, 28, 1]``, of any B, to logits ``float32[B, K]``, for CPU, CUDA
+        and TPU. Without this package: ``jax.export.deserialize(bytearray(content)).call(image)``. JAX guarantees to
+        read it for six months, but never with an older JAX: use it for deployment, JSON or safetensors for archives.
 
     Reference: https://docs.jax.dev/en/latest/export/export.html
 
@@ -47,7 +47,7 @@ def to_stablehlo(config: TrainConfig, state: TrainState) -> bytes:
         >>> exported.call(np.zeros((3, 28, 28, 1), np.uint8)).shape
         (3, 10)
     """
-    del config  # the state holds the function
+    del config  # the state has the function
 
     import jax
     import jax.export
@@ -64,19 +64,18 @@ def to_stablehlo(config: TrainConfig, state: TrainState) -> bytes:
 
 
 def load_stablehlo(path: str | os.PathLike[str]) -> Callable[[Any], jax.Array]:
-    """Reads what :func:`to_stablehlo` wrote.
+    """Loads a file that :func:`to_stablehlo` wrote.
 
-    A damaged file is known by its checksum, before JAX sees it. That is no signature: like any program, load only what
-    you or someone you trust has written.
+    The checksum detects damage, not tampering: load only files from a source that you trust.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
         A function from ``uint8[B, 28, 28, 1]`` to logits ``float32[B, K]``.
 
     Raises:
-        InputError: the file is damaged or another one, or this version of JAX cannot read it.
+        InputError: the file is damaged or of another kind, or this version of JAX cannot read it.
 
     Example:
         >>> import tempfile
@@ -97,20 +96,20 @@ def load_stablehlo(path: str | os.PathLike[str]) -> Callable[[Any], jax.Array]:
     content = read_bounded(Path(path))
     length = len(content) - len(_SEAL) - hashlib.sha256().digest_size
     if length < 0 or content[length:] != _SEAL + hashlib.sha256(content[:length]).digest():
-        raise InputError(f"{path}: a model exported as stablehlo wanted, got something else or a damaged file")
+        raise InputError(f"{path}: expected a model exported as stablehlo, got something else or a damaged file")
     try:
         function = jax.jit(jax.export.deserialize(bytearray(content[:length])).call)
         result = function.lower(jax.ShapeDtypeStruct((2, 28, 28, 1), jax.numpy.uint8)).out_info
-    except Exception as error:  # JAX has no error of its own for a file of another version
+    except Exception as error:  # JAX has no specific error for a file of another version
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: cannot be used with JAX {jax.__version__} here: {reason}") from None
+        raise InputError(f"{path}: cannot be loaded by JAX {jax.__version__}: {reason}") from None
     if not _is_logits(result):
-        raise InputError(f"{path}: a function to logits [B, K] wanted, got another")
+        raise InputError(f"{path}: expected a function that returns logits [B, K], got another")
     return function
 
 
 def _is_logits(result: Any) -> bool:
-    """Whether the result for two images is one array ``float[2, K]``."""
+    """Returns whether the result for two images is one array ``float[2, K]``."""
     import jax
 
     shape: tuple[int, ...] = getattr(result, "shape", ())

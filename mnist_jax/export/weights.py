@@ -1,11 +1,10 @@
-"""The parameters of a run in a file that other programs read, and back: JSON and safetensors.
+"""Writes and reads the parameters of a run as JSON or safetensors, for other programs.
 
     path.write_bytes(to_json(config, state))   # or to_safetensors
-    header, found = read_weights(path)         # mnist_jax.load_export makes a state of them
+    header, found = read_weights(path)         # mnist_jax.load_export creates a state from them
 
-Both hold the parameters that are evaluated, ``state.eval_params``, the model's other arrays that belong to them,
-``state.eval_model_state``, and the config; they are what to keep for years. A JSON reader needs nothing but NumPy.
-An MLP without ``batch_norm``:
+Both formats hold ``state.eval_params``, ``state.eval_model_state`` and the config, and suit long-term storage. Reading
+JSON needs only NumPy. An MLP without ``batch_norm``:
 
     model = json.loads(Path("model.json").read_text())
     x = image.reshape(-1, 784) / 255                      # uint8[N, 28, 28, 1]
@@ -14,9 +13,9 @@ An MLP without ``batch_norm``:
         x = (np.maximum(x, 0) if index else x) @ np.float32(layer["kernel"]) + np.float32(layer["bias"])
     logits = x                                            # of model["class_names"]
 
-A CNN goes as :class:`mnist_jax.CNN` says; its kernels are ``[rows, columns, channels, features]``.
+:class:`mnist_jax.CNN` describes a CNN; its kernels are ``[rows, columns, channels, features]``.
 
-Reading trusts nothing: what does not fit the config is an ``InputError``, and no array is made for it.
+Readers trust nothing: content that does not match the config raises ``InputError`` before any array is allocated.
 """
 
 from __future__ import annotations
@@ -39,19 +38,19 @@ from mnist_jax.errors import InputError, import_extra
 
 _FORMAT, _VERSION = "mnist_jax", 1
 _LARGEST_FILE = 10**9  # bytes
-_MOST_LAYERS = 1000  # or rows of kernels: tracing takes time for each
+_MOST_LAYERS = 1000  # also limits the rows of all kernels: each takes time to trace
 
 
 def to_json(config: TrainConfig, state: TrainState, class_names: Sequence[str] = DIGITS) -> bytes:
-    """The parameters as one JSON object: ``format, version, config, class_names, params, model_state``.
+    """Returns the parameters as a JSON object: ``format, version, config, class_names, params, model_state``.
 
     Args:
-        config: of the run.
-        state: to be evaluated.
+        config: config of the run.
+        state: state to export.
         class_names: K names.
 
     Returns:
-        The file. Each number is the shortest decimal that is read as the same float32, by way of a double as well.
+        Bytes of the file. Each number is the shortest decimal that parses to the same float32, also via float64.
 
     Raises:
         InputError: a parameter is not finite.
@@ -78,15 +77,15 @@ def to_json(config: TrainConfig, state: TrainState, class_names: Sequence[str] =
 
 
 def to_safetensors(config: TrainConfig, state: TrainState, class_names: Sequence[str] = DIGITS) -> bytes:
-    """The parameters as safetensors: ``params.Dense_0.kernel`` and so on, the rest as metadata.
+    """Returns the parameters as safetensors: ``params.Dense_0.kernel`` and so on, with the rest as metadata.
 
     Args:
-        config: of the run.
-        state: to be evaluated.
+        config: config of the run.
+        state: state to export.
         class_names: K names.
 
     Returns:
-        The file. Its metadata are the strings ``format``, ``version``, and as JSON ``config`` and ``class_names``.
+        Bytes of the file. The metadata are ``format``, ``version``, and as JSON ``config`` and ``class_names``.
 
     Raises:
         InputError: a parameter is not finite, or safetensors is not installed.
@@ -113,18 +112,17 @@ def to_safetensors(config: TrainConfig, state: TrainState, class_names: Sequence
 
 
 def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads what :func:`to_json` or :func:`to_safetensors` wrote, whatever the name of the file.
+    """Reads a file that :func:`to_json` or :func:`to_safetensors` wrote; detects the format by content.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
-        The header, whose ``config`` is a ``TrainConfig`` and whose ``class_names`` are K strings; and by their names,
-        such as ``params.Dense_0.kernel``, the parameters as they were found: arrays, or what JSON holds instead.
-        :func:`arrays_like` checks them.
+        The header, with ``config`` as a ``TrainConfig`` and ``class_names`` as K strings; and the unchecked parameters
+        by name, such as ``params.Dense_0.kernel``: arrays, or nested lists from JSON. :func:`arrays_like` checks them.
 
     Raises:
-        InputError: the file cannot be read, is damaged or another one, or its config is none.
+        InputError: the file cannot be read, is damaged or of another kind, or its config is invalid.
 
     Example:
         >>> import tempfile
@@ -142,42 +140,42 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
     try:
         if content.startswith(b"{"):
             header, found = _parse_json(content)
-        elif content[8:9] == b"{":  # after the length of a header
+        elif content[8:9] == b"{":  # after the length of the safetensors header
             del content
             header, found = _open_safetensors(path)
         else:
-            raise InputError("a model exported as json or safetensors wanted, got something else")
-        for name, wanted in (("format", _FORMAT), ("version", _VERSION)):
-            if header.get(name) not in (wanted, str(wanted)):
-                raise InputError(f"{name} must be {wanted}, got {reprlib.repr(header.get(name))}")
+            raise InputError("expected a model exported as json or safetensors, got something else")
+        for name, expected in (("format", _FORMAT), ("version", _VERSION)):
+            if header.get(name) not in (expected, str(expected)):
+                raise InputError(f"{name} must be {expected}, got {reprlib.repr(header.get(name))}")
         config, class_names = _read_config(header.get("config")), _read_class_names(header.get("class_names", DIGITS))
         return {**header, "config": config, "class_names": class_names}, found
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except RecursionError:
-        raise InputError(f"{path}: JSON that can be read wanted, got one nested too deeply") from None
+        raise InputError(f"{path}: expected an exported model, got JSON nested too deeply") from None
 
 
 def arrays_like(shapes: TrainState, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays found, in the structure of a state.
+    """Checks arrays and returns them in the structure of a state.
 
     Args:
-        shapes: the state that they are for; shapes will do, as ``jax.eval_shape`` has them.
-        found: from :func:`read_weights`.
+        shapes: the state that they are for; the shapes from ``jax.eval_shape`` are enough.
+        found: parameters from :func:`read_weights`.
 
     Returns:
         ``{"params": ..., "model_state": ...}``.
 
     Raises:
-        InputError: an array is missing, one too many, of another shape, or not finite.
+        InputError: an array is missing, unexpected, of the wrong shape, or not finite.
     """
-    wanted = _named_leaves(shapes)
-    for name in sorted([*wanted, *found], key=lambda name: not name.startswith("params.")):
+    expected = _named_leaves(shapes)
+    for name in sorted([*expected, *found], key=lambda name: not name.startswith("params.")):
         if name not in found:
-            raise InputError(f"{name} wanted as float32{list(wanted[name].shape)}, got none")
-        if name not in wanted:
-            raise InputError(f"{reprlib.repr(name)} found, which the model of its config has not")
-    arrays = {name: _to_array(found[name], leaf.shape, name) for name, leaf in wanted.items()}
+            raise InputError(f"{name}: expected float32{list(expected[name].shape)}, got none")
+        if name not in expected:
+            raise InputError(f"{reprlib.repr(name)} is not a parameter of the model in config")
+    arrays = {name: _to_array(found[name], leaf.shape, name) for name, leaf in expected.items()}
     _check_finite(arrays)
     filled: dict[str, Any] = jax.tree.unflatten(
         jax.tree.structure(_evaluated(shapes)), map(jnp.asarray, arrays.values())
@@ -186,17 +184,17 @@ def arrays_like(shapes: TrainState, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_bounded(path: Path) -> bytes:
-    """The content of a regular file of at most 1 GB.
+    """Reads a regular file of at most 1 GB.
 
     Raises:
-        InputError: it is none, or cannot be read.
+        InputError: it is larger or not a regular file, or cannot be read.
     """
     try:
         if not path.is_file():
-            raise InputError(f"{path}: an exported model wanted, found no such file")
+            raise InputError(f"{path}: expected an exported model, found no such file")
         size = path.stat().st_size
         if size > _LARGEST_FILE:
-            raise InputError(f"{path}: at most {_LARGEST_FILE:,} bytes wanted, got {size:,}")
+            raise InputError(f"{path}: expected at most {_LARGEST_FILE:,} bytes, got {size:,}")
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
@@ -212,18 +210,18 @@ def _named_leaves(state: TrainState) -> dict[str, Any]:
 
 
 def _shortest(array: np.ndarray) -> list[Any]:
-    """Nested lists of the doubles that print as short as the float32s do."""
+    """Returns nested lists of the float64 numbers that print as short as the float32 numbers do."""
     if array.ndim > 1:
         return [_shortest(row) for row in array]
     shortest = array.astype(str).astype(np.float64)
-    # Rounded twice, to double and to float32, a short decimal may come out wrong: 7.038531e-26 does.
+    # Rounding twice, to float64 and to float32, changes some short decimals, such as 7.038531e-26.
     return np.where(shortest.astype(np.float32) == array, shortest, array).tolist()
 
 
 def _check_finite(arrays: dict[str, Any]) -> None:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise InputError(f"{name}: finite float32 numbers wanted, got others")
+            raise InputError(f"{name}: expected finite float32 numbers, got others")
 
 
 def _parse_json(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -232,7 +230,7 @@ def _parse_json(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
         parts = {name: header.pop(name, {}) for name in ("params", "model_state")}
         return header, {name: leaf for part, tree in parts.items() for name, leaf in _flatten(tree, part)}
     except ValueError as error:
-        raise InputError(f"a JSON object wanted ({error})") from None
+        raise InputError(f"expected a JSON object ({error})") from None
 
 
 def _flatten(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -247,14 +245,14 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     safetensors = import_extra("safetensors", "export")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
                 dtype = file.get_slice(name).get_dtype()
                 if dtype != "F32":
                     raise InputError(f"{reprlib.repr(name)} must be F32, got {dtype}")
             header: dict[str, Any] = dict(file.metadata() or {})
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"a whole safetensors file wanted ({' '.join(str(error).split())})") from None
+        raise InputError(f"expected a complete safetensors file ({' '.join(str(error).split())})") from None
     for name in ("config", "class_names"):
         try:
             header |= {name: json.loads(header[name])} if name in header else {}
@@ -266,13 +264,13 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _read_config(fields: Any) -> TrainConfig:
     config = TrainConfig.from_json(json.dumps(fields))
     if max(len(config.hidden_sizes), sum(config.kernel_sizes)) > _MOST_LAYERS:
-        raise InputError(f"config: at most {_MOST_LAYERS} hidden layers, and rows of all kernels, wanted, got more")
+        raise InputError(f"config: expected at most {_MOST_LAYERS} hidden layers, or rows of all kernels, got more")
     return config
 
 
 def _read_class_names(names: Any) -> tuple[str, ...]:
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"class_names must be a list of words, got {reprlib.repr(names)}")
+        raise InputError(f"class_names must be a list of strings, got {reprlib.repr(names)}")
     return tuple(names)
 
 
@@ -280,23 +278,23 @@ def _to_array(found: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
     if not isinstance(found, np.ndarray):
         _check_numbers(found, shape, name)
         try:
-            with np.errstate(over="ignore"):  # to infinity, which is found out later
+            with np.errstate(over="ignore"):  # gives infinity, which is checked later
                 return np.array(found, np.float64).astype(np.float32)
         except OverflowError:
-            raise InputError(f"{name}: finite float32 numbers wanted, got others") from None
+            raise InputError(f"{name}: expected finite float32 numbers, got others") from None
     if found.shape != shape:
-        raise InputError(f"{name} wanted as float32{list(shape)}, got float32{list(found.shape)}")
+        raise InputError(f"{name}: expected float32{list(shape)}, got float32{list(found.shape)}")
     return found
 
 
 def _check_numbers(found: Any, shape: tuple[int, ...], name: str) -> None:
-    """Raises ``InputError`` unless ``found`` is nested lists of numbers, of that shape."""
+    """Raises ``InputError`` unless ``found`` is nested lists of numbers with this shape."""
     if not isinstance(found, list) or len(found) != shape[0]:
         got = f"{len(found)}" if isinstance(found, list) else reprlib.repr(found)
-        raise InputError(f"{name}: a list of {shape[0]} wanted, got {got}")
+        raise InputError(f"{name}: expected a list of {shape[0]}, got {got}")
     if len(shape) > 1:
         for index, each in enumerate(found):
             _check_numbers(each, shape[1:], f"{name}[{index}]")
     elif not {*map(type, found)} <= {int, float}:
         stray = next(each for each in found if type(each) not in (int, float))
-        raise InputError(f"{name}: numbers wanted, got {reprlib.repr(stray)}")
+        raise InputError(f"{name}: expected numbers, got {reprlib.repr(stray)}")

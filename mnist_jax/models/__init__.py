@@ -1,1 +1,1 @@
-"""Networks: the two of this package, the convolution they run on, and adapters for everybody else's."""
+"""Models: the MLP, the CNN and its convolution, and adapters for any other model."""

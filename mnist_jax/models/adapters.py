@@ -1,16 +1,15 @@
-"""Adapters: the one interface through which the library calls anyone's model.
+"""Adapters give models of every kind one interface: a pure function of parameters, images and a key.
 
     adapter, initialise = adapt_model(model, image_shape=(28, 28, 1))
     params, model_state = initialise(key)
     logits, model_state = adapter.apply(params, model_state, image, key)   # training mode
     logits, model_state = adapter.apply(params, model_state, image)        # evaluation mode
 
-A Flax Linen module                              is initialised by the key
-a Flax NNX module, an Equinox module             are instances and bring their parameters with them
-a pair ``(init(key) -> params, apply(params, image[B, H, W, C]) -> logits)``    knows no modes
+The model is a Flax Linen module, which the key initialises; an instance of a Flax NNX or Equinox module, which keeps
+its parameters; or a pair ``(init(key) -> params, apply(params, image[B, H, W, C]) -> logits)``, the same in both modes.
 
-NNX and Equinox are recognised without being imported: whoever passes such a model has imported them. An adapter holds
-no arrays; it is hashable, so that it can be a static part of a jitted function.
+Recognising NNX and Equinox models does not import these packages. An adapter is hashable and holds no arrays, so it can
+be a static part of a jitted function.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ Shape = tuple[int, ...]
 
 
 class Variables(NamedTuple):
-    """Parameters, and the model's other arrays (batch statistics, for example)."""
+    """Holds the parameters, and the model's other arrays, such as batch statistics."""
 
     params: PyTree
     model_state: PyTree
 
 
 class Adapter(Protocol):
-    """A model as a pure function; hashable and without arrays."""
+    """Represents a model as a pure function; hashable and without arrays."""
 
     @property
     def name(self) -> str:
@@ -51,7 +50,7 @@ class Adapter(Protocol):
     ) -> tuple[jax.Array, PyTree]:
         """Maps ``float[B, H, W, C]`` to logits ``float[B, K]`` and the new model state.
 
-        A key runs the model in training mode with that randomness; None runs it in evaluation mode.
+        With a key the model runs in training mode, without one in evaluation mode.
         """
         ...
 
@@ -59,19 +58,19 @@ class Adapter(Protocol):
 def adapt_model(
     model: Any, *, image_shape: Shape = (28, 28, 1), train_argument: str | None = None
 ) -> tuple[Adapter, Callable[[jax.Array], Variables]]:
-    """Recognises a model and returns its adapter, and a function from a key to its first variables.
+    """Returns the adapter of a model, and a function that initialises its variables from a key.
 
     Args:
         model: a Linen module, an NNX or Equinox module instance, or a pair of functions ``(init, apply)``. An instance
-            keeps the parameters that it has, whatever the key.
+            keeps its parameters, whatever the key.
         image_shape: ``(H, W, C)`` of one image.
-        train_argument: the keyword that switches a Linen module between training and evaluation, where it is none of
-            ``train``, ``deterministic`` and ``use_running_average``. A name that begins with ``not_`` or is one of the
-            last two is True in evaluation.
+        train_argument: the argument that switches a Linen module to training mode, if it is not ``train``,
+            ``deterministic`` or ``use_running_average``. The last two, and names that begin with ``not_``, are True in
+            evaluation mode.
 
     Raises:
-        TypeError: the model is of no known kind, or has an attribute that is not hashable.
-        ValueError: the model has dropout or batch norm, and cannot be told whether it is training.
+        TypeError: the model is of an unknown kind, or has an attribute that is not hashable.
+        ValueError: the model has dropout or batch norm, but no argument that switches to training mode.
 
     Example:
         >>> from mnist_jax import MLP
@@ -80,7 +79,7 @@ def adapt_model(
         ('train', ['Dense_0', 'Dense_1'])
     """
     if train_argument is not None and not isinstance(model, nn.Module):
-        raise TypeError(f"train_argument is for Linen modules, got it with {type(model).__name__}")
+        raise TypeError(f"train_argument needs a Linen module, got {type(model).__name__}")
     if isinstance(model, nn.Module):
         linen = LinenAdapter(_hashable(model), _find_train_argument(model, image_shape, train_argument))
         return linen, lambda key: _init_linen(linen, key, image_shape)
@@ -114,17 +113,17 @@ def _hashable(model: Any) -> Any:
     return model
 
 
-# The conventions of Linen modules, and the value of each in training.
+# Conventional names of the argument in Linen modules, and its value in training mode.
 TRAIN_ARGUMENTS = {"train": True, "deterministic": False, "use_running_average": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class LinenAdapter:
-    """A Flax Linen module.
+    """Adapts a Flax Linen module.
 
     Attributes:
         module: the module.
-        train_argument: the keyword that tells it whether it is training; None if it takes none.
+        train_argument: the argument that switches it to training mode, or None.
     """
 
     module: nn.Module
@@ -161,10 +160,10 @@ def _mode(argument: str | None, train: bool) -> dict[str, Any]:
 
 
 def _find_train_argument(model: nn.Module, image_shape: Shape, given: str | None) -> str | None:
-    """The keyword that tells a Linen module its mode: the given one, one of its signature, or one that it passes on.
+    """Returns the argument that switches a Linen module to training mode: given, in its signature, or passed on.
 
     Raises:
-        ValueError: it has layers with two modes, and takes no such keyword.
+        ValueError: the module has dropout or batch norm, but no such argument.
     """
     parameters = inspect.signature(type(model).__call__).parameters
     passes_on = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
@@ -183,9 +182,9 @@ def _find_train_argument(model: nn.Module, image_shape: Shape, given: str | None
                 raise
         else:
             return argument
-    if stubborn := _trace(model, image_shape, {}):
+    if layer := _trace(model, image_shape, {}):
         raise ValueError(
-            f"model {type(model).__name__} has {stubborn}, and its __call__ takes none of "
+            f"model {type(model).__name__} has {layer}, and its __call__ takes none of "
             f"{', '.join(TRAIN_ARGUMENTS)}, so it cannot be told whether it is training: add such an argument, "
             "or name yours with train_argument="
         )
@@ -193,12 +192,12 @@ def _find_train_argument(model: nn.Module, image_shape: Shape, given: str | None
 
 
 def _is_bridge(model: nn.Module) -> bool:
-    """Whether a Linen module holds an NNX module, whose layers are no Linen modules."""
+    """Returns whether a Linen module wraps an NNX module, whose layers are not Linen modules."""
     return _is_instance(model, "flax.nnx.bridge", "ToLinen")
 
 
 def _trace(model: nn.Module, image_shape: Shape, mode: Mapping[str, Any]) -> str | None:
-    """Runs a Linen module on shapes alone, and names a part of it that behaves differently in training."""
+    """Traces a Linen module on shapes alone; returns a layer that behaves differently in training, or None."""
     found: list[str] = []
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -208,14 +207,14 @@ def _trace(model: nn.Module, image_shape: Shape, mode: Mapping[str, Any]) -> str
             found.append(f"{'/'.join(module.path) or 'itself'} ({type(module).__name__})")
             argument = "deterministic" if is_dropout else "use_running_average"
             if not mode and argument not in kwargs and getattr(module, argument) is None:
-                kwargs = {**kwargs, argument: True}  # Flax would stop here, before the message that helps
+                kwargs = {**kwargs, argument: True}  # or Flax raises here, with a less helpful message
         return call(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
         image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         try:
             variables = jax.eval_shape(lambda image: model.init(jax.random.key(0), image, **mode), image)
-        except KeyError as error:  # of dropout, which is in training mode and misses its random stream
+        except KeyError as error:  # of dropout in training mode, without its random stream
             if _is_bridge(model):
                 return " ".join(str(error.args[0]).split())
             raise
@@ -226,13 +225,13 @@ def _trace(model: nn.Module, image_shape: Shape, mode: Mapping[str, Any]) -> str
 
 @dataclasses.dataclass(frozen=True)
 class NnxAdapter:
-    """A Flax NNX module, split into its parameters, its random streams and the rest.
+    """Adapts a Flax NNX module, split into parameters, random streams and the rest.
 
     Attributes:
-        name: of the class.
-        train_graph: the graph definition in training mode, from ``module.train()``.
-        eval_graph: the same in evaluation mode, from ``module.eval()``.
-        rngs: tree of its random streams, and shape and dtype of each leaf.
+        name: name of the class.
+        train_graph: graph definition in training mode, after ``module.train()``.
+        eval_graph: graph definition in evaluation mode, after ``module.eval()``.
+        rngs: tree structure of the random streams, and shape and dtype of each leaf.
     """
 
     name: str
@@ -256,7 +255,7 @@ class NnxAdapter:
         return logits, nnx.to_pure_dict(changed)
 
     def _streams(self, key: jax.Array | None) -> Any:
-        """Every random stream begins anew at each call, each with a key of its own."""
+        """Returns new random streams, each with its own key."""
         key = jax.random.key(0) if key is None else key
         treedef, kinds = self.rngs
         leaves = []
@@ -272,7 +271,7 @@ class NnxAdapter:
 def _adapt_nnx(model: Any) -> tuple[NnxAdapter, Variables]:
     from flax import nnx
 
-    module = nnx.clone(model)  # whose modes may be set
+    module = nnx.clone(model)  # a copy, as the mode is an attribute
     module.eval()
     eval_graph = nnx.graphdef(module)
     module.train()
@@ -286,13 +285,13 @@ def _adapt_nnx(model: Any) -> tuple[NnxAdapter, Variables]:
 
 @dataclasses.dataclass(frozen=True)
 class EquinoxAdapter:
-    """An Equinox module, called on one image ``float[H, W, C]`` and mapped over the batch here.
+    """Adapts an Equinox module, which takes one image ``float[H, W, C]``, by ``vmap`` over the batch.
 
     Attributes:
-        name: of the class.
-        static: all of the module but its arrays, in training mode.
-        inference: the same in evaluation mode.
-        takes_key: whether its ``__call__`` has a ``key`` argument, for dropout.
+        name: name of the class.
+        static: the module without its arrays, in training mode.
+        inference: the module without its arrays, in evaluation mode.
+        takes_key: whether ``__call__`` has a ``key`` argument, for dropout.
     """
 
     name: str
@@ -322,7 +321,7 @@ def _adapt_equinox(model: Any) -> tuple[EquinoxAdapter, Variables]:
     for part in jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, special)):
         if isinstance(part, equinox.nn.StateIndex):
             raise ValueError(
-                f"model {type(model).__name__} has a layer with state, such as BatchNorm, which is not kept for "
+                f"model {type(model).__name__} has a layer with state, such as BatchNorm, which is not supported for "
                 "Equinox modules: use GroupNorm or LayerNorm, or a Flax module"
             )
         if isinstance(part, equinox.nn.Dropout) and not takes_key:
@@ -342,7 +341,7 @@ def _adapt_equinox(model: Any) -> tuple[EquinoxAdapter, Variables]:
 
 @dataclasses.dataclass(frozen=True)
 class FunctionAdapter:
-    """A plain function of parameters and images; the same in training and evaluation."""
+    """Adapts a function of parameters and images, which is the same in training and evaluation."""
 
     function: Callable[[PyTree, jax.Array], jax.Array]
 

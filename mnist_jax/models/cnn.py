@@ -1,4 +1,4 @@
-"""The convolutional network.
+"""Defines the convolutional network.
 
 model = CNN(channels=(24, 32), kernel_sizes=(5, 3))
 logits = model.apply({"params": params}, image)   # float32[B, K] from float32[B, height, width, channels]
@@ -14,27 +14,26 @@ import jax
 import jax.numpy as jnp
 
 from mnist_jax.errors import InputError
-from mnist_jax.models.conv import conv_examples_innermost, max_pool_examples_innermost
+from mnist_jax.models.conv import conv_chwn, max_pool_chwn
 from mnist_jax.models.mlp import batch_norm
 
 
 class CNN(nn.Module):
-    """Convolutions, each followed by max-pooling and ReLU; then a dense layer with dropout.
+    """A convolutional network: convolutions with max-pooling and ReLU, then a dense layer with dropout.
 
     Attributes:
-        channels: per convolution.
-        kernel_sizes: height and width of the kernel, per convolution.
-        pool_sizes: side of the max-pooling after each convolution, 1 for none; one for all, or one each.
-        padding: ``valid``, or ``same`` for zeros around the image.
-        dense_size: units of the dense layer before the logits; 0 for none: the logits then come from the mean over
-            each channel.
-        batch_norm: normalise each channel over the batch before the ReLU. The statistics are those of a microbatch
-            where the gradient is computed in parts ("ghost batch normalisation").
-        dropout_rate: share of the dense layer's units, or of the means, dropped in training.
+        channels: output channels of each convolution.
+        kernel_sizes: side of the square kernel of each convolution.
+        pool_sizes: side of the max-pooling window after each convolution, 1 for none; one for all, or one each.
+        padding: ``valid``, or ``same`` to pad the image with zeros.
+        dense_size: units of the dense layer before the logits; 0 replaces it by global average pooling.
+        batch_norm: whether to normalise each channel before the ReLU, over the batch, or over each microbatch if
+            gradients are accumulated ("ghost batch normalisation").
+        dropout_rate: share of the inputs of the last layer dropped in training.
         num_classes: K.
-        dtype: what the layers compute in, with float32 parameters and logits; None: what images and parameters have.
+        dtype: dtype of the layers; parameters and logits stay float32. None takes that of images and parameters.
 
-    Reference: the default sizes are those of https://github.com/tuomaso/train_mnist_fast.
+    Reference: the default sizes are from https://github.com/tuomaso/train_mnist_fast.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -56,13 +55,13 @@ class CNN(nn.Module):
 
     def __post_init__(self) -> None:
         for name in ("channels", "kernel_sizes", "pool_sizes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list has no hash
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # lists are not hashable
         super().__post_init__()
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
         """Maps ``float32[B, 28, 28, 1]`` to logits ``float32[B, K]``."""
-        x = image.transpose(3, 1, 2, 0)  # [channels, height, width, B]: the examples innermost
+        x = image.transpose(3, 1, 2, 0)  # [channels, height, width, B]
         if self.dtype is not None:
             x = x.astype(self.dtype)
         pool_sizes = tuple(self.pool_sizes) * (len(self.channels) if len(self.pool_sizes) == 1 else 1)
@@ -74,13 +73,13 @@ class CNN(nn.Module):
         for index, (features, size, pool) in enumerate(zip(self.channels, self.kernel_sizes, pool_sizes, strict=True)):
             if min(x.shape[1:3]) - (size - 1) * (self.padding == "valid") < pool:
                 raise InputError(
-                    "kernel_sizes and pool_sizes must leave something of the image to pool, "
+                    "kernel_sizes and pool_sizes must fit into the image, "
                     f"got {self.kernel_sizes} and {self.pool_sizes}"
                 )
             kernel, bias = _Kernel((size, size, x.shape[0], features), not self.batch_norm, name=f"Conv_{index}")()
-            x = conv_examples_innermost(x, kernel.astype(x.dtype), self.padding.upper(), crop=pool)
-            # The bias after the pooling is less work, and the same result.
-            x = max_pool_examples_innermost(x, pool)
+            x = conv_chwn(x, kernel.astype(x.dtype), self.padding.upper(), crop=pool)
+            # Adding the bias after pooling is less work, with the same result.
+            x = max_pool_chwn(x, pool)
             x = batch_norm(x, train, axis=0) if bias is None else x + bias.astype(x.dtype)[:, None, None, None]
             x = nn.relu(x)
         if self.dense_size:
@@ -95,7 +94,7 @@ class CNN(nn.Module):
 
 
 class _Kernel(nn.Module):
-    """Kernel and bias as ``nn.Conv`` has them."""
+    """Creates the kernel and the bias of an ``nn.Conv``."""
 
     shape: tuple[int, ...]
     use_bias: bool

@@ -1,4 +1,4 @@
-"""The multilayer perceptron.
+"""Defines the multilayer perceptron.
 
 model = MLP(hidden_sizes=(512, 256), dropout_rate=0.2)
 logits = model.apply({"params": params}, image)   # float32[B, K] from float32[B, height, width, channels]
@@ -15,14 +15,14 @@ import jax.numpy as jnp
 
 
 class MLP(nn.Module):
-    """Fully connected: ReLU and dropout after each hidden layer.
+    """A multilayer perceptron, with ReLU and dropout after each hidden layer.
 
     Attributes:
         hidden_sizes: units per hidden layer.
-        batch_norm: normalise each unit over the batch before the ReLU.
+        batch_norm: whether to normalise each unit over the batch before the ReLU.
         dropout_rate: share of hidden units dropped in training.
         num_classes: K.
-        dtype: what the layers compute in, with float32 parameters and logits; None: what images and parameters have.
+        dtype: dtype of the layers; parameters and logits stay float32. None takes that of images and parameters.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -39,7 +39,7 @@ class MLP(nn.Module):
     dtype: Any = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))  # a list has no hash
+        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))  # lists are not hashable
         super().__post_init__()
 
     @nn.compact
@@ -55,5 +55,5 @@ class MLP(nn.Module):
 
 
 def batch_norm(x: jax.Array, train: bool, axis: int = -1) -> jax.Array:
-    """As a layer of the module that calls it; its offset takes the place of the bias before it."""
+    """Applies batch norm as a layer of the calling module; its offset replaces the bias of the layer before."""
     return nn.BatchNorm(use_running_average=not train, axis=axis, dtype=x.dtype)(x)

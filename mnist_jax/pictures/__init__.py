@@ -1,6 +1,6 @@
-"""A person's picture of a digit, on its way to a prediction.
+"""Classifies pictures of digits, in three steps.
 
-``decode.py``      a file becomes grey pixels
-``normalize.py``   any drawing or photograph becomes a 28x28 image as MNIST's are
-``predictor.py``   an image becomes the probabilities of the classes
+``decode.py``      reads a file as grey pixels
+``normalize.py``   turns a drawing or photograph into a 28x28 image in the format of MNIST
+``predictor.py``   predicts the class probabilities of an image
 """

@@ -1,8 +1,8 @@
-"""Reads picture files of any kind as grey pixels.
+"""Reads picture files as grey pixels.
 
     picture = read_picture(read_file("seven.jpg"), "seven.jpg")   # float32[H, W]
 
-A file is trusted no further than its header: what says that it is too large is not decoded.
+Files whose header gives too large a size are rejected before decoding.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from mnist_jax.errors import InputError
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _MAX_PIXELS = 50_000_000
-_ONE_AT_A_TIME = threading.Lock()  # what Python does about warnings is the same for all threads
-_MAX_SIDE = 1000  # a larger picture is scaled down when it is read
+_ONE_AT_A_TIME = threading.Lock()  # warning filters are shared by all threads
+_MAX_SIDE = 1000  # larger pictures are scaled down
 
 
 def read_picture(content: bytes, name: str) -> np.ndarray:
-    """Reads a PNG, JPEG, WebP, BMP, GIF or TIFF picture of any mode as grey.
+    """Converts a PNG, JPEG, WebP, BMP, GIF or TIFF picture of any mode to grey.
 
-    Transparency gets the background that the ink stands out from; a photograph is turned upright by its EXIF data.
+    Transparent pixels get a background that contrasts with the ink. EXIF data rotates photographs upright.
 
     Args:
-        content: of the file.
-        name: of the file, for messages.
+        content: content of the file.
+        name: name of the file, for messages.
 
     Returns:
-        ``float32[H, W]`` in [0, 255]; the longer side at most 1000 pixels, to which larger pictures are scaled down.
+        ``float32[H, W]`` in [0, 255]. Larger pictures are scaled down to 1000 pixels on the longer side.
 
     Raises:
-        InputError: it is no such picture, damaged, or of more than 50 million pixels.
+        InputError: the content is not such a picture, is damaged, or has more than 50 million pixels.
 
     Example:
         >>> file = io.BytesIO()
@@ -47,27 +47,27 @@ def read_picture(content: bytes, name: str) -> np.ndarray:
     """
     try:
         with _ONE_AT_A_TIME, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata, or of a size that is refused below
+            warnings.simplefilter("ignore")  # about damaged metadata, or about sizes that are rejected below
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 if image.width * image.height > _MAX_PIXELS:
                     raise InputError(
-                        f"{name}: at most {_MAX_PIXELS // 10**6} million pixels wanted, "
+                        f"{name}: expected at most {_MAX_PIXELS // 10**6} million pixels, "
                         f"got {image.width}x{image.height}"
                     )
-                image.draft(None, (_MAX_SIDE, _MAX_SIDE))  # lets JPEG skip what would be scaled away
+                image.draft(None, (_MAX_SIDE, _MAX_SIDE))  # lets the JPEG decoder scale down early
                 return _to_grey(ImageOps.exif_transpose(image))
     except InputError:
         raise
     except Image.DecompressionBombError:
-        raise InputError(f"{name}: at most {_MAX_PIXELS // 10**6} million pixels wanted, got more") from None
+        raise InputError(f"{name}: expected at most {_MAX_PIXELS // 10**6} million pixels, got more") from None
     except UnidentifiedImageError:
-        raise InputError(f"{name}: a PNG, JPEG, WebP, BMP, GIF or TIFF picture wanted, got something else") from None
-    except Exception as error:  # Pillow's decoders raise of every kind over damaged files
+        raise InputError(f"{name}: expected a PNG, JPEG, WebP, BMP, GIF or TIFF picture, got something else") from None
+    except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         raise InputError(f"{name}: the picture is damaged or truncated ({' '.join(str(error).split())})") from None
 
 
 def _to_grey(image: Image.Image) -> np.ndarray:
-    if image.mode[0] in "IF":  # 16 or 32 bits a pixel
+    if image.mode[0] in "IF":  # 16 or 32 bits per pixel
         numbers = np.nan_to_num(np.asarray(image, np.float32))
         peak = float(np.abs(numbers).max())
         image = Image.fromarray(numbers * (255 / peak if peak > 255 or 0 < peak <= 1 else 1))
@@ -85,7 +85,7 @@ def _to_grey(image: Image.Image) -> np.ndarray:
 
 
 def _flatten(pixels: np.ndarray) -> np.ndarray:
-    """Lays ``[H, W, 4]`` on a background: that of the opaque part, or if that is ink alone, what contrasts with it."""
+    """Lays ``[H, W, 4]`` on a background: the median opaque colour, or black or white if only the ink is opaque."""
     colour, alpha = pixels[..., :3], pixels[..., 3:] / 255
     opaque = colour[alpha[..., 0] > 0.5]
     background: np.ndarray | float = 255.0
@@ -97,7 +97,7 @@ def _flatten(pixels: np.ndarray) -> np.ndarray:
 
 
 def _project(pixels: np.ndarray) -> np.ndarray:
-    """``[H, W, 3]`` as grey: the direction in which its colours differ most, so that red on green is seen."""
+    """Converts ``[H, W, 3]`` to grey along its first principal component, so red on green keeps its contrast."""
     sample = pixels.reshape(-1, 3)[:: max(1, pixels.size // 30_000)].astype(np.float64)
     _, directions = np.linalg.eigh(np.cov(sample, rowvar=False) + np.eye(3) * 1e-3 + 1e-3)
     weights = directions[:, -1].astype(np.float32)
@@ -106,10 +106,10 @@ def _project(pixels: np.ndarray) -> np.ndarray:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Reads a file.
+    """Returns the content of a file.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         return Path(path).read_bytes()

@@ -1,12 +1,12 @@
-"""From a picture of a handwritten digit to what MNIST would have made of it.
+"""Converts a picture of a handwritten digit to the format of MNIST.
 
-    image = prepare_image(picture)   # from grey [H, W], in [0, 255], to uint8[28, 28, 1], light on dark
+    image = prepare_image(picture)   # grey [H, W] in [0, 255] to uint8[28, 28, 1], light on dark
 
-MNIST's images are black and white scans, cropped to the ink, scaled so that the longer side of the ink is 20 pixels,
-and shifted so that its centre of mass is pixel (14, 14). A classifier knows nothing else, so other pictures are
-brought there first: ink found, light evened out, thin and thick pens made alike.
+MNIST images are black and white scans, cropped to the ink, scaled so that its longer side is 20 pixels, and shifted so
+that its centre of mass is pixel (14, 14). A classifier knows only such images, so other pictures are converted first:
+find the ink, correct uneven light, give all strokes the width of MNIST, then scale and centre.
 
-Reference: http://yann.lecun.com/exdb/mnist/ (how the images were made).
+Reference: http://yann.lecun.com/exdb/mnist/ describes how MNIST was made.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from scipy import ndimage
 from mnist_jax.errors import InputError
 
 _MIN_SIDE = 8
-_WORKING_SIDE = 240  # ink is looked for at this size
-_MAP_SIDE = 64  # and its background at this one
-_WINDOWS = (0.4, 0.2, 0.1)  # shares of the longer side; what is wider is no stroke, the first that will do is taken
+_WORKING_SIDE = 240  # longer side in pixels at which ink is searched
+_MAP_SIDE = 64  # longer side at which the background is estimated
+_WINDOWS = (0.4, 0.2, 0.1)  # largest stroke widths, as shares of the longer side; the first that works is used
 _MIN_CONTRAST = 16.0  # of 255
 
-_SIDE, _INK_SIDE, _CENTRE = 28, 20, 14  # as in MNIST
-_STROKE_WIDTH = 3.4  # of 20; the mean of MNIST is 3.1, and a little more reads best
+_SIDE, _INK_SIDE, _CENTRE = 28, 20, 14  # pixels, as in MNIST
+_STROKE_WIDTH = 3.4  # pixels; the mean of MNIST is 3.1, but slightly more is classified best
 
 
 def prepare_image(picture: np.ndarray) -> np.ndarray:
-    """What MNIST would have made of a picture of one digit, dark on light or light on dark.
+    """Converts a picture of one digit, dark on light or light on dark, to the format of MNIST.
 
     Args:
         picture: ``[H, W]`` or ``[H, W, 1]``, grey in [0, 255].
 
     Returns:
-        ``uint8[28, 28, 1]``, light on dark. An image of MNIST comes out as it is, or nearly.
+        ``uint8[28, 28, 1]``, light on dark. MNIST images are returned unchanged, or nearly so.
 
     Raises:
-        InputError: no ink is found; or the picture has less than 8x8 pixels, or some that are not finite.
+        InputError: no ink is found, the picture is smaller than 8x8 pixels, or a pixel is not finite.
 
     Example:
         >>> paper = np.full((300, 400), 230, np.uint8)
-        >>> paper[60:220, 90:110] = 40  # a dark one, off-centre
+        >>> paper[60:220, 90:110] = 40  # a dark 1, off-centre
         >>> image = prepare_image(paper)
         >>> rows, columns = np.nonzero(image[..., 0])
         >>> image.shape, image.max().item(), np.unique(rows).size, np.unique(columns).size
@@ -51,9 +51,9 @@ def prepare_image(picture: np.ndarray) -> np.ndarray:
     if grey.ndim == 3 and grey.shape[2] == 1:
         grey = grey[..., 0]
     if grey.ndim != 2 or min(grey.shape) < _MIN_SIDE:
-        raise InputError(f"a picture of at least {_MIN_SIDE}x{_MIN_SIDE} grey pixels wanted, got {list(grey.shape)}")
+        raise InputError(f"expected a picture of at least {_MIN_SIDE}x{_MIN_SIDE} grey pixels, got {list(grey.shape)}")
     if not np.isfinite(grey).all():
-        raise InputError("finite pixels wanted, got NaN or infinity")
+        raise InputError("expected finite pixels, got NaN or infinity")
     if _is_prepared(grey):
         return grey.astype(np.uint8)[..., None]
     ink = _find_ink(_shrink(grey, _WORKING_SIDE))
@@ -61,7 +61,7 @@ def prepare_image(picture: np.ndarray) -> np.ndarray:
 
 
 def _is_prepared(grey: np.ndarray) -> bool:
-    """Whether an image is already as MNIST's are: on black, and scaled and centred as they are."""
+    """Returns whether an image already has the background, scale and centre of MNIST."""
     if grey.shape != (_SIDE, _SIDE) or grey.max() < 200:
         return False
     centre = ndimage.center_of_mass(grey)
@@ -83,7 +83,7 @@ def _resize(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _find_ink(grey: np.ndarray) -> np.ndarray:
-    """The ink of the digit, cropped: ``float32[h, w]`` in [0, 1], 0 where there is none."""
+    """Returns the ink of the digit, cropped: ``float32[h, w]`` in [0, 1]."""
     if _roughness(grey) > 1:
         grey = ndimage.gaussian_filter(grey, 1.0)
     small = _shrink(grey, _MAP_SIDE)
@@ -100,7 +100,7 @@ def _find_ink(grey: np.ndarray) -> np.ndarray:
         if inside and _stroke_width(mask) < 0.6 * window * max(grey.shape):
             break
     else:
-        # Ink that goes on beyond the picture; or light that falls off towards its border, which has no edges.
+        # Either the ink touches the border, or there is none and light falls off there, without sharp edges.
         if np.abs(grey - ndimage.gaussian_filter(grey, 2.0, mode="nearest")).max() < _MIN_CONTRAST / 2:
             raise _no_ink()
         found = found[:1]
@@ -112,22 +112,22 @@ def _find_ink(grey: np.ndarray) -> np.ndarray:
 
 
 def _no_ink() -> InputError:
-    return InputError("no ink found: a digit that stands out from its background wanted")
+    return InputError("no ink found: expected a digit that stands out from its background")
 
 
 def _roughness(image: np.ndarray) -> float:
-    """The noise, as its standard deviation if neighbours are independent."""
+    """Estimates the standard deviation of the noise, taken as independent between neighbours."""
     return 1.05 * float(np.median(np.abs(np.diff(image, axis=1))))
 
 
 def _stroke_width(mask: np.ndarray) -> float:
-    """Mean width of the strokes in pixels: twice their area by the length of their edges."""
+    """Returns the mean width of the strokes in pixels: twice their area over the length of their edges."""
     inner = ndimage.minimum_filter(mask.view(np.uint8), 3)
     return 2 * np.count_nonzero(mask) / np.count_nonzero(mask > inner)
 
 
 def _has_dark_ink(small: np.ndarray) -> bool:
-    """Whether what stands out from its surroundings is dark: strokes do so to one side, the edges of paper to both."""
+    """Returns whether ink is dark, by the skewness of detail: strokes deviate to one side, edges of paper to both."""
     skewness = 0.0
     for scale in (0.03, 0.06, 0.12, 0.2):
         detail = small - ndimage.gaussian_filter(small, scale * max(small.shape), mode="nearest")
@@ -136,24 +136,27 @@ def _has_dark_ink(small: np.ndarray) -> bool:
 
 
 def _background(small: np.ndarray, dark: bool, window: float) -> np.ndarray:
-    """What remains of a picture without all that is narrower than the window, a share of the longer side."""
+    """Removes everything narrower than ``window``, a share of the longer side, by grey morphology."""
     size = max(3, round(window * max(small.shape)))
     morphology = ndimage.grey_closing if dark else ndimage.grey_opening
     return morphology(small, size=(size, size), mode="nearest")
 
 
 def _contrast(grey: np.ndarray, background: np.ndarray, dark: bool) -> np.ndarray:
-    """How much each pixel stands out from the background, in the direction of the ink: about 0 to 255."""
+    """Returns the contrast of each pixel with the background, positive for ink, about 0 to 255."""
     height, width = grey.shape
     background = np.asarray(Image.fromarray(background).resize((width, height), Image.Resampling.BILINEAR))
-    # Paper reflects a share of the light that falls on it.
+    # Dark ink on paper reflects a fraction of the light, so the contrast is relative.
     contrast = 255 * (1 - grey / np.maximum(background, 32)) if dark else grey - background
     flat = contrast[contrast < _MIN_CONTRAST]
     return contrast - np.median(flat) if flat.size else contrast
 
 
 def _select(ink: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The parts of the mask that make up the digit, not specks nor the edge of the paper; and whether that is clear."""
+    """Selects the parts of the mask that form the digit; also returns whether its main part is off the border.
+
+    Specks and the edge of the paper are left out.
+    """
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     mass = np.bincount(labels.ravel(), ink.ravel(), count + 1)[1:]
     boxes = np.array(
@@ -188,19 +191,19 @@ def _crop(ink: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def _even_strokes(ink: np.ndarray) -> np.ndarray:
-    """Makes the strokes as thick as MNIST's are on average, and the ink black and white as those scans were."""
-    unit = 4  # pixels here for one of the 20
+    """Gives strokes the mean width of MNIST and binarises the ink, as those scans were."""
+    unit = 4  # working pixels per final pixel
     factor = unit * _INK_SIDE / max(ink.shape)
     if factor < 0.7:
-        ink = ndimage.maximum_filter(ink, 3)  # hairlines would be lost in scaling down
+        ink = ndimage.maximum_filter(ink, 3)  # or scaling down would lose hairlines
     scaled = np.pad(_resize(ink, factor), 3 * unit)
     mask = scaled > scaled.max() / 2
     inside = ndimage.distance_transform_edt(mask)
     width = 4 * float(inside[mask].mean()) / unit
-    # Scaling to 20 pixels afterwards changes the width again.
+    # Compensates for scaling to 20 pixels afterwards, which changes the width again.
     margin = (_STROKE_WIDTH - width) / (2 - 2 * _STROKE_WIDTH / _INK_SIDE) * unit
     distance = inside - ndimage.distance_transform_edt(~mask) + margin
-    # What is thin already keeps a line down its middle.
+    # Thin strokes keep a line along their middle.
     middle = (inside == ndimage.maximum_filter(inside, 3)) & mask & (distance < 0.8 * unit)
     if middle.any():
         line = 0.8 * unit - ndimage.distance_transform_edt(~middle)
@@ -209,7 +212,7 @@ def _even_strokes(ink: np.ndarray) -> np.ndarray:
 
 
 def _scale(ink: np.ndarray) -> np.ndarray:
-    """Scales the longer side to 20 pixels, and the lightest of them to 1."""
+    """Scales the longer side to 20 pixels, and the maximum to 1."""
     scaled = ink if max(ink.shape) == _INK_SIDE else _resize(ink, _INK_SIDE / max(ink.shape))
     return np.clip(scaled / scaled.max(), 0, 1)
 

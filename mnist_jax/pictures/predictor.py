@@ -1,11 +1,11 @@
-"""Reads digits in pictures with a trained network.
+"""Classifies pictures of digits with a trained network.
 
     predict_image(state, "seven.jpg").class_name                # one picture
-    predictor = Predictor(state)                                # many, one by one or at once
+    predictor = Predictor(state)                                # many pictures
     predictor(Path("seven.jpg").read_bytes()).probabilities
-    predictor.classify(dataset.test.image)                      # float32[N, K], of images that are as MNIST's already
+    predictor.classify(dataset.test.image)                      # float32[N, K], for images in the format of MNIST
 
-JAX is imported at the first prediction.
+The first prediction imports JAX.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from mnist_jax.pictures.normalize import prepare_image
 if TYPE_CHECKING:
     from mnist_jax.core.state import TrainState
 
-_BATCH_SIZE = 100  # the program for many images; there is another for one
+_BATCH_SIZE = 100  # of the program for many images; a second one takes a single image
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a network reads in one picture.
+    """Holds the prediction of a network for one picture.
 
     Attributes:
         label: the class with the largest probability, in [0, K).
-        class_name: its name.
+        class_name: name of that class.
         probabilities: ``float32[K]``.
-        image: ``uint8[28, 28, 1]``, what the network saw.
+        image: ``uint8[28, 28, 1]``, the input of the network.
 
     Example:
         >>> probabilities = np.eye(10, dtype=np.float32)[7]
@@ -51,12 +51,12 @@ class Prediction:
 
 
 class Predictor:
-    """A network that reads pictures; may be used from several threads.
+    """Classifies pictures with a network; safe to use from several threads.
 
-    Each of its two programs, for one image and for 100, is compiled at its first use.
+    Two programs, for one image and for 100, are compiled at their first use.
 
     Args:
-        state: of a trained network.
+        state: state of a trained network.
         class_names: K names.
 
     Example:
@@ -74,13 +74,13 @@ class Predictor:
         self._class_names = tuple(class_names)
 
     def __call__(self, picture: np.ndarray | bytes | str | os.PathLike[str]) -> Prediction:
-        """Reads one picture.
+        """Classifies one picture.
 
         Args:
-            picture: an image file, its content, or an array as :func:`mnist_jax.prepare_image` takes it.
+            picture: path of an image file, its content, or an array for :func:`mnist_jax.prepare_image`.
 
         Raises:
-            InputError: it cannot be read, or no ink is found.
+            InputError: the picture cannot be read, or no ink is found.
         """
         if isinstance(picture, (str, os.PathLike)):
             picture = read_picture(read_file(picture), os.fspath(picture))
@@ -90,7 +90,7 @@ class Predictor:
         return self.to_prediction(image, self.classify(image[None])[0])
 
     def classify(self, image: np.ndarray) -> np.ndarray:
-        """Probabilities ``float32[N, K]`` of images ``uint8[N, 28, 28, 1]`` as they are, light on dark."""
+        """Returns probabilities ``float32[N, K]`` for images ``uint8[N, 28, 28, 1]`` in the format of MNIST."""
         size = _BATCH_SIZE if len(image) > 1 else 1
         program = _program()
         found = []
@@ -101,7 +101,7 @@ class Predictor:
         return np.concatenate(found)
 
     def to_prediction(self, image: np.ndarray, probabilities: np.ndarray) -> Prediction:
-        """Turns an image and its probabilities into a prediction: the most probable class, by its name."""
+        """Creates the prediction of the most probable class."""
         label = int(probabilities.argmax())
         return Prediction(label, self._class_names[label], probabilities, image)
 
@@ -109,16 +109,16 @@ class Predictor:
 def predict_image(
     state: TrainState, picture: np.ndarray | bytes | str | os.PathLike[str], class_names: Sequence[str] = DIGITS
 ) -> Prediction:
-    """Reads one picture of a digit: an image file, its content, or an array.
+    """Classifies one picture of a digit.
 
     Args:
-        state: of a trained network.
-        picture: PNG, JPEG, WebP, BMP, GIF or TIFF, or grey ``[H, W]`` in [0, 255]; dark on light or light on dark,
-            of any size, the digit anywhere.
+        state: state of a trained network.
+        picture: path or content of a PNG, JPEG, WebP, BMP, GIF or TIFF file, or a grey array ``[H, W]`` in [0, 255];
+            dark on light or light on dark, of any size, with the digit anywhere.
         class_names: K names.
 
     Raises:
-        InputError: it cannot be read, or no ink is found.
+        InputError: the picture cannot be read, or no ink is found.
 
     Example:
         >>> from mnist_jax import TrainConfig, build_state, load_dataset

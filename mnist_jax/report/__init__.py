@@ -1,8 +1,8 @@
-"""What people see of a run or an evaluation.
+"""Reports runs and evaluations to people.
 
 ``numbers.py``      an evaluation as JSON, CSV and text
-``figures.py``      one function a figure, from arrays to a PNG
-``draw.py``         the figures of an evaluation
+``figures.py``      one function per figure, from arrays to a PNG
+``draw.py``         all figures of an evaluation
 ``tensorboard.py``  the same figures in TensorBoard
-``page.py``         numbers and figures on one page that needs nothing else
+``page.py``         numbers and figures as one self-contained HTML page
 """

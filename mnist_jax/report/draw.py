@@ -1,4 +1,4 @@
-"""The figures of an evaluation: which ones there are, and what they show.
+"""Draws all figures of an evaluation.
 
 figures = draw_evaluation(Path("runs/mine/figures"), evaluation, dataset.test.image, content, dataset.class_names)
 figures["confusion matrix"]   # runs/mine/figures/confusion_matrix.png
@@ -26,23 +26,23 @@ def draw_evaluation(
     """Draws the figures of an evaluation as PNGs.
 
     Args:
-        directory: for the PNGs; it is created if need be.
-        evaluation: of the split.
-        image: ``uint8[N, 28, 28, 1]``, of the split.
-        content: the numbers of ``evaluation.json``, with ``dataset`` and ``split``.
+        directory: directory of the PNGs, created if needed.
+        evaluation: evaluation of the split.
+        image: ``uint8[N, 28, 28, 1]``, images of the split.
+        content: content of ``evaluation.json``, with ``dataset`` and ``split``.
         class_names: K names.
 
     Returns:
-        The PNGs by name, in the order in which to show them.
+        Path of each PNG by name, in display order.
     """
     label, predictions, logits = evaluation.label, evaluation.predictions, evaluation.logits
     examples = f"{evaluation.num_examples:,} {content['split']} examples of {content['dataset']}"
     wrong = [example["index"] for example in content["misclassified"]]
     hardest = [example["index"] for example in content["hardest"]]
     titles = {
-        "predictions": (range(min(NUM_SHOWN, len(label))), f"the first of {examples}"),
+        "predictions": (range(min(NUM_SHOWN, len(label))), f"first of {examples}"),
         "misclassified": (wrong[:NUM_SHOWN], f"misclassified: {len(wrong):,} of {examples}"),
-        "hardest": (hardest, f"the largest losses of {examples}"),
+        "hardest": (hardest, f"largest losses of {examples}"),
     }
     figures = {
         name: directory / f"{name.replace(' ', '_')}.png" for name in ("confusion matrix", "calibration", *titles)
@@ -52,9 +52,9 @@ def draw_evaluation(
         predictions,
         class_names,
         figures["confusion matrix"],
-        f"{evaluation.accuracy:.2%} of {examples} are right",
+        f"accuracy {evaluation.accuracy:.2%}, {examples}",
     )
-    calibration = Calibration.measure(evaluation.probabilities, label)
+    calibration = Calibration.compute(evaluation.probabilities, label)
     title = f"expected calibration error {calibration.expected_error:.2%}, {examples}"
     reliability_diagram(calibration, figures["calibration"], title)
     for name, (indices, title) in titles.items():

@@ -1,9 +1,9 @@
-"""Figures of a run.
+"""Draws the figures of runs, evaluations and sweeps.
 
 learning_curves(history, workdir.path / "figures" / "learning_curves.png", title="mlp on mnist")
 confusion_matrix(test.label, test.predictions, dataset.class_names, path, title="98.55 % of 10,000 test digits")
 example_grid(dataset.test.image[:30], test.label[:30], test.logits[:30], dataset.class_names, path, title="test digits")
-reliability_diagram(Calibration.measure(test.probabilities, test.label), path, title="calibration")
+reliability_diagram(Calibration.compute(test.probabilities, test.label), path, title="calibration")
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Loss and accuracy on the training and validation split over the epochs, as a PNG.
+    """Plots loss and accuracy on the training and validation split over the epochs, as a PNG.
 
     Args:
-        history: the lines of ``metrics.jsonl``.
-        path: of the PNG; its directory is created if need be.
-        title: above both panels.
+        history: lines of ``metrics.jsonl``.
+        path: path of the PNG; its directory is created if needed.
+        title: title above both panels.
     """
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
     from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -49,14 +49,14 @@ def learning_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str
 def confusion_matrix(
     label: np.ndarray, predictions: np.ndarray, class_names: Sequence[str], path: Path, title: str
 ) -> None:
-    """How many examples of each class were taken for which class, as a PNG; shaded by the share of the true class.
+    """Draws the confusion matrix as a PNG: counts, shaded by the share of the true class.
 
     Args:
         label: ``int[N]``, true classes.
-        predictions: ``int[N]``.
+        predictions: ``int[N]``, predicted classes.
         class_names: K names.
-        path: of the PNG; its directory is created if need be.
-        title: above the matrix.
+        path: path of the PNG; its directory is created if needed.
+        title: title above the matrix.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -65,14 +65,14 @@ def confusion_matrix(
     counts = np.zeros((num_classes, num_classes), int)
     np.add.at(counts, (label, predictions), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    norm = PowerNorm(0.4, 0, 1)  # brings out the few that are wrong
+    norm = PowerNorm(0.4, 0, 1)  # makes the few errors visible
     figure = Figure(figsize=(7, 7), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", norm=norm)
     for (true, predicted), count in np.ndenumerate(counts):
         color = "white" if norm(shares[true, predicted]) > 0.6 else "black" if count else "lightgrey"
         text = axes.text(predicted, true, f"{count}", ha="center", va="center", color=color)
-        text.set_in_layout(False)  # which takes time for each text, and these lie inside
+        text.set_in_layout(False)  # saves layout time: the texts lie inside
     axes.set_xticks(range(num_classes), class_names)
     axes.set_yticks(range(num_classes), class_names)
     if max(map(len, class_names)) > 2:
@@ -85,20 +85,20 @@ def confusion_matrix(
 def example_grid(
     image: np.ndarray, label: np.ndarray, logits: np.ndarray, class_names: Sequence[str], path: Path, title: str
 ) -> None:
-    """Images with their true class, the predicted one and its probability, as a PNG; what is wrong is red.
+    """Draws images with true class, predicted class and its probability, as a PNG; errors are red.
 
     Args:
-        image: ``uint8[N, 28, 28, 1]``, the examples to show; N may be 0.
+        image: ``uint8[N, 28, 28, 1]``; N may be 0.
         label: ``int[N]``, true classes.
         logits: ``float32[N, K]``.
         class_names: K names.
-        path: of the PNG; its directory is created if need be.
-        title: above the grid.
+        path: path of the PNG; its directory is created if needed.
+        title: title above the grid.
     """
     from matplotlib.figure import Figure
     from scipy.special import softmax
 
-    num_columns, width, height = 6, 38, 44  # of a cell, in pixels of an image: 28x28 in a frame, with text above
+    num_columns, width, height = 6, 38, 44  # of a cell, in image pixels: 28x28 in a frame, with text above
     num_rows = max(1, -(-len(image) // num_columns))
     figure = Figure(figsize=(9, 0.5 + 9 * num_rows * height / (num_columns * width)), layout="constrained")
     figure.suptitle(title)
@@ -106,7 +106,7 @@ def example_grid(
     axes.set_axis_off()
     canvas = np.zeros((num_rows * height, num_columns * width), np.uint8)
     probabilities = softmax(logits, axis=-1)
-    # One picture is drawn in a third of the time that as many axes take.
+    # Drawing one canvas takes a third of the time of one axes per image.
     for index, (pixels, true, probability) in enumerate(zip(image, label, probabilities, strict=True)):
         top, left = index // num_columns * height + 14, index % num_columns * width + 5
         canvas[top : top + 30, left : left + 30] = 40
@@ -126,12 +126,12 @@ def example_grid(
 
 
 def reliability_diagram(calibration: Calibration, path: Path, title: str) -> None:
-    """Accuracy against confidence, and how many examples have which confidence, as a PNG.
+    """Plots accuracy against confidence, and the number of examples per bin of confidence, as a PNG.
 
     Args:
-        calibration: what was measured.
-        path: of the PNG; its directory is created if need be.
-        title: above both panels.
+        calibration: the bins to plot.
+        path: path of the PNG; its directory is created if needed.
+        title: title above both panels.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, PercentFormatter, StrMethodFormatter
@@ -145,7 +145,7 @@ def reliability_diagram(calibration: Calibration, path: Path, title: str) -> Non
     confidence = calibration.confidence[filled]
     accuracy.plot(confidence, confidence, "o", color="tab:orange", markersize=5, label="confidence")
     accuracy.plot([0, 1], [0, 1], ":", color="grey", linewidth=1, label="perfect calibration")
-    accuracy.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+    accuracy.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(loc="outside lower center", ncols=3)
     count.bar(height=calibration.count[filled], color="tab:blue", **place)
@@ -162,15 +162,15 @@ def reliability_diagram(calibration: Calibration, path: Path, title: str) -> Non
 def sweep_results(
     trials: Sequence[Mapping[str, Any]], scales: Mapping[str, str | Sequence[Any]], path: Path, title: str
 ) -> None:
-    """Validation accuracy against each varied hyperparameter, a panel each, as a PNG.
+    """Plots validation accuracy against each varied hyperparameter, one panel each, as a PNG.
 
-    The best trial has a ring. What is far below the others is shown at the lower edge, and what diverged too.
+    A ring marks the best trial. Trials far below the others, and diverged ones, appear at the lower edge.
 
     Args:
-        trials: the lines of ``trials.jsonl``, best first.
-        scales: from each hyperparameter to ``log``, ``linear`` or its choices.
-        path: of the PNG; its directory is created if need be.
-        title: above the panels.
+        trials: lines of ``trials.jsonl``, best first.
+        scales: maps each hyperparameter to ``log``, ``linear`` or its choices.
+        path: path of the PNG; its directory is created if needed.
+        title: title above the panels.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -186,12 +186,12 @@ def sweep_results(
 
     accuracy = np.array([trial["validation_accuracy"] for trial in trials])
     diverged = np.array([trial["validation_loss"] is None for trial in trials])
-    sound = accuracy[~diverged] if not diverged.all() else accuracy
-    # A few bad trials shall not press the good ones into one line.
-    floor = max(sound.min(), sound.max() - 3 * (sound.max() - np.median(sound)))
+    finite = accuracy[~diverged] if not diverged.all() else accuracy
+    # A few bad trials must not compress the good ones into one line.
+    floor = max(finite.min(), finite.max() - 3 * (finite.max() - np.median(finite)))
     marker = np.where(diverged, "x", np.where(accuracy < floor, "v", "o"))
-    y = np.where(marker == "o", accuracy, floor - 0.05 * (sound.max() - floor) - 0.002)
-    meaning = {"o": "", "v": ", lower", "x": ", diverged"}
+    y = np.where(marker == "o", accuracy, floor - 0.05 * (finite.max() - floor) - 0.002)
+    suffixes = {"o": "", "v": ", lower", "x": ", diverged"}
     epochs = np.array([trial["epochs"] for trial in trials])
     colours = colormaps["viridis_r"](np.linspace(0.2, 1, len(set(epochs))))
     for axes, (name, scale) in zip(panels, scales.items(), strict=False):
@@ -199,14 +199,14 @@ def sweep_results(
         if isinstance(scale, str):
             x = np.array(values, float)
             axes.set_xscale(scale)
-        else:  # those of one choice beside each other, spread by the golden ratio
+        else:  # spread the trials of one choice sideways, by the golden ratio
             x = np.array([list(scale).index(value) for value in values], float)
             x += [0.4 * (0.618 * trial["number"] % 1 - 0.5) for trial in trials]
             texts = [",".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in scale]
             axes.set_xticks(range(len(texts)), texts, rotation=30 if sum(map(len, texts)) > 24 else 0)
             axes.set_xlim(-0.5, len(texts) - 0.5)
         for number, colour in zip(sorted(set(epochs)), colours, strict=True):
-            for kind, suffix in meaning.items():
+            for kind, suffix in suffixes.items():
                 chosen = (epochs == number) & (marker == kind)
                 if chosen.any():
                     label = f"{number} epoch{'s' if number > 1 else ''}{suffix}"

@@ -1,9 +1,9 @@
-"""An evaluation as numbers: for ``evaluation.json``, for ``examples.csv``, and as a table to read.
+"""Turns an evaluation into numbers: ``evaluation.json``, ``examples.csv`` and a text table.
 
     numbers = describe_evaluation(evaluation, dataset.class_names)
     numbers["classes"][3]["recall"], numbers["misclassified"][0]["index"]
 
-Nothing here imports JAX.
+This module does not import JAX.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from mnist_jax.core.calibration import Calibration
 if TYPE_CHECKING:
     from mnist_jax.core.evaluation import Evaluation
 
-NUM_SHOWN = 30  # single examples: the hardest in the numbers, and the images of a figure
+NUM_SHOWN = 30  # examples listed as hardest, and images per figure
 
 
 def describe_evaluation(evaluation: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:
     """Returns the numbers of ``evaluation.json``: loss, accuracy, classes, calibration, confusions and single examples.
 
     Args:
-        evaluation: of a split.
+        evaluation: evaluation of a split.
         class_names: K names.
 
     Returns:
-        A JSON object. Precision, recall and F1 are 0 where they are 0 / 0. ``confusion_matrix[i][j]`` counts the
-        examples of class i that were taken for class j. ``hardest`` are those with the largest loss, ``misclassified``
-        all that are wrong, in the order of the split.
+        A JSON object. Precision, recall and F1 are 0 where undefined (0 / 0). ``confusion_matrix[i][j]`` counts the
+        examples of class i predicted as class j. ``hardest`` lists the examples with the largest loss,
+        ``misclassified`` all errors, in the order of the split.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     label, predictions, losses = evaluation.label, evaluation.predictions, evaluation.losses
     confidence = evaluation.probabilities.max(axis=1)
-    calibration = Calibration.measure(evaluation.probabilities, label)
+    calibration = Calibration.compute(evaluation.probabilities, label)
     classes = range(len(class_names))
     precision, recall, f1, count = precision_recall_fscore_support(label, predictions, labels=classes, zero_division=0)
 
@@ -77,11 +77,11 @@ def describe_evaluation(evaluation: Evaluation, class_names: Sequence[str]) -> d
 
 
 def examples_csv(evaluation: Evaluation, gradient_norms: np.ndarray) -> str:
-    """Returns a CSV with a line for each example, in the order of the split.
+    """Returns a CSV with one line per example, in the order of the split.
 
     Args:
-        evaluation: of the split.
-        gradient_norms: ``float32[N]``, as from :func:`mnist_jax.per_example_gradient_norms`.
+        evaluation: evaluation of the split.
+        gradient_norms: ``float32[N]``, from :func:`mnist_jax.per_example_gradient_norms`.
     """
     columns = {
         "index": np.arange(evaluation.num_examples),
@@ -96,10 +96,10 @@ def examples_csv(evaluation: Evaluation, gradient_norms: np.ndarray) -> str:
 
 
 def results_table(content: Mapping[str, Any]) -> str:
-    """Returns the numbers of an evaluation as text.
+    """Returns the numbers of an evaluation as a text table.
 
     Args:
-        content: of ``evaluation.json``.
+        content: content of ``evaluation.json``.
     """
     classes = content["classes"]
     width = max(5, *(len(row["name"]) for row in classes))
@@ -120,7 +120,7 @@ def results_table(content: Mapping[str, Any]) -> str:
 
 
 def _most_confused(content: Mapping[str, Any]) -> str:
-    """Which class was most often taken for which other."""
+    """Names the most frequent confusion of two classes."""
     confusions = np.array(content["confusion_matrix"])
     np.fill_diagonal(confusions, 0)
     true, predicted = np.unravel_index(confusions.argmax(), confusions.shape)
@@ -131,6 +131,6 @@ def _most_confused(content: Mapping[str, Any]) -> str:
 
 
 def _rows(columns: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Columns as JSON objects; NaN, which JSON has not, becomes null."""
+    """Converts columns to a list of JSON objects; NaN, which JSON lacks, becomes null."""
     lists = [[None if value != value else value for value in column.tolist()] for column in columns.values()]
     return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]

@@ -1,8 +1,8 @@
-"""One page with an evaluation: numbers and figures inside, nothing loaded from elsewhere.
+"""Renders an evaluation as one self-contained HTML page with numbers and figures.
 
     text = html_report(content, {"confusion matrix": Path("confusion_matrix.png")}, config)
 
-Reference: pictures inside the page are data URLs, https://www.rfc-editor.org/rfc/rfc2397.
+Reference: the pictures are data URLs, https://www.rfc-editor.org/rfc/rfc2397.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ $figures
 
 
 def html_report(content: Mapping[str, Any], figures: Mapping[str, Path], config: TrainConfig) -> str:
-    """The page as text.
+    """Returns the page as HTML.
 
     Args:
-        content: of ``evaluation.json``.
-        figures: PNGs by name, in the order in which to show them.
-        config: of the run.
+        content: content of ``evaluation.json``.
+        figures: path of each PNG by name, in display order.
+        config: config of the run.
     """
     numbers = {
         "accuracy": f"{content['accuracy']:.2%}",

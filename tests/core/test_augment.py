@@ -14,7 +14,7 @@ from mnist_jax import (
     train_epoch,
     train_step,
 )
-from mnist_jax.core.augment import _linear_fields, _smooth_waves
+from mnist_jax.core.augment import _linear_fields, _smooth_basis
 
 KEY = jax.random.key(0)
 ALL = Augmentation(shift=2, rotation=15, scale=0.1, shear=0.1, elastic=1, erasing=0.5)
@@ -84,7 +84,7 @@ def test_a_whole_shift_moves_pixels_and_fills_with_background():
 
 @pytest.mark.parametrize("smoothness", [2.0, 4.0])
 def test_elastic_displacements_are_smoothed_noise_of_unit_variance(smoothness):
-    waves = _smooth_waves(28, 28, smoothness).astype(np.float64)
+    waves = _smooth_basis(28, 28, smoothness).astype(np.float64)
     distance = np.arange(28)[:, None] - np.arange(28)
     along = np.exp(-((distance / (2 * smoothness)) ** 2))  # what white noise has after a Gaussian of this width
     np.testing.assert_allclose(waves @ waves.T, np.kron(along, along), atol=0.07)
@@ -142,7 +142,7 @@ def test_other_shapes_are_refused(shape):
 
 
 def test_images_of_bytes_are_refused_and_of_half_precision_taken():
-    with pytest.raises(ValueError, match="^image must be of floats, as image / 255 is, got uint8$"):
+    with pytest.raises(ValueError, match="^image must be floating point, such as image / 255, got uint8$"):
         ALL(make_split(2).image, KEY)
     image = jnp.asarray(images(2), jnp.bfloat16)
     found = ALL(image, KEY)

@@ -14,7 +14,7 @@ def make_predictions(num_examples):
 @pytest.mark.parametrize("num_bins", [1, 7, 15])
 def test_the_bins_are_those_of_a_loop(num_bins):
     probabilities, label = make_predictions(200)
-    found = Calibration.measure(probabilities, label, num_bins)
+    found = Calibration.compute(probabilities, label, num_bins)
     total = 0
     for index in range(num_bins):
         inside = [
@@ -35,6 +35,6 @@ def test_the_bins_are_those_of_a_loop(num_bins):
 
 def test_certain_and_right_is_no_error_and_certain_and_wrong_all_of_it():
     certain = np.eye(10)[[3, 4]]
-    assert Calibration.measure(certain, np.array([3, 4])).expected_error == 0
-    assert Calibration.measure(certain, np.array([4, 3])).expected_error == 1
-    assert Calibration.measure(certain, np.array([3, 3])).expected_error == 0.5
+    assert Calibration.compute(certain, np.array([3, 4])).expected_error == 0
+    assert Calibration.compute(certain, np.array([4, 3])).expected_error == 1
+    assert Calibration.compute(certain, np.array([3, 3])).expected_error == 0.5

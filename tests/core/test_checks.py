@@ -82,7 +82,7 @@ def test_a_batch_of_which_nothing_counts_changes_nothing(gradient_fn):
 
 def test_more_steps_than_an_epoch_has_are_refused_and_the_end_is_never_passed():
     split = make_split(10)
-    with pytest.raises(ValueError, match="^num_steps must be 0 to the 3 steps of an epoch, got 4$"):
+    with pytest.raises(ValueError, match="^num_steps must be between 0 and the 3 steps of an epoch, got 4$"):
         train_epoch(STATE, split, 4, num_steps=4)
     part, _ = train_epoch(STATE, split, 4, num_steps=2)
     for rest, metrics in (train_epoch(part, split, 4, num_steps=3), train_epoch(part, split, 4)):

@@ -52,7 +52,7 @@ def test_steps_go_through_any_order_from_anywhere():
     found, metrics, nonfinite = train_steps(state, SPLIT, order, 4, start=1, num_steps=2)
     assert_trees_close((found.params, metrics), (expected.params, total))
     assert (int(found.step), int(metrics.count), int(nonfinite)) == (2, 7, -1)
-    with pytest.raises(ValueError, match="batch_size must be 1 to the 11 examples of the split, got 12"):
+    with pytest.raises(ValueError, match="batch_size must be between 1 and the 11 examples of the split, got 12"):
         train_steps(state, SPLIT, order, 12, start=0, num_steps=1)
 
 

@@ -406,9 +406,9 @@ def test_errors_name_what_is_wrong():
     state = make_state()
     with pytest.raises(ValueError, match=r"image must be \[B, 28, 28, 1\], got \[4, 28, 28\]"):
         train_step(state, {"image": np.zeros((4, 28, 28), np.uint8), "label": np.zeros(4, np.int32)})
-    with pytest.raises(ValueError, match="batch_size must be 1 to the 6 examples of the split, got 7"):
+    with pytest.raises(ValueError, match="batch_size must be between 1 and the 6 examples of the split, got 7"):
         train_epoch(state, make_split(6), 7)
-    with pytest.raises(ValueError, match="batch_size must be 1 to the 6 examples of the split, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be between 1 and the 6 examples of the split, got 0"):
         train_epoch(state, make_split(6), 0)
 
 

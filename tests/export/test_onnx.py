@@ -12,7 +12,7 @@ from mnist_jax.export.onnx import to_onnx
 
 def test_onnx_of_a_bfloat16_run_is_refused():
     config = TrainConfig(dtype="bfloat16", hidden_sizes=(4,))
-    with pytest.raises(InputError, match="^dtype must be float32 for onnx, got bfloat16: the other formats take it$"):
+    with pytest.raises(InputError, match="^dtype must be float32 for onnx, got bfloat16; choose another format$"):
         to_onnx(config, build_state(config))
 
 

@@ -65,7 +65,7 @@ def test_a_damaged_stablehlo_file_is_refused_before_jax_sees_it(tmp_path, small)
         damaged.append(bytes(flipped))
     for each in [b"", b"{}", b"x" * 1000, content + b"\n", *damaged]:
         path.write_bytes(each)
-        with pytest.raises(InputError, match=f"^{path}: a model exported as stablehlo wanted, got something else"):
+        with pytest.raises(InputError, match=f"^{path}: expected a model exported as stablehlo, got something else"):
             load_stablehlo(path)
 
 
@@ -87,7 +87,9 @@ def test_a_function_of_other_shapes_is_refused(tmp_path):
     image = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("B"), 28, 28, 1), np.uint8)
     for function in OTHER_FUNCTIONS:
         path.write_bytes(seal(bytes(jax.export.export(jax.jit(function))(image).serialize())))
-        with pytest.raises(InputError, match=rf"^{path}: a function to logits \[B, K\] wanted, got another$"):
+        with pytest.raises(
+            InputError, match=rf"^{path}: expected a function that returns logits \[B, K\], got another$"
+        ):
             load_stablehlo(path)
 
 
@@ -110,5 +112,5 @@ def test_what_this_jax_cannot_use_is_one_line(tmp_path):
     for_tpu = jax.export.export(jax.jit(double), platforms=["tpu"])(np.zeros((1, 28, 28, 1), np.uint8)).serialize()
     for content in (b"", b"x" * 1000, bytes(for_tpu)):
         path.write_bytes(seal(content))
-        with pytest.raises(InputError, match=f"^{path}: cannot be used with JAX {jax.__version__} here: [^\n]*$"):
+        with pytest.raises(InputError, match=f"^{path}: cannot be loaded by JAX {jax.__version__}: [^\n]*$"):
             load_stablehlo(path)

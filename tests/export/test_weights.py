@@ -54,14 +54,14 @@ def test_parameters_that_are_not_finite_are_not_written(write):
     config = TrainConfig(hidden_sizes=())
     state = build_state(config)
     state.eval_params["Dense_0"]["bias"] = np.float32([np.nan] * 10)
-    with pytest.raises(InputError, match="^params.Dense_0.bias: finite float32 numbers wanted, got others$"):
+    with pytest.raises(InputError, match="^params.Dense_0.bias: expected finite float32 numbers, got others$"):
         write(config, state)
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(InputError, match="/absent: an exported model wanted, found no such file$"):
+    with pytest.raises(InputError, match="/absent: expected an exported model, found no such file$"):
         load_export(tmp_path / "absent")
-    with pytest.raises(InputError, match="an exported model wanted, found no such file$"):
+    with pytest.raises(InputError, match="expected an exported model, found no such file$"):
         load_export(tmp_path)
     with pytest.raises(InputError, match=r"cannot be read \(File name too long\)|found no such file"):
         load_export(tmp_path / ("x" * 300))
@@ -71,7 +71,7 @@ def test_a_huge_file_is_not_read(tmp_path):
     path = tmp_path / "model.json"
     with path.open("wb") as file:
         file.truncate(10**9 + 1)  # takes no space
-    with pytest.raises(InputError, match="model.json: at most 1,000,000,000 bytes wanted, got 1,000,000,001$"):
+    with pytest.raises(InputError, match="model.json: expected at most 1,000,000,000 bytes, got 1,000,000,001$"):
         load_export(path)
 
 
@@ -88,62 +88,65 @@ HOSTILE = {
     "config list": (lambda c: c.update(config=[]), "config: must be a JSON object, got list"),
     "class names": (
         lambda c: c.update(class_names="0123456789"),
-        "class_names must be a list of words, got '0123456789'",
+        "class_names must be a list of strings, got '0123456789'",
     ),
-    "no class names": (lambda c: c.update(class_names=[]), r"class_names must be a list of words, got \[\]"),
-    "class numbers": (lambda c: c.update(class_names=[0, 1]), r"class_names must be a list of words, got \[0, 1\]"),
+    "no class names": (lambda c: c.update(class_names=[]), r"class_names must be a list of strings, got \[\]"),
+    "class numbers": (lambda c: c.update(class_names=[0, 1]), r"class_names must be a list of strings, got \[0, 1\]"),
     "unknown field": (lambda c: c["config"].update(depth=3), "config: unknown field 'depth'"),
     "field": (lambda c: c["config"].update(hidden_sizes=["8"]), r"hidden_sizes must be whole numbers, got \['8'\]"),
     "huge number": (lambda c: c["config"].update(momentum=10**400), r"momentum must be in \[0, 1\), got inf"),
     "huge layer": (
         lambda c: c["config"].update(hidden_sizes=[10**9], batch_norm=False),
-        "params.Dense_0.bias wanted as .*, got none",
+        "params.Dense_0.bias: expected .*, got none",
     ),
     "huger layer": (
         lambda c: c["config"].update(hidden_sizes=[10**30]),
-        "model_state.batch_stats.BatchNorm_0.mean: a list of 10{30} wanted, got 2",
+        "model_state.batch_stats.BatchNorm_0.mean: expected a list of 10{30}, got 2",
     ),
-    "many layers": (lambda c: c["config"].update(hidden_sizes=[1] * 10**5), "config: at most 1000 hidden layers, .*"),
+    "many layers": (
+        lambda c: c["config"].update(hidden_sizes=[1] * 10**5),
+        "config: expected at most 1000 hidden layers, .*",
+    ),
     "large kernels": (
         lambda c: c["config"].update(model="cnn", hidden_sizes=[512, 256], padding="same", kernel_sizes=[10**9, 1]),
-        "config: at most 1000 hidden layers, and rows of all kernels, wanted, got more",
+        "config: expected at most 1000 hidden layers, or rows of all kernels, got more",
     ),
     "kernels too large": (
         lambda c: c["config"].update(model="cnn", hidden_sizes=[512, 256], kernel_sizes=[99, 1]),
-        "kernel_sizes and pool_sizes must leave something of the image to pool, .*",
+        "kernel_sizes and pool_sizes must fit into the image, .*",
     ),
     "other model": (
         lambda c: c["config"].update(model="cnn", hidden_sizes=[512, 256]),
-        "params.[^ ]* wanted as .*, got none",
+        "params.[^ ]*: expected .*, got none",
     ),
-    "no params": (lambda c: c.pop("params"), r"params.BatchNorm_0.bias wanted as float32\[2\], got none"),
-    "params list": (lambda c: c.update(params=[1]), r"params.BatchNorm_0.bias wanted as float32\[2\], got none"),
-    "no bias": (lambda c: c["params"]["Dense_1"].pop("bias"), r"params.Dense_1.bias wanted as float32\[10\], got none"),
-    "no statistics": (lambda c: c.update(model_state={}), "model_state.batch_stats.BatchNorm_0.mean wanted as .*"),
+    "no params": (lambda c: c.pop("params"), r"params.BatchNorm_0.bias: expected float32\[2\], got none"),
+    "params list": (lambda c: c.update(params=[1]), r"params.BatchNorm_0.bias: expected float32\[2\], got none"),
+    "no bias": (lambda c: c["params"]["Dense_1"].pop("bias"), r"params.Dense_1.bias: expected float32\[10\], got none"),
+    "no statistics": (lambda c: c.update(model_state={}), "model_state.batch_stats.BatchNorm_0.mean: expected .*"),
     "more": (
         lambda c: c["params"].update(Dense_2={"bias": [1]}),
-        "'params.Dense_2.bias' found, which the model of its config has not",
+        "'params.Dense_2.bias' is not a parameter of the model in config",
     ),
-    "short": (lambda c: bias(c).pop(), "params.Dense_1.bias: a list of 10 wanted, got 9"),
+    "short": (lambda c: bias(c).pop(), "params.Dense_1.bias: expected a list of 10, got 9"),
     "not a list": (
         lambda c: c["params"]["Dense_1"].update(bias="abc"),
-        "params.Dense_1.bias: a list of 10 wanted, got 'abc'",
+        "params.Dense_1.bias: expected a list of 10, got 'abc'",
     ),
     "ragged": (
         lambda c: c["params"]["Dense_0"]["kernel"][7].append(1.0),
-        r"params.Dense_0.kernel\[7\]: a list of 2 wanted, got 3",
+        r"params.Dense_0.kernel\[7\]: expected a list of 2, got 3",
     ),
     "deeper": (
         lambda c: c["params"]["Dense_0"]["kernel"][7].__setitem__(0, [1.0]),
-        r"params.Dense_0.kernel\[7\]: numbers wanted, got \[1.0\]",
+        r"params.Dense_0.kernel\[7\]: expected numbers, got \[1.0\]",
     ),
-    "text": (lambda c: bias(c).__setitem__(3, "1.0"), "params.Dense_1.bias: numbers wanted, got '1.0'"),
-    "truth": (lambda c: bias(c).__setitem__(3, True), "params.Dense_1.bias: numbers wanted, got True"),
-    "null": (lambda c: bias(c).__setitem__(3, None), "params.Dense_1.bias: numbers wanted, got None"),
+    "text": (lambda c: bias(c).__setitem__(3, "1.0"), "params.Dense_1.bias: expected numbers, got '1.0'"),
+    "truth": (lambda c: bias(c).__setitem__(3, True), "params.Dense_1.bias: expected numbers, got True"),
+    "null": (lambda c: bias(c).__setitem__(3, None), "params.Dense_1.bias: expected numbers, got None"),
     **{
         f"{value}"[:9]: (
             lambda c, value=value: bias(c).__setitem__(3, value),
-            "params.Dense_1.bias: finite float32 numbers wanted, got others",
+            "params.Dense_1.bias: expected finite float32 numbers, got others",
         )
         for value in (float("nan"), float("inf"), 1e39, -(10**39), 10**400)
     },
@@ -163,15 +166,15 @@ def test_json_that_does_not_fit_is_named(tmp_path, small, change, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "a model exported as json or safetensors wanted, got something else"),
-        (b"[1, 2]", "a model exported as json or safetensors wanted, got something else"),
-        (b"\x80\x04\x95cbuiltins\nexec", "a model exported as json or safetensors wanted, got something else"),
-        (b"{", "a JSON object wanted .*"),
-        (b'{"format": "\xff"}', "a JSON object wanted .*"),
-        (b'{"format": "mnist_jax", "version": 1' + b"0" * 5000 + b"}", "a JSON object wanted .*"),
+        (b"", "expected a model exported as json or safetensors, got something else"),
+        (b"[1, 2]", "expected a model exported as json or safetensors, got something else"),
+        (b"\x80\x04\x95cbuiltins\nexec", "expected a model exported as json or safetensors, got something else"),
+        (b"{", "expected a JSON object .*"),
+        (b'{"format": "\xff"}', "expected a JSON object .*"),
+        (b'{"format": "mnist_jax", "version": 1' + b"0" * 5000 + b"}", "expected a JSON object .*"),
         (b"{}", "format must be mnist_jax, got None"),
-        (b'{"params":' * 100_000, "JSON that can be read wanted, got one nested too deeply"),
-        (b'{"params":' + b"[" * 10**6, "JSON that can be read wanted, got one nested too deeply"),
+        (b'{"params":' * 100_000, "expected an exported model, got JSON nested too deeply"),
+        (b'{"params":' + b"[" * 10**6, "expected an exported model, got JSON nested too deeply"),
     ],
     ids=range(9),
 )
@@ -188,7 +191,9 @@ def test_a_truncated_file_is_refused(tmp_path, small, write):
     lengths = np.linspace(0, len(content) - 2, 50).astype(int)
     for length in [*range(20), *lengths]:
         path.write_bytes(content[:length])
-        with pytest.raises(InputError, match=f"^{path}: (a model exported|a JSON object|a whole safetensors file)"):
+        with pytest.raises(
+            InputError, match=f"^{path}: expected (a model exported|a JSON object|a complete safetensors file)"
+        ):
             load_export(path)
 
 
@@ -211,15 +216,15 @@ def save(tmp_path, small, change=lambda arrays, metadata: None):
         (lambda a, m: m.update(version="7"), "version must be 1, got '7'"),
         (lambda a, m: m.pop("config"), "config: must be a JSON object, got NoneType"),
         (lambda a, m: m.update(config="{"), "config must be JSON .*"),
-        (lambda a, m: m.update(config="[" * 10**6), "JSON that can be read wanted, got one nested too deeply"),
+        (lambda a, m: m.update(config="[" * 10**6), "expected an exported model, got JSON nested too deeply"),
         (lambda a, m: m.update(class_names="["), "class_names must be JSON .*"),
-        (lambda a, m: m.update(class_names="{}"), "class_names must be a list of words, got {}"),
+        (lambda a, m: m.update(class_names="{}"), "class_names must be a list of strings, got {}"),
         (lambda a, m: m.update(config='{"width": 3}'), "config: unknown field 'width'"),
-        (lambda a, m: a.pop("params.Dense_1.bias"), r"params.Dense_1.bias wanted as float32\[10\], got none"),
-        (lambda a, m: a.update(more=np.zeros(3, np.float32)), "'more' found, which the model of its config has not"),
+        (lambda a, m: a.pop("params.Dense_1.bias"), r"params.Dense_1.bias: expected float32\[10\], got none"),
+        (lambda a, m: a.update(more=np.zeros(3, np.float32)), "'more' is not a parameter of the model in config"),
         (
             lambda a, m: a.update({"params.Dense_1.bias": np.zeros((10, 1), np.float32)}),
-            r"params.Dense_1.bias wanted as float32\[10\], got float32\[10, 1\]",
+            r"params.Dense_1.bias: expected float32\[10\], got float32\[10, 1\]",
         ),
         (
             lambda a, m: a.update({"params.Dense_1.bias": np.zeros(10, np.float64)}),
@@ -227,7 +232,7 @@ def save(tmp_path, small, change=lambda arrays, metadata: None):
         ),
         (
             lambda a, m: a.update({"params.Dense_1.bias": np.full(10, np.inf, np.float32)}),
-            "params.Dense_1.bias: finite float32 numbers wanted, got others",
+            "params.Dense_1.bias: expected finite float32 numbers, got others",
         ),
     ],
     ids=range(13),

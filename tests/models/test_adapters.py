@@ -218,7 +218,7 @@ class EquinoxBatchNorm(equinox.Module):
         (
             EquinoxBatchNorm(equinox.nn.BatchNorm(784, "batch", mode="batch")),
             ValueError,
-            "has a layer with state, such as BatchNorm, which is not kept",
+            "has a layer with state, such as BatchNorm, which is not supported",
         ),
         (
             (init, lambda params, image: image),
@@ -238,7 +238,7 @@ def test_what_cannot_be_trained_is_refused_with_the_reason(model, error, message
 def test_train_argument_must_exist_and_is_for_linen():
     with pytest.raises(ValueError, match="train_argument must be an argument of Linen.__call__, got 'mode'"):
         create_train_state(Linen(), optax.sgd(0.1), KEY, train_argument="mode")
-    with pytest.raises(TypeError, match="train_argument is for Linen modules, got it with Nnx"):
+    with pytest.raises(TypeError, match="train_argument needs a Linen module, got Nnx"):
         create_train_state(WAYS["nnx"], optax.sgd(0.1), KEY, train_argument="train")
 
 

@@ -86,8 +86,8 @@ def test_a_large_photograph_is_scaled_down():
     assert distance(prepare_image(picture), SEVEN) < 2
 
 
-BOMB = "bomb.png: at most 50 million pixels wanted, got"
-NO_PICTURE = "x: a PNG, JPEG, WebP, BMP, GIF or TIFF picture wanted, got something else"
+BOMB = "bomb.png: expected at most 50 million pixels, got"
+NO_PICTURE = "x: expected a PNG, JPEG, WebP, BMP, GIF or TIFF picture, got something else"
 
 
 @pytest.mark.parametrize("side, got", [(7100, "7100x7100"), (10_000, "10000x10000"), (20_000, "more")])

@@ -94,17 +94,17 @@ BLANK = {
 
 @pytest.mark.parametrize("picture", BLANK.values(), ids=BLANK)
 def test_a_blank_picture_is_one_line(picture):
-    with pytest.raises(InputError, match="^no ink found: a digit that stands out from its background wanted$"):
+    with pytest.raises(InputError, match="^no ink found: expected a digit that stands out from its background$"):
         prepare_image(np.clip(picture, 0, 255))
 
 
 @pytest.mark.parametrize(
     ("picture", "message"),
     [
-        (np.zeros((28, 28, 3)), r"a picture of at least 8x8 grey pixels wanted, got \[28, 28, 3\]"),
-        (np.zeros((300, 7)), r"a picture of at least 8x8 grey pixels wanted, got \[300, 7\]"),
-        (np.zeros(784), r"a picture of at least 8x8 grey pixels wanted, got \[784\]"),
-        (np.full((28, 28), np.nan), "finite pixels wanted, got NaN or infinity"),
+        (np.zeros((28, 28, 3)), r"expected a picture of at least 8x8 grey pixels, got \[28, 28, 3\]"),
+        (np.zeros((300, 7)), r"expected a picture of at least 8x8 grey pixels, got \[300, 7\]"),
+        (np.zeros(784), r"expected a picture of at least 8x8 grey pixels, got \[784\]"),
+        (np.full((28, 28), np.nan), "expected finite pixels, got NaN or infinity"),
     ],
 )
 def test_what_is_no_picture_is_one_line(picture, message):

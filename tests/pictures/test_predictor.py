@@ -65,7 +65,7 @@ def test_threads_may_share_a_predictor(state):
     ("picture", "message"),
     [
         ("missing.png", r"^missing.png: cannot be read \(No such file or directory\)$"),
-        (b"hello", "^the picture: a PNG, .* or TIFF picture wanted, got something else$"),
+        (b"hello", "^the picture: expected a PNG, .* or TIFF picture, got something else$"),
         (np.zeros((28, 28)), "^no ink found"),
     ],
 )

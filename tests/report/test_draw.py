@@ -29,9 +29,9 @@ def test_each_figure_says_what_it_shows(tmp_path, monkeypatch):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures.values())
     examples = "40 validation examples of some"
     assert titles == [
-        f"92.50% of {examples} are right",
+        f"accuracy 92.50%, {examples}",
         f"expected calibration error {content['expected_calibration_error']:.2%}, {examples}",
-        f"the first of {examples}",
+        f"first of {examples}",
         f"misclassified: 3 of {examples}",
-        f"the largest losses of {examples}",
+        f"largest losses of {examples}",
     ]

@@ -120,12 +120,12 @@ def test_no_text_of_the_grid_overlaps_another_or_an_image(tmp_path, figures):
 
 
 def test_the_reliability_diagram_shows_each_bin(tmp_path, figures):
-    calibration = Calibration.measure(np.array([[0.6, 0.4], [0.3, 0.7], [0.05, 0.95]]), np.array([0, 0, 1]), 10)
+    calibration = Calibration.compute(np.array([[0.6, 0.4], [0.3, 0.7], [0.05, 0.95]]), np.array([0, 0, 1]), 10)
     reliability_diagram(calibration, tmp_path / "figures" / "calibration.png", "a title")
     (figure,) = figures
     assert figure.get_suptitle() == "a title"
     accuracy, count = figure.axes
-    assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("confidence", "share that is right")
+    assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("confidence", "accuracy")
     assert (count.get_xlabel(), count.get_ylabel(), count.get_yscale()) == ("confidence", "examples", "log")
     bars = [(round(bar.get_x(), 6), bar.get_height()) for bar in accuracy.patches]
     assert bars == [(0.5, 1.0), (0.6, 0.0), (0.9, 1.0)]

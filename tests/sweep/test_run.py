@@ -116,7 +116,7 @@ def test_an_optimizer_gets_the_hyperparameters_it_has(trained, tmp_path):
     ("vary", "message"),
     [
         ("batch_size=20/41", "^batch_size must be at most the 40 training examples of some, got 41$"),
-        ("kernel_sizes=3,3/5,13", "^kernel_sizes and pool_sizes must leave something of the image to pool, "),
+        ("kernel_sizes=3,3/5,13", "^kernel_sizes and pool_sizes must fit into the image, "),
     ],
 )
 def test_what_cannot_be_trained_is_found_before_the_first_is(trained, tmp_path, vary, message):

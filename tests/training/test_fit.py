@@ -231,7 +231,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_p
         ({"data": "nowhere"}, "data must be one of mnist, .*, got 'nowhere'"),
         (
             {"model": "cnn", "kernel_sizes": (5, 15)},
-            r"kernel_sizes and pool_sizes must leave something of the image to pool, got \(5, 15\) and \(2,\)",
+            r"kernel_sizes and pool_sizes must fit into the image, got \(5, 15\) and \(2,\)",
         ),
     ],
 )
