@@ -97,7 +97,7 @@ def evaluate_run(
         >>> report.content["accuracy"] == run.summary["test_accuracy"]
         True
     """
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     with ThreadPoolExecutor() as pool:  # imports these while JAX starts and the checkpoint is read
         for module in ("sklearn.metrics", "matplotlib.backends.backend_agg", "tensorboardX"):
             pool.submit(importlib.import_module, module)
@@ -112,8 +112,8 @@ def evaluate_run(
             data_dir = config.data_dir or _directory_of(trained_on)
         dataset = load_dataset(data or config.data, data_dir=data_dir or config.data_dir, num_validation=num_validation)
 
-    begun = time.perf_counter()
-    seconds = {"start": begun - started}
+    part_start = time.perf_counter()
+    seconds = {"start": part_start - start_time}
     examples: Split = getattr(dataset, split)
     directory = Path(run)
     if split != "test" or not dataset.identity().items() <= trained_on.items():
@@ -129,9 +129,9 @@ def evaluate_run(
             "split": split,
             **describe_evaluation(evaluation, dataset.class_names),
         }
-        seconds["evaluate"] = time.perf_counter() - begun
+        seconds["evaluate"] = time.perf_counter() - part_start
 
-        begun = time.perf_counter()
+        part_start = time.perf_counter()
         try:
             figures = draw_evaluation(directory / "figures", evaluation, examples.image, content, dataset.class_names)
             replace_events(directory, figures.values(), int(state.step))
@@ -143,7 +143,7 @@ def evaluate_run(
             raise InputError(f"{directory}: figures cannot be written ({error.strerror})") from None
         write_whole(directory / "report.html", page)
         write_whole(directory / "examples.csv", examples_csv(evaluation, np.asarray(gradient_norms.result())))
-        seconds |= {"write": time.perf_counter() - begun, "total": time.perf_counter() - started}
+        seconds |= {"write": time.perf_counter() - part_start, "total": time.perf_counter() - start_time}
         content["seconds"] = seconds
         write_whole(directory / "evaluation.json", json.dumps(content, indent=2) + "\n")
     return RunReport(content, evaluation, directory)

@@ -30,7 +30,7 @@ def write_runs(directory):
     write_run(directory / "old", 1000, summary=SUMMARY)
     write_run(directory / "new", 3000, summary={**SUMMARY, "test_accuracy": 0.5}, model="cnn")
     write_run(directory / "going", 4000, num_epochs=1)
-    write_run(directory / "begun", 2000, num_epochs=0)
+    write_run(directory / "started", 2000, num_epochs=0)
     (directory / "notes.txt").write_text("not a run")
     (directory / "empty").mkdir()
     damaged = write_run(directory / "damaged", 5000)

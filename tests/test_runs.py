@@ -22,7 +22,7 @@ def test_the_table_has_a_line_for_each(runs, capsys):
         ["run", "data", "model", "parameters", "epochs", "validation", "test", "training"],
         [str(runs / "going"), "digits", "mlp", "1/2", "unfinished"],
         [str(runs / "new"), "digits", "cnn", "12,345", "2", "97.50%", "50.00%", "1.2 s"],
-        [str(runs / "begun"), "digits", "mlp", "0/2", "unfinished"],
+        [str(runs / "started"), "digits", "mlp", "0/2", "unfinished"],
         [str(runs / "old"), "digits", "mlp", "12,345", "2", "97.50%", "96.25%", "1.2 s"],
     ]
 

@@ -78,7 +78,7 @@ def create_app(
         if content is None:
             error = f"expected a picture of at most {LARGEST_BODY // 1_000_000} MB, got a larger one"
             return JSONResponse({"error": error}, 413, {"Connection": "close"})
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
         try:
             prediction = await run_in_threadpool(predictor, content)
         except InputError as error:
@@ -89,7 +89,7 @@ def create_app(
                 "class_name": prediction.class_name,
                 "probabilities": prediction.probabilities.tolist(),
                 "image": prediction.image[..., 0].tolist(),
-                "milliseconds": round(1000 * (time.perf_counter() - begun), 2),
+                "milliseconds": round(1000 * (time.perf_counter() - start_time), 2),
             }
         )
 

@@ -143,12 +143,12 @@ def _train_trials(
     from mnist_jax.training.optimizer import HYPERPARAMETERS
     from mnist_jax.training.population import train_population
 
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     names = [name for name in HYPERPARAMETERS[program.optimizer] if name in drawn[numbers[0]]]
     seeds = [(program.seed + number) % 2**32 for number in numbers]
     hyperparameters = {name: [drawn[number][name] for number in numbers] for name in names}
     population = train_population(program, seeds, hyperparameters, dataset, before_epoch)
-    seconds = (time.perf_counter() - begun) / len(numbers)
+    seconds = (time.perf_counter() - start_time) / len(numbers)
     losses = [loss if math.isfinite(loss) else None for loss in population.validation_loss[-1].tolist()]
     accuracies = population.validation_accuracy[-1].tolist()
     return [
@@ -169,7 +169,7 @@ def _report_progress(finished: Sequence[Trial], num_trials: int, num_rungs: int)
 
 class _Stopped(KeyboardInterrupt):
     def __init__(self, number: signal.Signals, path: Path) -> None:
-        super().__init__(f"finished trials are in {path}; continue with the same command and --workdir {path} --resume")
+        super().__init__(f"finished trials are in {path}; to continue, add --workdir {path} --resume to the command")
         self.exit_status = 128 + number
 
 

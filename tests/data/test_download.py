@@ -62,10 +62,10 @@ def test_a_bad_answer_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, answ
 
 
 def test_nobody_there_is_known_at_once(tmp_path):
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(InputError, match="127.0.0.1:9/file: .*Connection refused"):
         fetch("http://127.0.0.1:9/", tmp_path / "file")
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - start < 2
 
 
 def test_the_default_limit_is_seconds():

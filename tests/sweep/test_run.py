@@ -163,7 +163,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_end(sweep, trained, tmp_path, monke
     best = max(trial.validation_accuracy for trial in sweep.trials if trial.rung == 0 and trial.number in (0, 1))
     assert progress == [f"rung 1/2  epochs 1  trials 2/4  best validation accuracy {best:.4f}"]
     assert stopped == (
-        f"stopped: finished trials are in {path}; continue with the same command and --workdir {path} --resume"
+        f"stopped: finished trials are in {path}; to continue, add --workdir {path} --resume to the command"
     )
     assert len((path / "trials.jsonl").read_text().splitlines()) == 2
 

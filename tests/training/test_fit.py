@@ -163,14 +163,14 @@ def test_a_longer_schedule_is_said(tmp_path, caplog):
 
 def test_resuming_finds_its_data_directory_again_and_refuses_other_data(tmp_path, monkeypatch, idx_dir):
     other = write_idx_files(tmp_path / "other", make_arrays(50))
-    begun = fit(small(tmp_path, data="mnist", data_dir=str(idx_dir), epochs=1, batch_size=10))
+    first = fit(small(tmp_path, data="mnist", data_dir=str(idx_dir), epochs=1, batch_size=10))
     monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(other))
     again = fit(small(tmp_path, data="mnist", epochs=2, batch_size=10, resume=True))
-    assert again.summary["num_train"] == begun.summary["num_train"] == 54
-    before = (begun.workdir / "metrics.jsonl").read_text()
+    assert again.summary["num_train"] == first.summary["num_train"] == 54
+    before = (first.workdir / "metrics.jsonl").read_text()
     with pytest.raises(InputError, match="resume: expected the data of .*'num_train': 54.*, got .*'num_train': 45"):
         fit(small(tmp_path, data="mnist", data_dir=str(other), epochs=3, batch_size=10, resume=True))
-    assert (begun.workdir / "metrics.jsonl").read_text() == before
+    assert (first.workdir / "metrics.jsonl").read_text() == before
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
@@ -197,9 +197,9 @@ def test_the_best_checkpoint_by_validation_accuracy_is_kept(tmp_path):
 
 def test_a_run_that_found_its_data_goes_on_with_the_same(tmp_path, monkeypatch, idx_dir):
     """Begun without a name on the digits, it does not switch to MNIST where that turns up later."""
-    begun = fit(small(tmp_path, data=None, epochs=1))
-    assert begun.summary["dataset"] == "digits"
-    assert begun.summary["notice"].startswith("MNIST is not on disk and could not be downloaded")
+    first = fit(small(tmp_path, data=None, epochs=1))
+    assert first.summary["dataset"] == "digits"
+    assert first.summary["notice"].startswith("MNIST is not on disk and could not be downloaded")
     monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(idx_dir))
     assert fit(small(tmp_path, data=None, epochs=2, resume=True)).summary["dataset"] == "digits"
 

@@ -15,7 +15,7 @@ def test_runs_come_newest_first_without_what_is_none(runs):
     assert [(run.path.name, run.num_epochs, run.modified) for run in found] == [
         ("going", 1, 4000),
         ("new", 2, 3000),
-        ("begun", 0, 2000),
+        ("started", 0, 2000),
         ("old", 2, 1000),
     ]
     assert found[3].summary == SUMMARY
