@@ -119,7 +119,7 @@ def test_stdin_is_told_apart_by_its_content(run, csv, monkeypatch, capsys):
     assert [json.loads(line)["row"] for line in capsys.readouterr().out.splitlines()] == [*range(14)]
     set_stdin(monkeypatch, b"neither")
     assert main([run, "-"]) == 2
-    assert capsys.readouterr().err.startswith("error: stdin: a PNG, JPEG")
+    assert capsys.readouterr().err.startswith("error: stdin: expected a PNG, JPEG")
 
 
 def test_show_writes_a_picture_and_overwrites_none(run, picture, monkeypatch, capsys):
