@@ -1,7 +1,7 @@
 """How fast is mnist_jax on this machine, compared with the limits of the machine and with other libraries?
 
     python -m benchmarks                        # all suites: 30 min on 2 cores
-    python -m benchmarks --quick                # checks that every suite works: two minutes
+    python -m benchmarks --quick                # checks them all: two minutes
     python -m benchmarks compare BEFORE AFTER   # two results files
     python -m benchmarks plot RESULTS           # RESULTS with .png
     python -m benchmarks table RESULTS          # the peers, in Markdown

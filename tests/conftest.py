@@ -1,5 +1,6 @@
 """Strict JAX, two CPU devices, no network, no files outside temporary directories."""
 
+import dataclasses
 import gzip
 import importlib.metadata
 import os
@@ -33,8 +34,9 @@ os.environ["no_proxy"] = "127.0.0.1"
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from mnist_jax import Split, TrainConfig, TrainState, build_state
+from mnist_jax import Run, Split, TrainConfig, TrainState, build_state, fit
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -72,6 +74,17 @@ def no_programs_of_other_files() -> Iterator[None]:
     """Lets go of compiled programs: those of the whole suite need more mappings of memory than Linux allows."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def plain_learning_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run draws its learning curves as one pixel; those of fixtures that outlive a test are drawn in full."""
+
+    def draw(history: object, path: Path, title: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGBA", (1, 1)).save(path)
+
+    monkeypatch.setattr("mnist_jax.report.figures.learning_curves", draw)
 
 
 @pytest.fixture
@@ -126,6 +139,14 @@ def write_csv(
 def idx_dir(tmp_path: Path) -> Path:
     """A directory of IDX files with 60 training and 10 test examples."""
     return write_idx_files(tmp_path / "small", make_arrays())
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run on the embedded digits, shared by all tests: copy its directory before you write into it."""
+    config = TrainConfig(data="digits", hidden_sizes=(64,), learning_rate=3e-3, epochs=20, quiet=True)
+    with jax.numpy_dtype_promotion("standard"):
+        return fit(dataclasses.replace(config, workdir=str(tmp_path_factory.mktemp("runs") / "digits")))
 
 
 @pytest.fixture

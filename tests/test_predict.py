@@ -9,7 +9,7 @@ from conftest import CSV_HEADER, make_arrays, write_csv
 from drawing import PHOTOGRAPH
 from PIL import Image
 
-from mnist_jax import Prediction, Predictor, TrainConfig, fit, load_dataset, load_run, predict_image
+from mnist_jax import Prediction, Predictor, load_dataset, load_run, predict_image
 from mnist_jax.data import class_names_of
 from mnist_jax.predict import _to_line, main
 
@@ -17,11 +17,9 @@ NO_LABEL = CSV_HEADER.removeprefix("label,")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(digits_run):
     """The directory of a run on the embedded digits."""
-    workdir = str(tmp_path_factory.mktemp("runs") / "digits")
-    fit(TrainConfig(data="digits", hidden_sizes=(64,), learning_rate=3e-3, epochs=20, workdir=workdir, quiet=True))
-    return workdir
+    return str(digits_run.workdir)
 
 
 @pytest.fixture
@@ -204,10 +202,3 @@ def test_class_names_are_those_of_the_data(run, picture, capsys):
 def test_a_wrong_command_is_one_line(args, message, capsys):
     assert main(args) == 2
     assert capsys.readouterr() == ("", f"error: {message}\n")
-
-
-def test_help_does_not_import_jax(run_python):
-    code = "import sys, mnist_jax.predict as p\ntry: p.main(['--help'])\nexcept SystemExit as e: print(e.code)\n"
-    done = run_python("-c", code + "print([name for name in ('jax', 'matplotlib') if name in sys.modules])")
-    assert done.stdout.startswith("usage: python -m mnist_jax.predict")
-    assert done.stdout.splitlines()[-2:] == ["0", "[]"]

@@ -18,6 +18,7 @@ from mnist_jax.core.augment import _linear_fields, _smooth_basis
 
 KEY = jax.random.key(0)
 ALL = Augmentation(shift=2, rotation=15, scale=0.1, shear=0.1, elastic=1, erasing=0.5)
+distort = jax.jit(ALL)
 
 
 def images(num_examples=5, seed=0):
@@ -30,7 +31,7 @@ def ramp(x_slope, y_slope):
 
 
 def test_all_amounts_at_once_are_one_affine_map_too():
-    augment = Augmentation(shift=2, rotation=30, scale=0.3, shear=0.3)
+    augment = jax.jit(Augmentation(shift=2, rotation=30, scale=0.3, shear=0.3))
     middle, rows = np.s_[:, 11:17, 11:17, 0], _linear_fields(28, 28).reshape(28, 28, 3)[11:17, 11:17].reshape(-1, 3)
     for key in jax.random.split(KEY, 10):
         for slopes in ((1, 0), (0, 1)):
@@ -42,7 +43,7 @@ def test_all_amounts_at_once_are_one_affine_map_too():
 @pytest.mark.parametrize("amounts", [{"shift": 3}, {"rotation": 20}, {"scale": 0.2}, {"shear": 0.2}], ids=str)
 def test_what_comes_out_of_the_two_passes_is_one_affine_map(amounts):
     """Found again from what happens to x and y as images; the middle is free of what comes in from the border."""
-    augment = Augmentation(**amounts)
+    augment = jax.jit(Augmentation(**amounts))
     middle = np.s_[:, 9:19, 9:19, 0]
     rows = _linear_fields(28, 28).reshape(28, 28, 3)[9:19, 9:19].reshape(-1, 3)
     maps = []
@@ -69,7 +70,7 @@ def test_what_comes_out_of_the_two_passes_is_one_affine_map(amounts):
 
 
 def test_a_whole_shift_moves_pixels_and_fills_with_background():
-    image, augment = images(1), Augmentation(shift=14)
+    image, augment = images(1), jax.jit(Augmentation(shift=14))
     x, y = (np.asarray(augment(ramp(*slopes) + 100, KEY)) for slopes in ((1, 0), (0, 1)))
     assert np.asarray(x).min() == 0  # from outside
     dx, dy = (np.median((moved - ramp(*slopes) - 100)[moved > 80]) for moved, slopes in ((x, (1, 0)), (y, (0, 1))))
@@ -94,7 +95,7 @@ def test_elastic_displacements_are_smoothed_noise_of_unit_variance(smoothness):
 def test_elastic_distortion_moves_by_its_standard_deviation():
     augment = Augmentation(elastic=1.5)
     keys = jax.random.split(KEY, 200)
-    moved = np.stack([jax.vmap(augment, (None, 0))(ramp(*slopes)[0], keys) for slopes in ((1, 0), (0, 1))])
+    moved = np.stack([jax.jit(jax.vmap(augment, (None, 0)))(ramp(*slopes)[0], keys) for slopes in ((1, 0), (0, 1))])
     start = np.stack([ramp(1, 0), ramp(0, 1)])
     displacement = (moved - start)[:, :, 10:18, 10:18, 0]
     np.testing.assert_allclose(displacement.std(axis=(1, 2, 3)), 1.5, rtol=0.1)
@@ -102,7 +103,7 @@ def test_elastic_distortion_moves_by_its_standard_deviation():
 
 def test_erasing_takes_a_rectangle_from_its_share_of_the_images():
     image = np.ones((400, 28, 28, 1), np.float32)
-    erased = np.asarray(Augmentation(erasing=0.25)(image, KEY))[..., 0] == 0
+    erased = np.asarray(jax.jit(Augmentation(erasing=0.25))(image, KEY))[..., 0] == 0
     hit = erased[erased.any(axis=(1, 2))]
     np.testing.assert_allclose(len(hit) / 400, 0.25, atol=0.06)
     for one in hit:
@@ -121,18 +122,18 @@ def test_nothing_asked_for_changes_nothing():
 
 def test_each_image_is_distorted_by_itself():
     image = images(6)
-    together = ALL(image, KEY)
-    other = ALL(np.concatenate([image[:3], images(3, seed=1)]), KEY)
+    together = distort(image, KEY)
+    other = distort(np.concatenate([image[:3], images(3, seed=1)]), KEY)
     np.testing.assert_array_equal(together[:3], other[:3])
-    twice = ALL(np.repeat(image[:1], 2, axis=0), KEY)
+    twice = distort(np.repeat(image[:1], 2, axis=0), KEY)
     assert np.abs(twice[0] - twice[1]).max() > 0.1
-    assert np.abs(together - ALL(image, jax.random.key(1))).max() > 0.1
+    assert np.abs(together - distort(image, jax.random.key(1))).max() > 0.1
 
 
 def test_one_image_is_a_batch_of_one_and_vmap_takes_a_key_for_each():
     image, keys = images(4), jax.random.split(KEY, 4)
-    expected = [ALL(image[index : index + 1], keys[index])[0] for index in range(4)]
-    np.testing.assert_allclose(jax.vmap(ALL)(image, keys), expected, atol=1e-5)
+    expected = [distort(image[index : index + 1], keys[index])[0] for index in range(4)]
+    np.testing.assert_allclose(jax.jit(jax.vmap(ALL))(image, keys), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (2, 28, 28, 3)])
@@ -145,9 +146,9 @@ def test_images_of_bytes_are_refused_and_of_half_precision_taken():
     with pytest.raises(ValueError, match="^image must be floating point, such as image / 255, got uint8$"):
         ALL(make_split(2).image, KEY)
     image = jnp.asarray(images(2), jnp.bfloat16)
-    found = ALL(image, KEY)
+    found = distort(image, KEY)
     assert found.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(found, ALL(image.astype(jnp.float32), KEY).astype(jnp.bfloat16))
+    np.testing.assert_array_equal(found, distort(image.astype(jnp.float32), KEY).astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize(

@@ -101,8 +101,9 @@ def test_all_at_once_is_one_by_one(state, one_example, per_example):
 
 
 def test_the_mean_of_the_gradients_is_the_gradient_of_the_batch(state):
-    gradients = jax.vmap(jax.grad(one_example_loss(state)), in_axes=(None, 0, 0))(state.params, *SPLIT)
-    batch_gradient, _ = jax.grad(loss_fn, has_aux=True)(state.params, state, SPLIT._asdict())
+    gradient_of_each = jax.vmap(jax.grad(one_example_loss(state)), in_axes=(None, 0, 0))
+    gradients = jax.jit(gradient_of_each)(state.params, *SPLIT)
+    batch_gradient, _ = jax.jit(jax.grad(loss_fn, has_aux=True))(state.params, state, SPLIT._asdict())
     assert_trees_close(jax.tree.map(lambda leaf: leaf.mean(axis=0), gradients), batch_gradient, rtol=1e-4)
     squares = sum((np.asarray(leaf) ** 2).reshape(11, -1).sum(axis=1) for leaf in jax.tree.leaves(gradients))
     np.testing.assert_allclose(per_example_gradient_norms(state, SPLIT), np.sqrt(squares), rtol=1e-4)

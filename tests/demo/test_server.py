@@ -236,14 +236,6 @@ def test_a_missing_package_is_said_before_anything_is_trained(module, capsys, tm
     assert not [*tmp_path.iterdir()]
 
 
-def test_help_does_not_wait_for_jax(run_python):
-    code = "import sys\nfrom mnist_jax.demo.__main__ import main\n"
-    code += "try: main(['--help'])\nfinally: print([name for name in ('jax', 'starlette') if name in sys.modules])"
-    done = run_python("-c", code)
-    assert "--port" in done.stdout
-    assert done.stdout.endswith("\n[]\n")
-
-
 def test_a_signal_while_training_ends_the_command(capsys, tmp_path, monkeypatch):
     def stop(config):
         raise demo.Stopped(signal.SIGTERM, 11, tmp_path)

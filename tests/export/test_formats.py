@@ -6,6 +6,7 @@ import json
 import sys
 from importlib.machinery import PathFinder
 
+import jax
 import numpy as np
 import onnx
 import pytest
@@ -56,16 +57,15 @@ CNN_OPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A short run of each model."""
-    common = {"data": "digits", "epochs": 2, "optimizer": "momentum", "learning_rate": 0.05, "quiet": True}
-    found = {}
-    for model in ("mlp", "cnn"):
-        path = tmp_path_factory.mktemp("runs") / model
-        fields = {"hidden_sizes": (64, 32)} if model == "mlp" else {}
-        fit(TrainConfig(model=model, ema_decay=0.9, workdir=str(path), **fields, **common))
-        found[model] = path
-    return found
+def runs(digits_run, tmp_path_factory):
+    """The directory of a short run of each model."""
+    config = TrainConfig(data="digits", model="cnn", channels=(4, 6), dense_size=32, epochs=4, learning_rate=5e-3)
+    workdir = str(tmp_path_factory.mktemp("runs") / "cnn")
+    with jax.numpy_dtype_promotion("standard"):
+        return {
+            "mlp": digits_run.workdir,
+            "cnn": fit(dataclasses.replace(config, workdir=workdir, quiet=True)).workdir,
+        }
 
 
 @functools.cache
