@@ -51,7 +51,7 @@ def _files_parser(command: str) -> argparse.ArgumentParser:
     description, example = {
         "compare": ("Compare two results files.", "before.json after.json"),
         "plot": ("Draw the figures of a results file.", "results.json"),
-        "table": ("Print the peers of a results file as a Markdown table.", "results.json --into README.md"),
+        "table": ("Print the peers of a results file as a Markdown table.", "results.json --into benchmarks/README.md"),
     }[command]
     parser = OneLineParser(f"python -m benchmarks {command}", description, example)
     if command == "compare":
