@@ -97,12 +97,12 @@ def _run(flags: argparse.Namespace) -> None:
             for row in importlib.import_module(f"benchmarks.{name}").run(setting):
                 rows.append(row)
                 if sys.stderr.isatty():
-                    print(f"\r{name}: {len(rows)} rows", end="", file=sys.stderr, flush=True)
+                    print(f"{name}: {len(rows)} rows", end="\r", file=sys.stderr, flush=True)
         except SkippedError as reason:
             results["suites"][name] = {"skipped": str(reason)}
         except Exception as error:  # the other suites shall not be lost
             results["suites"][name] = {"failed": f"{type(error).__name__}: {error}", "rows": rows}
-        print(f"\r{name}: {len(rows)} rows" if sys.stderr.isatty() else f"{name}: {len(rows)} rows", file=sys.stderr)
+        print(f"{name}: {len(rows)} rows", file=sys.stderr)
         write_results(results, path)
     print(table(results))
     print(f"\nwritten to {path}")
