@@ -51,7 +51,7 @@ def _files_parser(command: str) -> argparse.ArgumentParser:
     description, example = {
         "compare": ("Compare two results files.", "before.json after.json"),
         "plot": ("Draw the figures of a results file.", "results.json"),
-        "table": ("Print the peers of a results file as a Markdown table.", "results.json --into README.md"),
+        "table": ("Print the peers of a results file as a Markdown table.", "results.json --into benchmarks/README.md"),
     }[command]
     parser = OneLineParser(f"python -m benchmarks {command}", description, example)
     if command == "compare":
@@ -96,12 +96,13 @@ def _run(flags: argparse.Namespace) -> None:
         try:
             for row in importlib.import_module(f"benchmarks.{name}").run(setting):
                 rows.append(row)
-                print(f"\r{name}: {len(rows)} rows", end="", file=sys.stderr, flush=True)
+                if sys.stderr.isatty():
+                    print(f"\r{name}: {len(rows)} rows", end="", file=sys.stderr, flush=True)
         except SkippedError as reason:
             results["suites"][name] = {"skipped": str(reason)}
         except Exception as error:  # the other suites shall not be lost
             results["suites"][name] = {"failed": f"{type(error).__name__}: {error}", "rows": rows}
-        print(file=sys.stderr)
+        print(f"\r{name}: {len(rows)} rows" if sys.stderr.isatty() else f"{name}: {len(rows)} rows", file=sys.stderr)
         write_results(results, path)
     print(table(results))
     print(f"\nwritten to {path}")

@@ -77,10 +77,9 @@ class TrainConfig:
 
     data: str | None = None
     """mnist, fashion_mnist, kmnist, emnist/digits, digits, a directory of IDX files or a Kaggle CSV;
-    default: mnist, or the embedded digits if MNIST is not available"""
+    default: mnist, or scikit-learn's digits if MNIST is not available"""
     data_dir: str | None = None
-    """directory searched first for named data (mnist's IDX files, or prepared tfds data);
-    default: $MNIST_JAX_DATA_DIR"""
+    """directory searched first: IDX files of mnist, or prepared tfds data; default: $MNIST_JAX_DATA_DIR"""
     num_validation: int | None = None
     """examples held out from the end of the training set; default: 5000, or a tenth of fewer than 50000"""
 
@@ -260,7 +259,7 @@ def check_effect(name: str, fields: Mapping[str, Any]) -> None:
         ...     check_effect("momentum", {"optimizer": "adam"})
         ... except InputError as error:
         ...     print(error)
-        momentum has no effect with optimizer adam: leave it out, or choose momentum
+        momentum has no effect with optimizer adam: leave it out, or choose optimizer momentum
     """
     if name in _NEEDS_ABOVE_0 and not fields[_NEEDS_ABOVE_0[name]]:
         other = _NEEDS_ABOVE_0[name]
@@ -270,7 +269,9 @@ def check_effect(name: str, fields: Mapping[str, Any]) -> None:
     other, values = _NEEDS[name]
     if fields[other] not in values:
         choice = " or ".join(values)
-        raise _NoEffectError(f"{name} has no effect with {other} {fields[other]}: leave it out, or choose {choice}")
+        raise _NoEffectError(
+            f"{name} has no effect with {other} {fields[other]}: leave it out, or choose {other} {choice}"
+        )
 
 
 def effective_config(fields: Mapping[str, Any]) -> TrainConfig:

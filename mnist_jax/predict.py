@@ -62,7 +62,7 @@ def _predict_files(options: argparse.Namespace) -> Iterator[InputError]:
                 for place, prediction in zip(places, predictions, strict=True):
                     print(f"{place:<{width}}  {_to_line(prediction, class_names)}")
             if options.show:
-                print(f"{name}: see {_write_comparison(file, picture, predictions[0])}", file=sys.stderr)
+                print(f"{name}: wrote {_write_comparison(file, picture, predictions[0])}", file=sys.stderr)
         except InputError as error:
             yield error
 

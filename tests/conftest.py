@@ -143,7 +143,7 @@ def idx_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A finished run on the embedded digits, shared by all tests: copy its directory before you write into it."""
+    """A finished run on scikit-learn's digits, shared by all tests: copy its directory before you write into it."""
     config = TrainConfig(data="digits", hidden_sizes=(64,), learning_rate=3e-3, epochs=20, quiet=True)
     with jax.numpy_dtype_promotion("standard"):
         return fit(dataclasses.replace(config, workdir=str(tmp_path_factory.mktemp("runs") / "digits")))

@@ -197,7 +197,7 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys
         ("", "steps epochs --platform cpu --quick"),
         (" compare", "before.json after.json"),
         (" plot", "results.json"),
-        (" table", "results.json --into README.md"),
+        (" table", "results.json --into benchmarks/README.md"),
     ],
 )
 def test_help_fits_80_columns_and_ends_with_an_example(command, example, capsys, monkeypatch):

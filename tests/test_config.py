@@ -102,25 +102,28 @@ def test_differences_leave_out_how_a_run_is_shown():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"channels": (8, 8)}, "channels has no effect with model mlp: leave it out, or choose cnn"),
-        ({"kernel_sizes": (3, 3)}, "kernel_sizes has no effect with model mlp: leave it out, or choose cnn"),
-        ({"pool_sizes": (1,)}, "pool_sizes has no effect with model mlp: leave it out, or choose cnn"),
-        ({"padding": "same"}, "padding has no effect with model mlp: leave it out, or choose cnn"),
-        ({"dense_size": 8}, "dense_size has no effect with model mlp: leave it out, or choose cnn"),
+        ({"channels": (8, 8)}, "channels has no effect with model mlp: leave it out, or choose model cnn"),
+        ({"kernel_sizes": (3, 3)}, "kernel_sizes has no effect with model mlp: leave it out, or choose model cnn"),
+        ({"pool_sizes": (1,)}, "pool_sizes has no effect with model mlp: leave it out, or choose model cnn"),
+        ({"padding": "same"}, "padding has no effect with model mlp: leave it out, or choose model cnn"),
+        ({"dense_size": 8}, "dense_size has no effect with model mlp: leave it out, or choose model cnn"),
         (
             {"model": "cnn", "hidden_sizes": (8,)},
-            "hidden_sizes has no effect with model cnn: leave it out, or choose mlp",
+            "hidden_sizes has no effect with model cnn: leave it out, or choose model mlp",
         ),
-        ({"momentum": 0.5}, "momentum has no effect with optimizer adam: leave it out, or choose momentum"),
-        ({"optimizer": "sgd", "b1": 0.5}, "b1 has no effect with optimizer sgd: leave it out, or choose adam or adamw"),
+        ({"momentum": 0.5}, "momentum has no effect with optimizer adam: leave it out, or choose optimizer momentum"),
+        (
+            {"optimizer": "sgd", "b1": 0.5},
+            "b1 has no effect with optimizer sgd: leave it out, or choose optimizer adam or adamw",
+        ),
         (
             {"optimizer": "momentum", "b2": 0.5},
-            "b2 has no effect with optimizer momentum: leave it out, or choose adam or adamw",
+            "b2 has no effect with optimizer momentum: leave it out, or choose optimizer adam or adamw",
         ),
         (
             {"schedule": "cosine", "warmup_fraction": 0.5},
             "warmup_fraction has no effect with schedule cosine: leave it out, "
-            "or choose warmup_constant or warmup_cosine",
+            "or choose schedule warmup_constant or warmup_cosine",
         ),
         (
             {"augment_smoothness": 5},

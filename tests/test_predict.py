@@ -18,7 +18,7 @@ NO_LABEL = CSV_HEADER.removeprefix("label,")
 
 @pytest.fixture(scope="module")
 def run(digits_run):
-    """The directory of a run on the embedded digits."""
+    """The directory of a run on scikit-learn's digits."""
     return str(digits_run.workdir)
 
 
@@ -123,7 +123,7 @@ def test_stdin_is_told_apart_by_its_content(run, csv, monkeypatch, capsys):
 def test_show_writes_a_picture_and_overwrites_none(run, picture, monkeypatch, capsys):
     for name in ("seven-seen.png", "seven-seen-2.png"):
         assert main([run, picture, "--show"]) == 0
-        assert capsys.readouterr().err == f"seven.jpg: see {name}\n"
+        assert capsys.readouterr().err == f"seven.jpg: wrote {name}\n"
     first, second = (np.asarray(Image.open(name)) for name in ("seven-seen.png", "seven-seen-2.png"))
     np.testing.assert_array_equal(first, second)
     assert first.std() > 50
@@ -137,7 +137,7 @@ def test_show_takes_no_csv(run, picture, csv, capsys):
     out, err = capsys.readouterr()
     assert err.splitlines() == [
         "error: test.csv: expected a picture for --show, got a CSV file",
-        "seven.jpg: see seven-seen.png",
+        "seven.jpg: wrote seven-seen.png",
     ]
     assert len(out.splitlines()) == 1
 

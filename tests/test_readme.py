@@ -201,7 +201,7 @@ def test_the_commands_on_a_run_work_one_after_another(tmp_path, request, port_80
     (label,) = re.match(r"tests/images/seven.jpg +(\d) ", printed["predict"]).groups()
     assert printed["demo"].startswith("http://127.0.0.1:8000 ")
     assert answer["class_name"] == label
-    assert label == "7" or MNIST_DIR is None  # the embedded digits are too few to learn how others write
+    assert label == "7" or MNIST_DIR is None  # scikit-learn's digits are too few to learn how others write
     assert answer.keys() == {"label", "class_name", "probabilities", "image", "milliseconds"}
     assert printed["export"].startswith("runs/mine/model.onnx")
     assert (run / "model.onnx").exists()

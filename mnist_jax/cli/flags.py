@@ -22,7 +22,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NoReturn
 
-from mnist_jax.config import COMMON_FIELDS, FIELD_GROUPS, TrainConfig
+from mnist_jax.config import COMMON_FIELDS, FIELD_GROUPS, TrainConfig, check_effect
 from mnist_jax.errors import InputError, NonFiniteLossError, suggest
 
 
@@ -152,9 +152,13 @@ def replace_fields(default: TrainConfig, flags: argparse.Namespace) -> TrainConf
     """Returns a config with the fields that were given as flags.
 
     Raises:
-        InputError: a value does not fit.
+        InputError: a value does not fit, or a field that was given has no effect, even if its value is the default.
     """
-    return dataclasses.replace(default, **{name: value for name, value in vars(flags).items() if name in vars(default)})
+    given = {name: value for name, value in vars(flags).items() if name in vars(default)}
+    config = dataclasses.replace(default, **given)
+    for name in given:
+        check_effect(name, vars(config))
+    return config
 
 
 def _help_texts() -> dict[str, str]:

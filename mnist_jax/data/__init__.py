@@ -1,6 +1,6 @@
 """Loads images and labels from any source as a ``Dataset``.
 
-    dataset = load_dataset()                      # MNIST; the embedded digits if MNIST is not available
+    dataset = load_dataset()                      # MNIST; scikit-learn's digits if MNIST is not available
     dataset = load_dataset("fashion_mnist")       # by name
     dataset = load_dataset("path/to/idx_files")   # four IDX files, raw or .gz
     dataset = load_dataset("train.csv")           # Kaggle's digit-recognizer
@@ -65,7 +65,7 @@ def load_dataset(
         try:
             return _load_named("mnist", data_dir, num_validation)
         except DownloadError as error:
-            notice = f"MNIST is not on disk and could not be downloaded ({error}): using the embedded digits instead"
+            notice = f"MNIST is not on disk and could not be downloaded ({error}): using scikit-learn's digits instead"
         _log.warning(notice)
         digits = Dataset.from_arrays(load_digits(), "digits", num_validation)
         return dataclasses.replace(digits, notice=notice)

@@ -59,7 +59,7 @@ class Dataset:
         name: for example ``"mnist"``.
         class_names: K names.
         notice: message for the user if other data than requested was loaded; else None.
-        path: absolute path of the directory or file with the data; None for the embedded digits.
+        path: absolute path of the directory or file with the data; None for scikit-learn's digits.
 
     Example:
         >>> from mnist_jax import load_dataset

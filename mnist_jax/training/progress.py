@@ -66,11 +66,11 @@ def closing_table(summary: Mapping[str, Any], path: Any) -> str:
             f"{split:<12}{summary[f'num_{split}']:>10,}{summary[f'{split}_loss']:>10.4f}"
             f"{summary[f'{split}_accuracy']:>11.2%}"
         )
-    seconds = summary["seconds"]
+    epochs, seconds = summary["epochs"], summary["seconds"]
     rows += [
         "",
         f"{summary['model']} on {summary['dataset']}, {summary['num_parameters']:,} parameters, "
-        f"{summary['epochs']} epochs, seed {summary['seed']}, {summary['device']['kind']}",
+        f"{epochs} epoch{'s' * (epochs != 1)}, seed {summary['seed']}, {summary['device']['kind']}",
         f"{seconds['train']:.1f} s training, {seconds['total']:.1f} s in all; everything is in {path}",
     ]
     return "\n".join(rows)

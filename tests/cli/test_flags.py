@@ -57,6 +57,14 @@ def test_each_accepted_form(args, fields):
     assert parse(*args.split()) == TrainConfig(**{"epochs": 7, **fields})
 
 
+@pytest.mark.parametrize("momentum", ["0.9", "0.8"])  # the default, and another value
+def test_a_flag_without_effect_is_refused_whatever_its_value(momentum):
+    message = "^momentum has no effect with optimizer adam: leave it out, or choose optimizer momentum$"
+    with pytest.raises(InputError, match=message):
+        parse("--momentum", momentum)
+    assert parse("--optimizer", "momentum", "--momentum", momentum).momentum == float(momentum)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

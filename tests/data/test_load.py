@@ -43,7 +43,7 @@ def test_without_a_name_and_without_mnist_the_digits_are_taken_and_said(caplog):
         dataset = load_dataset()
     assert dataset.name == "digits"
     assert dataset.notice.startswith("MNIST is not on disk and could not be downloaded (https://storage.googleapis.com")
-    assert dataset.notice.endswith("using the embedded digits instead")
+    assert dataset.notice.endswith("using scikit-learn's digits instead")
     assert caplog.messages == [dataset.notice]
 
 

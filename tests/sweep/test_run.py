@@ -106,7 +106,7 @@ def test_an_optimizer_gets_the_hyperparameters_it_has(trained, tmp_path):
     assert sorted(config.optimizer for config, _ in trained) == ["momentum", "sgd"]
     assert {tuple(trial.hyperparameters) for trial in found.trials} == {("learning_rate", "optimizer", "momentum")}
     with pytest.raises(
-        InputError, match="^momentum has no effect with optimizer sgd: leave it out, or choose momentum$"
+        InputError, match="^momentum has no effect with optimizer sgd: leave it out, or choose optimizer momentum$"
     ):
         run_sweep(in_directory(tmp_path / "other"), Search(("momentum=0.1:0.9",)))
     assert not (tmp_path / "other").exists()

@@ -16,7 +16,7 @@ def evaluated(state):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The directory of a run on the embedded digits."""
+    """The directory of a run on scikit-learn's digits."""
     path = tmp_path_factory.mktemp("runs") / "mlp"
     fit(TrainConfig(data="digits", hidden_sizes=(64, 32), epochs=1, optimizer="sgd", workdir=str(path), quiet=True))
     return path

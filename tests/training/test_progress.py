@@ -77,3 +77,4 @@ def test_the_closing_table():
         "mlp on mnist, 535,818 parameters, 10 epochs, seed 0, cpu",
         "4.6 s training, 9.0 s in all; everything is in runs/x",
     ]
+    assert "parameters, 1 epoch, seed" in closing_table({**summary, "epochs": 1}, "runs/x")
