@@ -111,7 +111,7 @@ def _run(flags: argparse.Namespace) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The command: returns 0, 1 if a suite failed, or 2 after bad input."""
+    """Runs the suites; returns 0, 1 if a suite failed, or 2 after bad input."""
     arguments = list(sys.argv[1:] if args is None else args)
 
     def command() -> None:

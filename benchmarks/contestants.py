@@ -1,4 +1,4 @@
-"""The contestants of ``peers``: the same training in several libraries, each in its own process.
+"""Defines the contestants of ``peers``: the same training in several libraries, each in its own process.
 
     python -m benchmarks.contestants torch '{"model": "mlp", ...}' 55000    # then lines "epoch" on stdin
 

@@ -2,7 +2,7 @@
 
 Every contestant has the same model, number of parameters, batch size, optimizer, number of steps and training examples.
 They take turns, an epoch each: A B C, A B C. The first epoch, which compiles, is recorded separately. Each must end
-with the right number of steps, a finite loss and a test accuracy close to that of mnist_jax.
+with the right number of steps, a finite loss and, after full epochs, a test accuracy close to mnist_jax's.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import jax
 from benchmarks.setting import Row, Setting, SkippedError, expected_steps, spread
 from mnist_jax import TrainConfig
 
-_TOLERANCE = 0.0075  # of the test accuracies
+_TOLERANCE = 0.0075  # largest difference between test accuracies
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A workload for the contestants.
+    """Describes a workload for the contestants.
 
     Attributes:
         config: model, batch size and optimizer.
@@ -54,7 +54,7 @@ WORKLOADS = {
 
 
 class _Worker:
-    """A contestant in its own process."""
+    """Runs a contestant in its own process."""
 
     def __init__(self, name: str, config: TrainConfig, num_examples: int) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115

@@ -1,4 +1,4 @@
-"""``Setting``: what every suite gets, the data, the peaks and the flags; and the rows that a suite yields.
+"""Defines ``Setting``, which gives a suite its data, peaks and flags, and the rows that a suite yields.
 
 def run(setting: Setting) -> Iterator[Row]:
     seconds = measure(call, setting.repeats)
@@ -28,7 +28,7 @@ class SkippedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """The data, the peaks and the flags for a suite.
+    """Holds the data, the peaks and the flags for a suite.
 
     Attributes:
         data: the flag ``--data``, for commands in their own process.

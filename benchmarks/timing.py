@@ -39,7 +39,7 @@ def measure_in_turns(calls: Mapping[str, Call], rounds: int) -> dict[str, list[f
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """The peak performance of this machine, measured, to compare rows with.
+    """Holds the measured peak performance of this machine, to compare rows with.
 
     Attributes:
         float32_flops: FLOP/s of a float32 matrix product.

@@ -1,4 +1,4 @@
-"""Runs an experiment: flags that override its config, variants, several seeds, and a results file.
+"""Runs an experiment, with flags that override its config, variants, several seeds and a results file.
 
 CLAIM = "98 % test accuracy"                         # claim of the known system
 TARGETS = {"test_accuracy": 0.98, "test_loss": 0.07}    # minimum of accuracies, maximum of others
@@ -48,17 +48,17 @@ def main(
     finish: Callable[[Run], Mapping[str, float]] | None = None,
     measure: Callable[[TrainConfig], dict[str, Any]] | None = None,
 ) -> int:
-    """The command of an experiment.
+    """Runs the command of an experiment.
 
     Args:
-        config: of the experiment; every flag of ``mnist_jax.train`` overrides it.
+        config: config of the experiment; every flag of ``mnist_jax.train`` overrides it.
         documentation: shown by ``--help`` in front of the flags.
         args: the command line without the program's name; ``sys.argv[1:]`` if None. See ``--help``, and
             :func:`train` for ``--workdir``.
         variants: other configs by name.
-        prepare: changes the config once before all runs, for example to data that it makes.
-        finish: what else to do with each run; returns more numbers for its summary.
-        measure: from a config to a summary, where that is more than one run.
+        prepare: changes the config once, before the first run, for example to use data that it creates.
+        finish: called with each finished run; returns more numbers for its summary.
+        measure: maps a config to a summary, instead of :func:`measure_run`, if a seed needs more than one run.
 
     Returns:
         The exit status, as for ``mnist_jax.train``.
@@ -80,13 +80,13 @@ def main(
         base = replace_fields((variants or {}).get(variant, config), flags)
         seeds = [base.seed] if flags.seeds is None else parse_seeds(flags.seeds)
         base = base if prepare is None else prepare(base)
-        if flags.results is not None and flags.results.exists() and not _goes_on(flags.results, base, variant):
+        if flags.results is not None and flags.results.exists() and not _continues(flags.results, base, variant):
             raise InputError(f"{flags.results} exists: choose another --results")
         summaries: list[dict[str, Any]] = []
         for seed in seeds:
-            one = dataclasses.replace(base, seed=seed, quiet=base.quiet or len(seeds) > 1)
-            summaries.append(measure_run(one, finish) if measure is None else measure(one))
-            if flags.results is not None:  # after each run, as the next may fail
+            seed_config = dataclasses.replace(base, seed=seed, quiet=base.quiet or len(seeds) > 1)
+            summaries.append(measure_run(seed_config, finish) if measure is None else measure(seed_config))
+            if flags.results is not None:  # after each run, because the next may fail
                 write_results(flags.results, base, summaries, variant)
         print(report(summaries))
 
@@ -153,7 +153,7 @@ def load_data(config: TrainConfig) -> Dataset:
 
 
 def evaluate_training(run: Run) -> dict[str, float]:
-    """Evaluates the final model on the training split, without dropout and augmentation; a ``finish`` of :func:`main`.
+    """Evaluates the final model on the training split, without dropout and augmentation; a ``finish`` for :func:`main`.
 
     ``train_loss`` and ``train_accuracy``, in contrast, are measured during the last epoch.
     """
@@ -164,7 +164,7 @@ def evaluate_training(run: Run) -> dict[str, float]:
 
 
 def evaluate_with_views(run: Run) -> dict[str, float]:
-    """Evaluates each test image together with 16 distorted copies; a ``finish`` of :func:`main`."""
+    """Evaluates each test image together with 16 distorted copies; a ``finish`` for :func:`main`."""
     import jax
 
     from mnist_jax import evaluate_views
@@ -188,7 +188,7 @@ def cleaned_accuracy(test: Evaluation) -> dict[str, float]:
     return {"cleaned_test_accuracy": float(np.delete(test.predictions == label, WITHOUT_LABEL).mean())}
 
 
-def _goes_on(path: Path, config: TrainConfig, variant: str | None) -> bool:
+def _continues(path: Path, config: TrainConfig, variant: str | None) -> bool:
     """Returns whether a results file is from this experiment and config, with its runs in a workdir."""
     try:
         found = json.loads(path.read_text())
@@ -200,7 +200,7 @@ def _goes_on(path: Path, config: TrainConfig, variant: str | None) -> bool:
 
 
 def _check_same(summaries: Sequence[Mapping[str, Any]]) -> None:
-    """Checks that all runs are from the same data, device and versions: a workdir may hold runs of several machines."""
+    """Checks that all runs have the same data, device and versions: a workdir may hold runs of several machines."""
     for name in ("dataset", "device", "versions"):
         first, *others = (summary[name] for summary in summaries)
         for other in others:
@@ -249,7 +249,7 @@ def report(summaries: Sequence[dict[str, Any]]) -> str:
     training = statistics.median(summary["seconds"]["train"] for summary in summaries)
     lines.append(
         f"\ntest accuracy {statistics.mean(accuracies):.3f}{spread} % over {len(accuracies)} seeds, "
-        f"{training:.2f} s training at the median"
+        f"median training time {training:.2f} s"
     )
     cleaned = [100 * summary["cleaned_test_accuracy"] for summary in summaries if "cleaned_test_accuracy" in summary]
     if cleaned:

@@ -1,4 +1,4 @@
-"""The command ``python -m mnist_jax COMMAND``: the same as ``mnist-jax COMMAND``."""
+"""``python -m mnist_jax COMMAND`` does the same as ``mnist-jax COMMAND``."""
 
 import sys
 

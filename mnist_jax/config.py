@@ -1,4 +1,4 @@
-"""``TrainConfig``: every choice that makes up a run, in one frozen and validated dataclass.
+"""Defines ``TrainConfig``: every choice that makes up a run, in one frozen and validated dataclass.
 
     config = TrainConfig(model="cnn", epochs=3)
     config == TrainConfig.from_json(config.to_json())   # each run saves it as config.json
@@ -127,7 +127,7 @@ class TrainConfig:
     adversarial_radius: float = 0.0
     """virtual adversarial training: L2 norm of the perturbation, for pixels in [0, 1]; about triples the time"""
     ema_decay: float | None = 0.999
-    """evaluate an exponential moving average of the parameters with this decay per step, in [0, 1); None: no average"""
+    """evaluate an exponential moving average of the parameters with at most this decay, in [0, 1); None: no average"""
 
     augment_shift: float = 0.0
     """largest shift of a training image along each axis, in pixels, in [0, 14]"""
@@ -147,7 +147,7 @@ class TrainConfig:
     batch_size: int = 128
     """examples per step"""
     microbatch_size: int | None = None
-    """examples per gradient; a batch accumulates its gradients. With batch_norm this changes the training;
+    """most examples per gradient; larger batches accumulate gradients. With batch_norm this changes the training;
     default: the fastest, 32 for the cnn on CPU and the whole batch otherwise"""
     epochs: int = 10
     """passes over the training split"""
@@ -198,7 +198,7 @@ class TrainConfig:
         check("in [2, 14]", lambda value: 2 <= value <= 14, "augment_smoothness")
         check("in [0, 1]", lambda value: 0 <= value <= 1, "augment_erasing")
         for name in ("data", "data_dir", "workdir"):
-            _require(getattr(self, name) != "", name, "a name", "an empty one")
+            _require(getattr(self, name) != "", name, "a name", "an empty string")
         _require(not (self.resume and self.workdir is None), "resume", "given together with --workdir", "no workdir")
         for field in dataclasses.fields(self):
             if getattr(self, field.name) != field.default:
@@ -232,7 +232,7 @@ class TrainConfig:
     def differences(self, other: TrainConfig) -> list[str]:
         """Returns the names of the training fields whose values differ.
 
-        A ``microbatch_size`` that is None in ``other`` is no difference.
+        A ``microbatch_size`` of None in ``other`` counts as equal.
         """
         others = other.training_fields()
         if other.microbatch_size is None:

@@ -1,4 +1,4 @@
-"""The two errors that a command turns into an exit status, and what their messages need.
+"""Defines the errors that a command turns into an exit status, and helps to write their messages.
 
 ``InputError``          a flag, file or directory cannot be used: one line, exit status 2
 ``NonFiniteLossError``  training diverged: one line, exit status 1

@@ -1,4 +1,4 @@
-"""Evaluates a run, and writes numbers, figures and a page. The command ``python -m mnist_jax.evaluate RUN``.
+"""``python -m mnist_jax.evaluate RUN`` evaluates a run, and writes numbers, figures and a page.
 
     report = evaluate_run("runs/mine")
     report.content["accuracy"], report.content["classes"][3]["recall"]
@@ -6,8 +6,8 @@
 evaluation.json    all numbers              examples.csv    one line per example
 figures/*.png      confusion matrix, ...    report.html     one self-contained page with all of it
 
-The run's own test split is evaluated into the run directory, any other data or split into ``RUN/<data>-<split>``. JAX
-is imported inside :func:`evaluate_run`, so that ``--help`` and a wrong flag are answered at once.
+The files go into the run directory for the run's own test split, else into ``RUN/<data>-<split>``. JAX is imported
+inside :func:`evaluate_run`, so that ``--help`` and a wrong flag are answered at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SPLITS = ("test", "validation", "train")
 
 @dataclasses.dataclass(frozen=True)
 class RunReport:
-    """The evaluation of a run.
+    """Holds the evaluation of a run.
 
     Attributes:
         content: the numbers in ``evaluation.json``.
@@ -76,7 +76,7 @@ def evaluate_run(
     Args:
         run: the run directory.
         data: data set, as for ``load_dataset``; None for the one the run was trained on.
-        data_dir: as for ``load_dataset``; None for that of the run.
+        data_dir: as for ``load_dataset``; None for the directory that the run used.
         split: ``test``, ``validation`` or ``train``.
         model: the model, if the run was trained with your own, as for :func:`mnist_jax.load_run`.
         tx: the optimizer, if the run was trained with your own.
@@ -163,7 +163,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.eva
         parser = OneLineParser(prog, description, "runs/mine --split validation")
         parser.add_argument("run", metavar="RUN", help="directory of the run")
         parser.add_argument("--data", metavar="NAME", help="a data set other than the run's: a name, directory or CSV")
-        parser.add_argument("--data-dir", metavar="DIR", help="directory searched first for mnist")
+        parser.add_argument("--data-dir", metavar="DIR", help="directory searched first for named data")
         parser.add_argument("--split", choices=SPLITS, default="test", help="split to evaluate; default: test")
         flags = parser.parse_args(args)
         report = evaluate_run(flags.run, data=flags.data, data_dir=flags.data_dir, split=flags.split)

@@ -1,4 +1,4 @@
-"""Classifies the digits in pictures with the model of a run. The command ``python -m mnist_jax.predict``.
+"""``python -m mnist_jax.predict`` classifies the digits in pictures with the model of a run.
 
     python -m mnist_jax.predict runs/mine seven.jpg other.png      one line per picture
     python -m mnist_jax.predict runs/mine test.csv --json          one JSON object per row
@@ -62,7 +62,7 @@ def _predict_files(options: argparse.Namespace) -> Iterator[InputError]:
                 for place, prediction in zip(places, predictions, strict=True):
                     print(f"{place:<{width}}  {_to_line(prediction, class_names)}")
             if options.show:
-                print(f"{name}: wrote {_show(file, picture, predictions[0])}", file=sys.stderr)
+                print(f"{name}: wrote {_write_comparison(file, picture, predictions[0])}", file=sys.stderr)
         except InputError as error:
             yield error
 
@@ -99,7 +99,7 @@ def _to_line(prediction: Prediction, class_names: Sequence[str]) -> str:
     return f"{line}   ({', '.join(likely)})" if likely else line
 
 
-def _show(file: str, picture: np.ndarray, prediction: Prediction) -> Path:
+def _write_comparison(file: str, picture: np.ndarray, prediction: Prediction) -> Path:
     """Writes a picture beside the network input, and returns the path."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
@@ -130,13 +130,13 @@ def _write_submission(path: Path, predictions: Sequence[Prediction]) -> None:
         with path.open("x") as file:
             file.write("\n".join(lines) + "\n")
     except FileExistsError:
-        raise _exists(path) from None
+        raise _already_exists(path) from None
     except OSError as error:
         raise InputError(f"--submission {path}: cannot be written ({error.strerror})") from None
     print(f"wrote {len(predictions)} predictions to {path}", file=sys.stderr)
 
 
-def _exists(path: Path) -> InputError:
+def _already_exists(path: Path) -> InputError:
     return InputError(f"--submission must name a new file, got the existing {path}")
 
 
@@ -165,7 +165,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.pre
             if len(options.file) > 1:
                 raise InputError(f"expected one CSV file for --submission, got {len(options.file)} files")
             if Path(options.submission).exists():
-                raise _exists(Path(options.submission))
+                raise _already_exists(Path(options.submission))
         for error in _predict_files(options):
             print(f"error: {error}", file=sys.stderr)
             failures.append(error)

@@ -1,4 +1,4 @@
-"""Lists the runs in a directory with their results, newest first. The command ``python -m mnist_jax.runs``."""
+"""``python -m mnist_jax.runs`` lists the runs in a directory with their results, newest first."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def runs_table(runs: Sequence[RunInfo]) -> str:
     rows: list[tuple[str, ...]] = [("run", "data", "model", "parameters", "epochs", "validation", "test", "training")]
     rows += map(_to_row, runs)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    texts = 3  # text columns are aligned left, the others right
+    num_texts = 3  # text columns are aligned left, the others right
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if index < texts else cell.rjust(width)
+            cell.ljust(width) if index < num_texts else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

@@ -1,4 +1,4 @@
-"""The command ``python -m mnist_jax.train``: trains a classifier, from flags to a finished run directory.
+"""``python -m mnist_jax.train`` trains a classifier, from flags to a finished run directory.
 
 The flags are the fields of ``TrainConfig``; :func:`mnist_jax.fit` does the work. It is imported after the flags have
 been parsed, so that ``--help`` and a wrong flag are answered at once.

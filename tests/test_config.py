@@ -38,7 +38,7 @@ def test_json_gives_the_config_back():
         ("learning_rate", None, "learning_rate must be a number, got None"),
         ("quiet", "yes", "quiet must be True or False, got yes"),
         ("workdir", 5, "workdir must be text, got 5"),
-        ("workdir", "", "workdir must be a name, got an empty one"),
+        ("workdir", "", "workdir must be a name, got an empty string"),
         ("kernel_sizes", (3,), r"kernel_sizes must be as long as channels \(24, 32\) and not empty, got \(3,\)"),
         ("dropout_rate", 1.0, r"dropout_rate must be in \[0, 1\), got 1.0"),
         ("ema_decay", -0.1, r"ema_decay must be in \[0, 1\), got -0.1"),

@@ -207,7 +207,7 @@ def test_ranges_and_lists_of_seeds():
 
 def test_one_seed_has_no_spread():
     summary = {"seed": 5, "validation_accuracy": 0.5, "test_accuracy": 0.75, "seconds": {"train": 1.5, "total": 2.5}}
-    assert report([summary]).splitlines()[-1] == "test accuracy 75.000 % over 1 seeds, 1.50 s training at the median"
+    assert report([summary]).splitlines()[-1] == "test accuracy 75.000 % over 1 seeds, median training time 1.50 s"
     summary["cleaned_test_accuracy"] = 0.875
     assert report([summary]).splitlines()[-1] == "87.500 % on the cleaned test split"
 

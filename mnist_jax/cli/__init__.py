@@ -1,1 +1,1 @@
-"""The layer below every command (``flags.py``), and the command ``mnist-jax`` that holds them all (``main.py``)."""
+"""Provides flags and errors for every command (``flags.py``), and ``mnist-jax``, which runs them (``main.py``)."""

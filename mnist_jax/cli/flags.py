@@ -1,4 +1,4 @@
-"""The layer below every command: flags with their help, and errors as one line and an exit status.
+"""Parses the flags of every command, and reports errors as one line and an exit status.
 
     def main(args=None) -> int:
         return run_command(lambda: fit(parse_flags(TrainConfig(), args, "python -m mnist_jax.train")))
@@ -27,7 +27,7 @@ from mnist_jax.errors import InputError, NonFiniteLossError, suggest
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` that raises an ``InputError`` of one line, and suggests the flag or choice that was meant.
+    """Extends ``ArgumentParser`` to raise an ``InputError`` of one line that suggests the flag or choice meant.
 
     Flags may be written with underscores, and must be written in full.
 
@@ -49,7 +49,7 @@ class OneLineParser(argparse.ArgumentParser):
         epilog = None if example is None else f"example: {prog} {example}"
         options = {"formatter_class": functools.partial(_Formatter, max_help_position=30), **options}
         super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False, **options)
-        self._negative_number_matcher = re.compile(r"-\.?\d|-inf|-nan")  # or -1e-3 would be a flag
+        self._negative_number_matcher = re.compile(r"-\.?\d|-inf|-nan")  # else -1e-3 would be a flag
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Parses like ``ArgumentParser.parse_args``.
@@ -99,8 +99,8 @@ class _Formatter(argparse.HelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = text.strip().split("\n\n")
         fill = super()._fill_text
-        as_is = (" ", "example: ")
-        return "\n\n".join(part if part.startswith(as_is) else fill(part, width, indent) for part in paragraphs)
+        unwrapped = (" ", "example: ")
+        return "\n\n".join(part if part.startswith(unwrapped) else fill(part, width, indent) for part in paragraphs)
 
 
 def parse_flags(
@@ -134,7 +134,7 @@ def add_config_flags(parser: argparse.ArgumentParser, default: TrainConfig, args
     Args:
         parser: gets a group of flags for each group of fields.
         default: its values are shown as the defaults.
-        args: the command line. With ``--help-all`` in it, the help lists all fields, otherwise the common ones.
+        args: the command line. If it has ``--help-all``, the help lists all fields, otherwise the common ones.
     """
     arguments = sys.argv[1:] if args is None else args
     texts, kinds = _help_texts(), typing.get_type_hints(TrainConfig)
@@ -185,7 +185,7 @@ def _describe(text: str, kind: Any, value: Any) -> str:
 
 
 def _options(name: str, kind: Any) -> dict[str, Any]:
-    """Returns the arguments of ``add_argument`` for a field of a type."""
+    """Returns the options of ``add_argument`` for a field of type ``kind``."""
     optional = type(None) in typing.get_args(kind)
     if optional:
         kind = typing.get_args(kind)[0]
@@ -219,7 +219,7 @@ def run_command(command: Callable[[], object]) -> int:
         0 for success, 1 after a non-finite loss or if the output cannot be written, 2 after bad input, 130 after
         Ctrl-C, 143 after SIGTERM, 141 if the reader of the output has gone away.
     """
-    # A handler of its own shows notices in the same way, whatever libraries do to the root logger.
+    # This handler shows notices the same way, whatever libraries do to the root logger.
     log, handler = logging.getLogger("mnist_jax"), logging.StreamHandler()
     log.addHandler(handler)
     log.propagate = False
@@ -237,7 +237,7 @@ def run_command(command: Callable[[], object]) -> int:
         print(f"stopped: {interrupt}" if str(interrupt) else "stopped", file=sys.stderr)
         return getattr(interrupt, "exit_status", 130)
     except OSError as error:  # from stdout: the library raises InputError for other files
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would flush stdout once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python would flush stdout again at exit
         if isinstance(error, BrokenPipeError):  # the reader, ``head`` for example, has gone away
             return 141  # 128 + SIGPIPE; not every platform has signal.SIGPIPE
         print(f"error: {error}", file=sys.stderr)

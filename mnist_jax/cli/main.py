@@ -1,4 +1,4 @@
-"""The command ``mnist-jax``, also ``python -m mnist_jax``: ``mnist-jax train`` is ``python -m mnist_jax.train``.
+"""``mnist-jax``, also ``python -m mnist_jax``, runs a command: ``mnist-jax train`` is ``python -m mnist_jax.train``.
 
 A subcommand is a module with a function ``main(args, prog)``. It is imported when it is called.
 """

@@ -83,7 +83,7 @@ class Augmentation:
         """Distorts each image of a batch, or one image.
 
         Args:
-            image: ``float[B, height, width, 1]``, or one image without ``B``; beyond its border an image is 0.
+            image: ``float[B, height, width, 1]``, or one image without ``B``; pixels outside an image are 0.
             key: PRNG key, one for the whole batch.
 
         Returns:
@@ -136,7 +136,7 @@ class Augmentation:
 
 
 def _linear_fields(height: int, width: int) -> np.ndarray:
-    """Returns ``float32[height * width, 3]``: for each pixel x and y, from the centre of the image, and 1."""
+    """Returns ``float32[height * width, 3]``: x and y of each pixel from the centre of the image, and 1."""
     y, x = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in (height, width)), indexing="ij")
     return np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Checks arguments: shapes and dtypes, also under a trace; values of labels on the host only.
+"""Checks arguments: shapes and dtypes, also under a trace; label values in NumPy arrays only.
 
 check_image(recipe, image)     # at trace time: costs nothing at run time
 check_label(logits, label)
@@ -28,7 +28,7 @@ def check_image(recipe: Recipe, image: jax.Array) -> None:
     """Checks shape and dtype of a batch of images; also works under a trace.
 
     Raises:
-        ValueError: the shape is not that of ``recipe.image_shape``, or the dtype is neither uint8 nor floating point.
+        ValueError: the images do not have ``recipe.image_shape``, or the dtype is neither uint8 nor floating point.
     """
     if image.ndim != 4 or image.shape[1:] != recipe.image_shape:
         expected = ", ".join(map(str, ("B", *recipe.image_shape)))
@@ -53,7 +53,7 @@ def check_label(logits: jax.Array, label: jax.Array) -> None:
 
 
 def check_label_range(recipe: Recipe, label: Any) -> None:
-    """Checks that NumPy labels lie in [0, K). Other arrays pass: the loss of a label outside is NaN.
+    """Checks that NumPy labels lie in [0, K). Other arrays pass: a label out of range makes the loss NaN.
 
     Raises:
         ValueError: a label lies outside [0, K).
@@ -88,5 +88,5 @@ class CheckedJit(Generic[P, R]):
 def checked_jit(
     check: Callable[..., Mapping[str, Any] | None], **options: Any
 ) -> Callable[[Callable[P, R]], CheckedJit[P, R]]:
-    """Decorates a function with ``jax.jit`` and a check, which may return keyword arguments to replace."""
+    """Decorates a function with ``jax.jit`` and a check, which may return keyword arguments to change."""
     return lambda function: CheckedJit(function, check, **options)

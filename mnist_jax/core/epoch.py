@@ -113,7 +113,7 @@ def loop_steps(
 ) -> tuple[TrainState, Metrics, jax.Array]:
     """Implements :func:`train_steps` without ``jit``; differentiable if ``num_steps`` is a Python int.
 
-    ``num_examples`` masks all but the first examples of the order; None counts every example.
+    Only the first ``num_examples`` examples of the order count; None counts all.
     """
     padding = -order.shape[0] % batch_size
     if num_examples is None and padding:
@@ -144,7 +144,7 @@ def _check_epoch(
     num_steps: jax.Array | int | None = None,
     sharding: jax.sharding.Sharding | None = None,
 ) -> dict[str, int]:
-    """Checks the arguments of :func:`train_epoch`; in the middle of an epoch, makes the number of steps dynamic."""
+    """Checks the arguments of :func:`train_epoch`; returns ``num_steps`` if the state is in the middle of an epoch."""
     del sharding
     check_label_range(state.recipe, split.label)
     steps_per_epoch = count_steps(split.num_examples, batch_size)
@@ -166,8 +166,8 @@ def train_epoch(
     """Trains one epoch as one compiled program, which shuffles the examples anew on the device.
 
     Args:
-        state: the state to start from. In the middle of an epoch only the rest is trained. Under a trace this needs
-            ``num_steps``, without which the loss is NaN.
+        state: the state to start from. In the middle of an epoch, only the rest of it is trained; inside another jitted
+            function this needs ``num_steps``, else the loss is NaN.
         split: N examples; keep it on the device with ``jax.device_put``.
         batch_size: B; the last batch of an epoch is padded and masked, see :func:`train_steps`.
         num_steps: largest number of steps; training also stops at the end of the epoch. It is not static, so chunks of

@@ -46,7 +46,7 @@ class Evaluation:
 
     @classmethod
     def from_metrics(cls, metrics: Metrics, logits: jax.Array, label: jax.typing.ArrayLike) -> Evaluation:
-        """Creates an evaluation from the labels and the result of :func:`evaluate_arrays`, fetched from the device.
+        """Creates an evaluation from the labels and the result of :func:`evaluate_arrays`, which it fetches.
 
         Example:
             >>> metrics = Metrics(jnp.float32(0.44), jnp.int32(1), jnp.int32(2))
@@ -89,17 +89,17 @@ class Evaluation:
 
     @property
     def losses(self) -> np.ndarray:
-        """``float32[N]``, the cross-entropy of each example in nats, as ``per_example_losses`` computes it."""
-        return -self._of_label(_log_softmax(self.logits))
+        """``float32[N]``, the cross-entropy of each example in nats, whatever the ``example_loss`` of the recipe."""
+        return -self._at_label(_log_softmax(self.logits))
 
     @property
     def margins(self) -> np.ndarray:
         """``float32[N]``, the logit of the true class minus the largest other logit; see ``per_example_margins``."""
         others = self.logits.copy()
         np.put_along_axis(others, self.label[:, None], -np.inf, axis=-1)
-        return self._of_label(self.logits) - others.max(axis=-1)
+        return self._at_label(self.logits) - others.max(axis=-1)
 
-    def _of_label(self, values: np.ndarray) -> np.ndarray:
+    def _at_label(self, values: np.ndarray) -> np.ndarray:
         return np.take_along_axis(values, self.label[:, None], axis=-1)[:, 0]
 
 
@@ -130,7 +130,7 @@ def evaluate_dataset(state: TrainState, split: Split, batch_size: int | None = N
 def evaluate_views(
     state: TrainState, split: Split, num_views: int, key: jax.Array, augment: Augment | None = None
 ) -> Evaluation:
-    """Evaluates with test-time augmentation: averages the probabilities of each image and of distorted copies.
+    """Evaluates with test-time augmentation: averages probabilities over each image and its distorted copies.
 
     Args:
         state: the state to evaluate.

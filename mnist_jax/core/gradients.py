@@ -56,7 +56,7 @@ class AccumulatedGradient:
     Each microbatch has its own batch-norm statistics ("ghost batch normalisation") and its own dropout key.
 
     Attributes:
-        microbatch_size: examples per microbatch, at least 1.
+        microbatch_size: largest number of examples per microbatch, at least 1; the microbatches are of equal size.
 
     Raises:
         ValueError: ``microbatch_size`` is below 1.
@@ -93,13 +93,13 @@ class AccumulatedGradient:
 
         def body(total: Any, microbatch_and_key: Any) -> tuple[Any, PyTree]:
             microbatch, key = microbatch_and_key
-            microbatch = {**whole, **microbatch}
+            microbatch = {**shared, **microbatch}
             grads, (metrics, model_state) = jax.grad(weighted_loss, has_aux=True)(state.params, state, microbatch, key)
             return jax.tree.map(jnp.add, total, (grads, metrics)), model_state
 
         arrays = {name: jnp.asarray(x) for name, x in batch.items() if name != "mask"}
         per_example = {name for name, x in arrays.items() if x.ndim and x.shape[0] == batch_size}
-        whole = {name: x for name, x in arrays.items() if name not in per_example}
+        shared = {name: x for name, x in arrays.items() if name not in per_example}
         microbatches = {name: split(arrays[name], mode="wrap") for name in per_example}  # padded with real examples
         microbatches["mask"] = split(jnp.asarray(batch.get("mask", jnp.ones(batch_size, bool))))  # and masked
         total = jax.tree.map(jnp.zeros_like, state.params), Metrics.zeros()

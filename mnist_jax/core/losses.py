@@ -81,10 +81,10 @@ class CrossEntropy:
         return cross_entropy(logits, label, self.label_smoothing)
 
 
-def _reduce(
+def _mean_loss(
     losses: jax.Array, logits: jax.Array, batch: Mapping[str, Any], model_state: PyTree
 ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-    """Returns the result of a ``loss_fn``; loss and gradient are 0 if every example is masked."""
+    """Averages losses into the result of a ``loss_fn``; loss and gradient are 0 if every example is masked."""
     metrics = compute_metrics(logits, batch["label"], losses, batch.get("mask"))
     loss = metrics.loss_sum / jnp.maximum(metrics.count, 1).astype(metrics.loss_sum.dtype)
     return loss, (metrics, model_state)
@@ -115,7 +115,7 @@ class MeanLoss:
         """Computes the loss, the metrics and the new model state of a batch."""
         logits, model_state = apply_model(state, params, batch["image"], key)
         losses = self.example_loss(logits, batch["label"])
-        return _reduce(losses, logits, batch, model_state)
+        return _mean_loss(losses, logits, batch, model_state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,13 +146,13 @@ class VirtualAdversarialLoss:
     def __call__(
         self, params: PyTree, state: TrainState, batch: Mapping[str, Any], key: jax.Array | None = None
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-        """Computes the loss, the metrics and the new model state of a batch; without a key, no divergence."""
+        """Computes the loss, the metrics and the new model state of a batch; without a key it adds no divergence."""
         logits, model_state = apply_model(state, params, batch["image"], key)
         losses = self.example_loss(logits, batch["label"])
         if key is not None:
             image = scale_image(batch["image"])
             losses += adversarial_divergences(state, params, image, logits, key, self.radius)
-        return _reduce(losses, logits, batch, model_state)
+        return _mean_loss(losses, logits, batch, model_state)
 
 
 def adversarial_divergences(
@@ -165,17 +165,17 @@ def adversarial_divergences(
         params: parameters of the model.
         image: ``float32[B, H, W, C]``.
         logits: ``float32[B, K]``, of ``image`` with the same key.
-        key: PRNG key of training mode; all perturbations of an image share one dropout mask.
+        key: PRNG key of training mode; an image and its perturbations share one dropout mask.
         radius: L2 length, for pixels in [0, 1].
 
     Returns:
         ``float32[B]``, in nats.
     """
-    target = jax.nn.log_softmax(jax.lax.stop_gradient(logits))
+    log_target = jax.nn.log_softmax(jax.lax.stop_gradient(logits))
 
     def divergences(params: PyTree, perturbation: jax.Array) -> jax.Array:
         perturbed, _ = apply_model(state, params, image + perturbation, key)
-        return jnp.sum(jnp.exp(target) * (target - jax.nn.log_softmax(perturbed)), axis=-1)
+        return jnp.sum(jnp.exp(log_target) * (log_target - jax.nn.log_softmax(perturbed)), axis=-1)
 
     start = _PROBE * _unit(jax.random.normal(jax.random.fold_in(key, _PERTURBATION), image.shape, image.dtype))
     fixed = jax.lax.stop_gradient(params)

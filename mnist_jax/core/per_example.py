@@ -101,15 +101,15 @@ def one_example_gradient_norm(state: TrainState) -> ExampleFunction:
         output_grads, other_grads = jax.grad(loss, argnums=(0, 1))(shifts, others)
         square = optax.tree.norm(other_grads, squared=True)
         for path, (inputs, _) in layers.items():
-            ones = 1 if (*path, "bias") in dense else 0
-            square += jnp.sum(output_grads[path] ** 2) * (jnp.sum(inputs**2) + ones)
+            bias_input = 1 if (*path, "bias") in dense else 0
+            square += jnp.sum(output_grads[path] ** 2) * (jnp.sum(inputs**2) + bias_input)
         return jnp.sqrt(square)
 
     return norm
 
 
 def _partition(params: PyTree, layers: Collection[Path]) -> tuple[dict[Path, Any], PyTree]:
-    """Splits parameters into those of the dense layers, by path, and all others; without layers, splits nothing."""
+    """Splits parameters into dense layers and others, both by path; without layers, the tree is not flattened."""
     if not layers:
         return {}, params
     flat = flax.traverse_util.flatten_dict(params)
@@ -185,7 +185,7 @@ def per_example_losses(state: TrainState, split: Split, batch_size: int = 1000) 
         batch_size: examples in memory at a time.
 
     Returns:
-        ``float32[N]``, in nats; their mean is ``evaluate_dataset(state, split).loss``.
+        ``float32[N]``; their mean is ``evaluate_dataset(state, split).loss``.
 
     Example:
         >>> from mnist_jax import MLP, create_train_state, load_dataset

@@ -46,7 +46,8 @@ class Recipe:
         gradient_fn: its gradient, ``(loss_fn, state, batch, key) -> (grads, Metrics, model_state)``.
         example_loss: loss of each example for evaluation, ``(logits, label) -> float[B]``.
         augment: distorts training images, ``(image, key) -> image``; None for no augmentation.
-        ema_decay: decay per step of the exponential moving average (EMA) of the parameters; None for no EMA.
+        ema_decay: largest decay of the exponential moving average (EMA) of the parameters; step k uses
+            ``min(ema_decay, (1 + k) / (10 + k))``. None for no EMA.
         image_shape: ``(H, W, C)`` of one image.
         num_classes: K.
 
@@ -125,7 +126,7 @@ def create_train_state(
     Args:
         model: maps ``float32[B, H, W, C]`` to logits ``float32[B, K]``: a Flax Linen module; a Flax NNX module
             instance; an Equinox module, which takes one image ``[H, W, C]``; or a pair of functions
-            ``(init(key) -> params, apply(params, image) -> logits)``. Instances keep their parameters.
+            ``(init(key) -> params, apply(params, image) -> logits)``. NNX and Equinox instances keep their parameters.
         tx: any optax transformation.
         key: PRNG key, ``jax.random.key(seed)``.
         example_loss: maps logits ``float32[B, K]`` and labels to a loss per example, ``float32[B]``. Evaluation uses
@@ -136,7 +137,8 @@ def create_train_state(
             :mod:`mnist_jax.core.gradients`.
         augment: distorts training images; maps ``float32[B, H, W, C]`` in [0, 1] and a key to the same shape, for
             example a :class:`mnist_jax.Augmentation`.
-        ema_decay: decay per step of an exponential moving average (EMA) of the parameters, used in evaluation.
+        ema_decay: largest decay of an exponential moving average (EMA) of the parameters, used in evaluation; see
+            :class:`mnist_jax.Recipe`.
         image_shape: ``(H, W, C)`` of one image.
         train_argument: the argument that switches a Linen module to training mode, if it is not ``train``,
             ``deterministic`` or ``use_running_average``; ``state.recipe.model`` has the one in use.
@@ -189,15 +191,15 @@ def _count_classes(adapter: Adapter, variables: Variables, image_shape: Shape) -
 @functools.partial(jax.jit, static_argnums=0)
 def _create(recipe: Recipe, variables: Variables, train_key: jax.Array) -> TrainState:
     params, model_state = variables
-    averages = recipe.ema_decay is not None
+    has_ema = recipe.ema_decay is not None
     return TrainState(
         step=jnp.int32(0),
         params=params,
         opt_state=recipe.tx.init(params),
         key=train_key,
-        ema_params=params if averages else None,
+        ema_params=params if has_ema else None,
         model_state=model_state,
-        ema_model_state=model_state if averages and jax.tree.leaves(model_state) else None,
+        ema_model_state=model_state if has_ema and jax.tree.leaves(model_state) else None,
         recipe=recipe,
     )
 

@@ -1,4 +1,4 @@
-"""The training step and the evaluation step: pure functions of a state and a batch.
+"""Defines the training step and the evaluation step, pure functions of a state and a batch.
 
     state, metrics = train_step(state, batch)    # one step, in your own loop
     metrics = eval_step(state, batch, mask)
@@ -42,8 +42,8 @@ def train_step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState,
         The next state, and the metrics of the batch with the parameters before the step, in training mode.
 
     Raises:
-        ValueError: images or labels have the wrong shape or dtype, or a NumPy label lies outside [0, K). Any other
-            label outside makes the loss NaN.
+        ValueError: images or labels have the wrong shape or dtype, or a NumPy label lies outside [0, K). In a JAX
+            array such a label makes the loss NaN.
 
     Example:
         >>> import numpy as np
@@ -61,15 +61,16 @@ def train_step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState,
     params = optax.apply_updates(state.params, updates)
     next_state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, model_state=model_state)
     if recipe.ema_decay is not None:
+        # Lower at first, so that the average forgets the initial parameters.
         decay = jnp.minimum(recipe.ema_decay, (1 + state.step) / (10 + state.step))
-        next_state = next_state.replace(ema_params=_average(state.ema_params, params, decay))
+        next_state = next_state.replace(ema_params=_update_ema(state.ema_params, params, decay))
         if state.ema_model_state is not None:
-            average = _average(state.ema_model_state, model_state, decay)
+            average = _update_ema(state.ema_model_state, model_state, decay)
             next_state = next_state.replace(ema_model_state=average)
     return next_state, metrics
 
 
-def _average(average: Any, new: Any, decay: jax.Array) -> Any:
+def _update_ema(average: Any, new: Any, decay: jax.Array) -> Any:
     """Updates an EMA; leaves that are not floating point take the new value."""
 
     def update(old: jax.Array, new: jax.Array) -> jax.Array:

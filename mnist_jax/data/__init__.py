@@ -54,7 +54,7 @@ def load_dataset(
         Three splits of ``uint8[N, 28, 28, 1]`` images and ``int32[N]`` labels.
 
     Raises:
-        InputError: the data set does not exist, or a file is damaged; the message names it and says what to do.
+        InputError: the data set does not exist, or a file is damaged; the message names it.
 
     Example:
         >>> load_dataset("digits").train.image.shape

@@ -38,7 +38,7 @@ def download(url: str, path: Path, *, size: int, sha256: str) -> None:
         sha256: expected hexadecimal digest.
 
     Raises:
-        DownloadError: the server does not answer, or answers with another status than 200 or with other content;
+        DownloadError: the server does not answer, or answers with a status other than 200 or the wrong content;
             ``path`` is not written.
         OSError: ``path`` cannot be written.
     """
@@ -51,7 +51,7 @@ def download(url: str, path: Path, *, size: int, sha256: str) -> None:
     with atomic_write(path) as file:
         try:
             with _open(url) as answer, tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
-                # Stops at the first chunk past the size, so that content without end does not fill the disk.
+                # Stops at the first chunk past the size, so that an endless response does not fill the disk.
                 while received <= size and (chunk := answer.read(_CHUNK_BYTES)):
                     file.write(chunk)
                     digest.update(chunk)

@@ -40,9 +40,8 @@ def find_idx_files(directory: Path) -> dict[str, Path]:
     """Finds the four IDX files of a directory and returns them by role; empty if there are none.
 
     Args:
-        directory: directory to search, without its subdirectories. Files are named as MNIST's are, optionally with a
-            prefix, with ``.gz``, or with a dot for the dash: ``train-images-idx3-ubyte.gz``,
-            ``t10k-labels.idx1-ubyte``.
+        directory: directory to search, without its subdirectories. Files have MNIST's names, optionally with a prefix,
+            with ``.gz``, or with a dot before ``idx``: ``train-images-idx3-ubyte.gz``, ``t10k-labels.idx1-ubyte``.
 
     Raises:
         InputError: only some of the four files exist, or two files fit one role.
@@ -217,7 +216,7 @@ def read_csv_images(content: bytes, name: str) -> np.ndarray:
 
 
 def _read_cells(file: TextIO, name: str, headers: Sequence[list[str]], min_rows: int) -> np.ndarray:
-    """Returns the cells below one of the ``headers`` as ``int32[N, C]``, without checking their range."""
+    """Returns the cells below the header, one of ``headers``, as ``int32[rows, columns]``; their range is unchecked."""
     header = [cell.strip().strip('"') for cell in file.readline(2**16).split(",")]
     if header not in headers:
         raise InputError(f"{name}: {_header_problem(header, headers[0])}")

@@ -115,7 +115,7 @@ def load_named(name: str, data_dir: Path | None) -> Arrays:
 
     Args:
         name: key of ``SOURCES``.
-        data_dir: directory to search first, for IDX files of ``mnist`` or prepared tfds data of any.
+        data_dir: directory to search first, for IDX files of ``mnist``, or prepared tfds data.
 
     Raises:
         DownloadError: the data set is not on disk and cannot be downloaded or written.

@@ -1,4 +1,4 @@
-"""Demo: a web page on which a drawn digit is classified while it is being drawn.
+"""Serves a web page that classifies a digit while it is being drawn.
 
 ``server.py``    the web application: the page, and ``POST /api/predict``
 ``page.html``    the page: one static, self-contained file

@@ -1,4 +1,4 @@
-"""The command ``python -m mnist_jax.demo``: serves the draw-a-digit page with the model of a run.
+"""``python -m mnist_jax.demo`` serves the draw-a-digit page with the model of a run.
 
     python -m mnist_jax.demo               the newest finished run in runs/; trains one if there is none
     python -m mnist_jax.demo runs/mine     that run
@@ -30,7 +30,7 @@ from mnist_jax.training.signals import Stopped, StopSignals
 
 _log = logging.getLogger("mnist_jax")
 
-# Strong augmentation: drawn digits vary more in size, slant and shape than those of MNIST.
+# Strong augmentation: drawn digits vary more in size, slant and shape than MNIST's.
 _DEFAULT_RUN = TrainConfig(
     model="cnn",
     learning_rate=3e-3,
@@ -45,7 +45,7 @@ _MIN_EXAMPLES = 80_000  # to train on, over all epochs
 
 
 class _Ended(KeyboardInterrupt):
-    """A signal ended the server."""
+    """Ends the command with the exit status of a signal."""
 
     def __init__(self, exit_status: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port < 2**16:
         raise InputError(f"port must be in [0, 65535], got {port}")
     if not host:
-        raise InputError("host must be a name or an address of this machine, got an empty one")
+        raise InputError("host must be a name or an address of this machine, got an empty string")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address, family=family)
@@ -80,7 +80,7 @@ def listen(host: str, port: int) -> socket.socket:
         else:
             message = f"host must be a name or an address of this machine, got {host[:80]!r}"
         raise InputError(message) from None
-    # asyncio does not set this for a socket of ours; without it a response of two packets takes 40 ms longer.
+    # asyncio does not set this for a given socket; without it a response of two packets takes 40 ms longer.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 

@@ -1,4 +1,4 @@
-"""The web application of the demo: the page at ``/``, and predictions at ``POST /api/predict``.
+"""Creates the web application of the demo: the page at ``/``, and predictions at ``POST /api/predict``.
 
     app = create_app(Predictor(state, class_names), class_names, title="cnn on mnist")
 
@@ -161,7 +161,7 @@ def _security_headers(page: str) -> dict[str, str]:
 
 
 class _WithHeaders:
-    """A middleware that adds headers to every response."""
+    """Adds headers to every response, as ASGI middleware."""
 
     def __init__(self, app: ASGIApp, headers: dict[str, str]) -> None:
         self._app, self._headers = app, headers

@@ -1,6 +1,6 @@
-"""Writes a trained model to a file. The command ``python -m mnist_jax.export RUN --format FORMAT``.
+"""``python -m mnist_jax.export RUN --format FORMAT`` writes a trained model to a file.
 
-It exports the parameters that are evaluated: their moving average, if there is one. An existing file is never
+It exports the parameters that evaluation uses: the moving average, if there is one. An existing file is never
 overwritten.
 """
 

@@ -4,7 +4,7 @@
     (logits,) = onnxruntime.InferenceSession(path).run(None, {"image": image})   # uint8[N, 28, 28, 1]
 
 The graph is built operator by operator from the config, without a converter. Images have the layout of ONNX, ``[N,
-channels, height, width]``; a transpose before the dense layer lets it use the kernel of the run as it is.
+channels, height, width]``; a transpose before the dense layer lets that layer use the run's kernel unchanged.
 """
 
 from __future__ import annotations

@@ -33,9 +33,9 @@ def to_stablehlo(config: TrainConfig, state: TrainState) -> bytes:
         state: state to export.
 
     Returns:
-        Bytes of the file: a function from ``uint8[B, 28, 28, 1]``, of any B, to logits ``float32[B, K]``, for CPU, CUDA
-        and TPU. Without this package: ``jax.export.deserialize(bytearray(content)).call(image)``. JAX guarantees to
-        read it for six months, but never with an older JAX: use it for deployment, JSON or safetensors for archives.
+        Bytes of the file: a function from ``uint8[B, 28, 28, 1]``, for any B, to logits ``float32[B, K]``, for CPU,
+        CUDA and TPU. Without this package: ``jax.export.deserialize(bytearray(content)).call(image)``. JAX guarantees
+        to read it for six months, but an older JAX may not: use it for deployment, JSON or safetensors for archives.
 
     Reference: https://docs.jax.dev/en/latest/export/export.html
 
@@ -47,7 +47,7 @@ def to_stablehlo(config: TrainConfig, state: TrainState) -> bytes:
         >>> exported.call(np.zeros((3, 28, 28, 1), np.uint8)).shape
         (3, 10)
     """
-    del config  # the state has the function
+    del config  # the state holds the model
 
     import jax
     import jax.export

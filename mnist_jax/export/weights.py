@@ -11,7 +11,7 @@ JSON needs only NumPy. An MLP without ``batch_norm``:
     for index in range(len(model["params"])):
         layer = model["params"][f"Dense_{index}"]
         x = (np.maximum(x, 0) if index else x) @ np.float32(layer["kernel"]) + np.float32(layer["bias"])
-    logits = x                                            # of model["class_names"]
+    logits = x                                            # one for each of model["class_names"]
 
 :class:`mnist_jax.CNN` describes a CNN; its kernels are ``[rows, columns, channels, features]``.
 
@@ -38,7 +38,7 @@ from mnist_jax.errors import InputError, import_extra
 
 _FORMAT, _VERSION = "mnist_jax", 1
 _LARGEST_FILE = 10**9  # bytes
-_MOST_LAYERS = 1000  # also limits the rows of all kernels: each takes time to trace
+_MAX_LAYERS = 1000  # or rows of all kernels together: each takes time to trace
 
 
 def to_json(config: TrainConfig, state: TrainState, class_names: Sequence[str] = DIGITS) -> bytes:
@@ -64,7 +64,7 @@ def to_json(config: TrainConfig, state: TrainState, class_names: Sequence[str] =
         True
     """
     _check_finite(_named_leaves(state))
-    arrays = jax.tree.map(lambda leaf: _shortest(np.asarray(leaf)), _evaluated(state))
+    arrays = jax.tree.map(lambda leaf: _shortest(np.asarray(leaf)), _eval_variables(state))
     content = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -178,7 +178,7 @@ def arrays_like(shapes: TrainState, found: Mapping[str, Any]) -> dict[str, Any]:
     arrays = {name: _to_array(found[name], leaf.shape, name) for name, leaf in expected.items()}
     _check_finite(arrays)
     filled: dict[str, Any] = jax.tree.unflatten(
-        jax.tree.structure(_evaluated(shapes)), map(jnp.asarray, arrays.values())
+        jax.tree.structure(_eval_variables(shapes)), map(jnp.asarray, arrays.values())
     )
     return filled
 
@@ -200,12 +200,12 @@ def read_bounded(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _evaluated(state: TrainState) -> PyTree:
+def _eval_variables(state: TrainState) -> PyTree:
     return {"params": state.eval_params, "model_state": state.eval_model_state}
 
 
 def _named_leaves(state: TrainState) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(_evaluated(state))
+    leaves = jax.tree_util.tree_leaves_with_path(_eval_variables(state))
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
@@ -263,8 +263,8 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _read_config(fields: Any) -> TrainConfig:
     config = TrainConfig.from_json(json.dumps(fields))
-    if max(len(config.hidden_sizes), sum(config.kernel_sizes)) > _MOST_LAYERS:
-        raise InputError(f"config: expected at most {_MOST_LAYERS} hidden layers, or rows of all kernels, got more")
+    if max(len(config.hidden_sizes), sum(config.kernel_sizes)) > _MAX_LAYERS:
+        raise InputError(f"config: expected at most {_MAX_LAYERS} hidden layers, or rows of kernels, got more")
     return config
 
 

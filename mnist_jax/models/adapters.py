@@ -81,7 +81,7 @@ def adapt_model(
     if train_argument is not None and not isinstance(model, nn.Module):
         raise TypeError(f"train_argument needs a Linen module, got {type(model).__name__}")
     if isinstance(model, nn.Module):
-        linen = LinenAdapter(_hashable(model), _find_train_argument(model, image_shape, train_argument))
+        linen = LinenAdapter(_check_hashable(model), _find_train_argument(model, image_shape, train_argument))
         return linen, lambda key: _init_linen(linen, key, image_shape)
     if _is_instance(model, "flax.nnx", "Module"):
         adapter, variables = _adapt_nnx(model)
@@ -99,11 +99,11 @@ def adapt_model(
 
 
 def _is_instance(model: Any, module: str, name: str) -> bool:
-    found = sys.modules.get(module)
-    return found is not None and isinstance(model, getattr(found, name))
+    imported = sys.modules.get(module)
+    return imported is not None and isinstance(model, getattr(imported, name))
 
 
-def _hashable(model: Any) -> Any:
+def _check_hashable(model: Any) -> Any:
     try:
         hash(model)
     except TypeError as error:
@@ -155,26 +155,26 @@ def _init_linen(adapter: LinenAdapter, key: jax.Array, image_shape: Shape) -> Va
 def _mode(argument: str | None, train: bool) -> dict[str, Any]:
     if argument is None:
         return {}
-    in_training = TRAIN_ARGUMENTS.get(argument, not argument.startswith("not_"))
-    return {argument: in_training == train}
+    training_value = TRAIN_ARGUMENTS.get(argument, not argument.startswith("not_"))
+    return {argument: training_value == train}
 
 
 def _find_train_argument(model: nn.Module, image_shape: Shape, given: str | None) -> str | None:
-    """Returns the argument that switches a Linen module to training mode: given, in its signature, or passed on.
+    """Returns the argument that switches a Linen module to training mode: given, in its signature, or in its kwargs.
 
     Raises:
         ValueError: the module has dropout or batch norm, but no such argument.
     """
     parameters = inspect.signature(type(model).__call__).parameters
-    passes_on = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    has_kwargs = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
     if given is not None:
-        if given not in parameters and not passes_on:
+        if given not in parameters and not has_kwargs:
             raise ValueError(f"train_argument must be an argument of {type(model).__name__}.__call__, got {given!r}")
         return given
     for argument in TRAIN_ARGUMENTS:
         if argument in parameters:
             return argument
-    for argument in TRAIN_ARGUMENTS if passes_on and not _is_bridge(model) else ():
+    for argument in TRAIN_ARGUMENTS if has_kwargs and not _is_bridge(model) else ():
         try:
             _trace(model, image_shape, _mode(argument, False))
         except TypeError as error:
@@ -207,14 +207,14 @@ def _trace(model: nn.Module, image_shape: Shape, mode: Mapping[str, Any]) -> str
             found.append(f"{'/'.join(module.path) or 'itself'} ({type(module).__name__})")
             argument = "deterministic" if is_dropout else "use_running_average"
             if not mode and argument not in kwargs and getattr(module, argument) is None:
-                kwargs = {**kwargs, argument: True}  # or Flax raises here, with a less helpful message
+                kwargs = {**kwargs, argument: True}  # else Flax raises here, with a less helpful message
         return call(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
         image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         try:
             variables = jax.eval_shape(lambda image: model.init(jax.random.key(0), image, **mode), image)
-        except KeyError as error:  # of dropout in training mode, without its random stream
+        except KeyError as error:  # dropout in training mode lacks its random stream
             if _is_bridge(model):
                 return " ".join(str(error.args[0]).split())
             raise
@@ -261,8 +261,8 @@ class NnxAdapter:
         leaves = []
         for index, (shape, dtype) in enumerate(kinds):
             if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-                own = jax.random.fold_in(key, index)
-                leaves.append(jax.random.split(own, shape) if shape else own)
+                stream_key = jax.random.fold_in(key, index)
+                leaves.append(jax.random.split(stream_key, shape) if shape else stream_key)
             else:
                 leaves.append(jnp.zeros(shape, dtype))
         return jax.tree.unflatten(treedef, leaves)
@@ -271,7 +271,7 @@ class NnxAdapter:
 def _adapt_nnx(model: Any) -> tuple[NnxAdapter, Variables]:
     from flax import nnx
 
-    module = nnx.clone(model)  # a copy, as the mode is an attribute
+    module = nnx.clone(model)  # copied, because the mode is an attribute
     module.eval()
     eval_graph = nnx.graphdef(module)
     module.train()
@@ -289,14 +289,14 @@ class EquinoxAdapter:
 
     Attributes:
         name: name of the class.
-        static: the module without its arrays, in training mode.
-        inference: the module without its arrays, in evaluation mode.
+        train_static: tree structure and leaves of the module without its arrays, in training mode.
+        eval_static: the same in evaluation mode.
         takes_key: whether ``__call__`` has a ``key`` argument, for dropout.
     """
 
     name: str
-    static: tuple[Any, ...]
-    inference: tuple[Any, ...]
+    train_static: tuple[Any, ...]
+    eval_static: tuple[Any, ...]
     takes_key: bool
 
     def apply(
@@ -305,7 +305,7 @@ class EquinoxAdapter:
         """Maps images to logits: see :class:`Adapter`."""
         import equinox
 
-        treedef, leaves = self.inference if key is None else self.static
+        treedef, leaves = self.eval_static if key is None else self.train_static
         module = equinox.combine(params, model_state["constants"], jax.tree.unflatten(treedef, leaves))
         if key is None or not self.takes_key:
             return jax.vmap(module)(image), model_state
@@ -333,7 +333,7 @@ def _adapt_equinox(model: Any) -> tuple[EquinoxAdapter, Variables]:
     parts = []
     for inference in (False, True):
         leaves, treedef = jax.tree.flatten(equinox.nn.inference_mode(static, inference), is_leaf=lambda x: x is None)
-        parts.append((_hashable(treedef), _hashable(tuple(leaves))))
+        parts.append((_check_hashable(treedef), _check_hashable(tuple(leaves))))
     return EquinoxAdapter(type(model).__name__, parts[0], parts[1], takes_key), Variables(
         params, {"constants": constants}
     )

@@ -19,7 +19,7 @@ from mnist_jax.models.mlp import batch_norm
 
 
 class CNN(nn.Module):
-    """A convolutional network: convolutions with max-pooling and ReLU, then a dense layer with dropout.
+    """Defines a convolutional network: convolutions with max-pooling and ReLU, then a dense layer with dropout.
 
     Attributes:
         channels: output channels of each convolution.

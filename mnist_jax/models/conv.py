@@ -1,4 +1,4 @@
-"""The convolution and the pooling of the CNN, with the examples innermost: ``CHWN``, as cuda-convnet has it.
+"""Implements convolution and pooling for the CNN with the examples innermost (``CHWN``), as in cuda-convnet.
 
     x = max_pool_chwn(conv_chwn(x, kernel), 2)   # [channels, height, width, B]
 
@@ -20,7 +20,7 @@ from jax import lax
 
 
 def conv_chwn(x: jax.Array, kernel: jax.Array, padding: str = "VALID", crop: int = 1) -> jax.Array:
-    """Convolves with stride 1.
+    """Convolves images with a kernel, with stride 1.
 
     Args:
         x: ``[channels, height, width, B]``.
@@ -61,8 +61,8 @@ def max_pool_chwn(x: jax.Array, size: int) -> jax.Array:
 
     Height and width must be multiples of ``size``.
     """
-    # The gradient of a split is one concatenation. That of slices would pad and add, and that of lax.reduce_window
-    # takes four times as long.
+    # The gradient of a split is one concatenation; slices pad and add, and the gradient of lax.reduce_window takes
+    # four times as long.
     channels, height, width, _ = x.shape
     x = x.reshape(channels, height // size, size, width // size, size, -1)
     for axis in (2, 4):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron, with ReLU and dropout after each hidden layer.
+    """Defines a multilayer perceptron with ReLU and dropout after each hidden layer.
 
     Attributes:
         hidden_sizes: units per hidden layer.

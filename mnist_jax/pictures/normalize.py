@@ -2,7 +2,7 @@
 
     image = prepare_image(picture)   # grey [H, W] in [0, 255] to uint8[28, 28, 1], light on dark
 
-MNIST images are black and white scans, cropped to the ink, scaled so that its longer side is 20 pixels, and shifted so
+MNIST images are black and white scans, cropped to the ink, scaled so that the longer side is 20 pixels, and shifted so
 that its centre of mass is pixel (14, 14). A classifier knows only such images, so other pictures are converted first:
 find the ink, correct uneven light, give all strokes the width of MNIST, then scale and centre.
 
@@ -24,7 +24,7 @@ _WINDOWS = (0.4, 0.2, 0.1)  # largest stroke widths, as shares of the longer sid
 _MIN_CONTRAST = 16.0  # of 255
 
 _SIDE, _INK_SIDE, _CENTRE = 28, 20, 14  # pixels, as in MNIST
-_STROKE_WIDTH = 3.4  # pixels; the mean of MNIST is 3.1, but slightly more is classified best
+_STROKE_WIDTH = 3.4  # pixels; MNIST's mean is 3.1, but slightly wider strokes are classified best
 
 
 def prepare_image(picture: np.ndarray) -> np.ndarray:
@@ -116,7 +116,7 @@ def _no_ink() -> InputError:
 
 
 def _roughness(image: np.ndarray) -> float:
-    """Estimates the standard deviation of the noise, taken as independent between neighbours."""
+    """Estimates the standard deviation of the noise, assumed to be independent between neighbours."""
     return 1.05 * float(np.median(np.abs(np.diff(image, axis=1))))
 
 
@@ -153,7 +153,7 @@ def _contrast(grey: np.ndarray, background: np.ndarray, dark: bool) -> np.ndarra
 
 
 def _select(ink: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Selects the parts of the mask that form the digit; also returns whether its main part is off the border.
+    """Selects the parts of the mask that form the digit; also returns whether its main part stays off the border.
 
     Specks and the edge of the paper are left out.
     """
@@ -170,18 +170,18 @@ def _select(ink: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, bool]:
         across = np.count_nonzero(sides, axis=0) > 1
         along = contact > (boxes[:, 1] - boxes[:, 0]).max(axis=1) / 3
         mass = np.where(across | along, 0, mass)
-        first = int(inside.argmax())
+        main_part = int(inside.argmax())
     else:
-        first = int(mass.argmax())
-    kept = mass < 0
-    kept[first] = True
-    large = mass > 0.01 * mass[first]
+        main_part = int(mass.argmax())
+    kept = np.zeros(count, bool)
+    kept[main_part] = True
+    large = mass > 0.01 * mass[main_part]
     while True:
         start, stop = boxes[kept, 0].min(0), boxes[kept, 1].max(0)
         gap = np.maximum(boxes[:, 0] - stop, start - boxes[:, 1]).max(axis=1)
         near = large & (gap <= 0.3 * (stop - start).max())
         if (near <= kept).all():
-            return np.concatenate([[False], kept])[labels], bool(contact[first] == 0)
+            return np.concatenate([[False], kept])[labels], bool(contact[main_part] == 0)
         kept |= near
 
 
@@ -191,11 +191,11 @@ def _crop(ink: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def _even_strokes(ink: np.ndarray) -> np.ndarray:
-    """Gives strokes the mean width of MNIST and binarises the ink, as those scans were."""
+    """Gives strokes a width of ``_STROKE_WIDTH`` and binarises the ink, as MNIST's scans are."""
     unit = 4  # working pixels per final pixel
     factor = unit * _INK_SIDE / max(ink.shape)
     if factor < 0.7:
-        ink = ndimage.maximum_filter(ink, 3)  # or scaling down would lose hairlines
+        ink = ndimage.maximum_filter(ink, 3)  # else scaling down would lose hairlines
     scaled = np.pad(_resize(ink, factor), 3 * unit)
     mask = scaled > scaled.max() / 2
     inside = ndimage.distance_transform_edt(mask)

@@ -25,7 +25,7 @@ from mnist_jax.pictures.normalize import prepare_image
 if TYPE_CHECKING:
     from mnist_jax.core.state import TrainState
 
-_BATCH_SIZE = 100  # of the program for many images; a second one takes a single image
+_BATCH_SIZE = 100  # of the program for many images; another program takes one image
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,13 +39,13 @@ def draw_evaluation(
     examples = f"{evaluation.num_examples:,} {content['split']} examples of {content['dataset']}"
     wrong = [example["index"] for example in content["misclassified"]]
     hardest = [example["index"] for example in content["hardest"]]
-    titles = {
+    grids = {
         "predictions": (range(min(NUM_SHOWN, len(label))), f"first of {examples}"),
         "misclassified": (wrong[:NUM_SHOWN], f"misclassified: {len(wrong):,} of {examples}"),
         "hardest": (hardest, f"largest losses of {examples}"),
     }
     figures = {
-        name: directory / f"{name.replace(' ', '_')}.png" for name in ("confusion matrix", "calibration", *titles)
+        name: directory / f"{name.replace(' ', '_')}.png" for name in ("confusion matrix", "calibration", *grids)
     }
     confusion_matrix(
         label,
@@ -57,7 +57,7 @@ def draw_evaluation(
     calibration = Calibration.compute(evaluation.probabilities, label)
     title = f"expected calibration error {calibration.expected_error:.2%}, {examples}"
     reliability_diagram(calibration, figures["calibration"], title)
-    for name, (indices, title) in titles.items():
+    for name, (indices, title) in grids.items():
         shown = list(indices)
         example_grid(image[shown], label[shown], logits[shown], class_names, figures[name], title)
     return figures

@@ -1,4 +1,4 @@
-"""Hyperparameter search on the validation split.
+"""Searches for hyperparameters on the validation split.
 
 ``space.py``      the search space: trials sampled from ranges and choices, in populations and rungs
 ``run.py``        the search and its directory

@@ -1,8 +1,8 @@
-"""The command ``python -m mnist_jax.sweep``: searches for hyperparameters, and prints a table of the trials.
+"""``python -m mnist_jax.sweep`` searches for hyperparameters, and prints a table of the trials.
 
     python -m mnist_jax.sweep --vary learning_rate=1e-4:1e-2 hidden_sizes=128/512,256 --method halving --epochs 9
 
-It takes the flags of a search beside those of ``mnist_jax.train``.
+It takes the flags of a search and all flags of ``mnist_jax.train``.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from mnist_jax.training.signals import StopSignals
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A finished search.
+    """Holds a finished search.
 
     Attributes:
         config: the config that the trials share, with the name of the data set.
@@ -97,9 +97,9 @@ def run_sweep(config: TrainConfig, search: Search) -> Sweep:
 
     dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
     config = dataclasses.replace(config, data=config.data or dataset.name)
-    for program, _ in search.populations(config, drawn, range(search.trials)):  # fails before the first one is trained
-        check_batch_size(program, dataset)
-        jax.eval_shape(lambda program=program: build_state(program))  # fails if a kernel is too large
+    for shared_config, _ in search.populations(config, drawn, range(search.trials)):  # checked before any training
+        check_batch_size(shared_config, dataset)
+        jax.eval_shape(lambda shared_config=shared_config: build_state(shared_config))  # fails if a kernel is too large
     with _open_directory(config, search, dataset, saved) as path, StopSignals() as stop:
 
         def check_stop(epoch: int) -> None:
@@ -112,11 +112,11 @@ def run_sweep(config: TrainConfig, search: Search) -> Sweep:
         for rung, (num_trials, epochs) in enumerate(rungs):
             numbers = sorted(survivors[:num_trials])
             finished = {trial.number for trial in trials if trial.rung == rung}
-            for program, members in search.populations(config, drawn, numbers):
+            for shared_config, members in search.populations(config, drawn, numbers):
                 if finished.issuperset(members):
                     continue
-                program = dataclasses.replace(program, epochs=epochs)
-                trials += _train_trials(program, members, rung, drawn, dataset, check_stop)
+                shared_config = dataclasses.replace(shared_config, epochs=epochs)
+                trials += _train_trials(shared_config, members, rung, drawn, dataset, check_stop)
                 write_whole(path / "trials.jsonl", _to_lines(trials))
                 if not config.quiet:
                     _report_progress([trial for trial in trials if trial.rung == rung], num_trials, len(rungs))
@@ -133,7 +133,7 @@ def run_sweep(config: TrainConfig, search: Search) -> Sweep:
 
 
 def _train_trials(
-    program: TrainConfig,
+    shared_config: TrainConfig,
     numbers: Sequence[int],
     rung: int,
     drawn: Sequence[Hyperparameters],
@@ -144,15 +144,15 @@ def _train_trials(
     from mnist_jax.training.population import train_population
 
     start_time = time.perf_counter()
-    names = [name for name in HYPERPARAMETERS[program.optimizer] if name in drawn[numbers[0]]]
-    seeds = [(program.seed + number) % 2**32 for number in numbers]
+    names = [name for name in HYPERPARAMETERS[shared_config.optimizer] if name in drawn[numbers[0]]]
+    seeds = [(shared_config.seed + number) % 2**32 for number in numbers]
     hyperparameters = {name: [drawn[number][name] for number in numbers] for name in names}
-    population = train_population(program, seeds, hyperparameters, dataset, before_epoch)
+    population = train_population(shared_config, seeds, hyperparameters, dataset, before_epoch)
     seconds = (time.perf_counter() - start_time) / len(numbers)
     losses = [loss if math.isfinite(loss) else None for loss in population.validation_loss[-1].tolist()]
     accuracies = population.validation_accuracy[-1].tolist()
     return [
-        Trial(number, rung, program.epochs, seed, drawn[number], loss, accuracy, seconds)
+        Trial(number, rung, shared_config.epochs, seed, drawn[number], loss, accuracy, seconds)
         for number, seed, loss, accuracy in zip(numbers, seeds, losses, accuracies, strict=True)
     ]
 
@@ -236,6 +236,6 @@ def _read_trials(path: Path, drawn: Sequence[Hyperparameters]) -> list[Trial]:
         trials = [Trial(**{**line, "hyperparameters": drawn[line["number"]]}) for line in lines]
     except (ValueError, TypeError, LookupError) as error:
         raise InputError(f"{file}: expected one trial per line, got something else ({error})") from None
-    if _to_lines(trials) != text:  # another version of NumPy, for example, may draw others
+    if _to_lines(trials) != text:  # another version of NumPy, for example, may sample others
         raise InputError(f"{file} does not match the hyperparameters this version samples; start a new sweep")
     return trials

@@ -1,4 +1,4 @@
-"""Search space: parses ``vary``, samples trials, groups them into populations and rungs.
+"""Parses ``vary`` into a search space, samples trials, and groups them into populations and rungs.
 
     search = Search(vary=("learning_rate=1e-4:1e-2", "hidden_sizes=128/512,256"), trials=27, method="halving")
     drawn = search.draw(config)                     # 27 times {"learning_rate": ..., "hidden_sizes": ...}
@@ -35,7 +35,7 @@ Hyperparameters = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """A search space and a search method.
+    """Describes a search space and a search method.
 
     Attributes:
         vary: ``NAME=LOW:HIGH``, sampled uniformly, on a logarithmic scale if HIGH is at least 10 times a positive LOW;
@@ -79,7 +79,7 @@ class Search:
         while self.method == "halving" and self.eta**num_rungs <= min(self.trials, epochs):
             num_rungs += 1
         factors = [self.eta**rung for rung in range(num_rungs)]
-        return [(self.trials // less, epochs // more) for less, more in zip(factors, factors[::-1], strict=True)]
+        return [(self.trials // factor, epochs // factors[-1 - rung]) for rung, factor in enumerate(factors)]
 
     def dimensions(self, config: TrainConfig) -> list[Dimension]:
         """Parses ``vary`` for trials that otherwise have the fields of ``config``.
@@ -121,18 +121,18 @@ class Search:
         self, config: TrainConfig, drawn: Sequence[Hyperparameters], numbers: Iterable[int]
     ) -> Iterator[tuple[TrainConfig, list[int]]]:
         """Groups trials into programs: yields the config and the trial numbers of each."""
-        programs: dict[TrainConfig, list[int]] = {}
+        groups: dict[TrainConfig, list[int]] = {}
         for number in numbers:
             shared = {name: value for name, value in drawn[number].items() if name not in PER_TRIAL}
-            programs.setdefault(effective_config({**vars(config), **shared}), []).append(number)
-        for program, members in programs.items():
+            groups.setdefault(effective_config({**vars(config), **shared}), []).append(number)
+        for shared_config, members in groups.items():
             for start in range(0, len(members), self.population):
-                yield program, members[start : start + self.population]
+                yield shared_config, members[start : start + self.population]
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """The result of a trial in one rung: a line of ``trials.jsonl``.
+    """Holds the result of a trial in one rung: a line of ``trials.jsonl``.
 
     Attributes:
         number: trial number from 0, the same in all rungs.
@@ -166,7 +166,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Dimension:
-    """One varied field.
+    """Describes one varied field.
 
     Attributes:
         name: name of the field.

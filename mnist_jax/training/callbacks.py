@@ -1,4 +1,4 @@
-"""Callbacks of ``fit``: the library's own write the files of a run and report progress; add yours to them.
+"""Defines the callbacks of ``fit``, which write the files of a run and report progress; add your own.
 
 class StopEarly(Callback):
     def on_epoch_end(self, training):
@@ -23,7 +23,7 @@ _log = logging.getLogger("mnist_jax")
 
 
 class Callback:
-    """Base class of callbacks: ``fit`` calls these methods, override the ones that you need.
+    """Handles the events of ``fit``: subclass it, and override the methods that you need.
 
     Each method gets the :class:`Training`, with the current ``state``, ``metrics``, ``history`` and ``validation``. The
     buffers of the state are donated to the next chunk: copy what you want to keep.
@@ -70,7 +70,7 @@ class MetricsFile(Callback):
     """Writes ``metrics.jsonl``."""
 
     def on_epoch_end(self, training: Training) -> None:
-        """Adds a line for the epoch."""
+        """Writes the lines of all epochs so far."""
         training.directory.write_history(training.history)
 
 
@@ -106,7 +106,7 @@ class TensorBoard(Callback):
         self._writer: Any = None
 
     def on_begin(self, training: Training) -> None:
-        """Opens the event file; events of an interrupted run after its checkpoint are purged."""
+        """Opens the event file, and purges events later than the checkpoint of a resumed run."""
         from tensorboardX import SummaryWriter
 
         self._writer = SummaryWriter(str(training.directory.path), purge_step=training.step + 1)

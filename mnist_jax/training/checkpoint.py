@@ -1,4 +1,4 @@
-"""Saves and restores a ``TrainState`` with Orbax; no other module imports it.
+"""Saves and restores a ``TrainState`` with Orbax; other modules do not use Orbax.
 
     save_checkpoint("my_checkpoints", state, metrics={"validation_accuracy": 0.98})
     state = restore_checkpoint("my_checkpoints", like=state)
@@ -81,7 +81,7 @@ def save_checkpoint(
         )
         path = directory / str(step)
         checksums = json.dumps(_checksums(path))
-        with atomic_write(path / _CHECKSUMS) as file:  # a reader may be looking
+        with atomic_write(path / _CHECKSUMS) as file:  # another process may be reading
             file.write(checksums.encode())
 
 
@@ -121,20 +121,20 @@ def restore_checkpoint(
                 return _restore(path, like)
             except InputError:
                 raise
-            except Exception as error:  # Orbax has no error of its own for damage
+            except Exception as error:  # Orbax has no specific error for damage
                 damage = " ".join(str(error).split())[:200]
                 if (path / _CHECKSUMS).exists():  # they match, so the files are intact
                     raise InputError(f"{path}: cannot be restored: {damage}") from None
         if not set_aside:
             _log.warning("%s: checkpoint skipped: %s", path, damage)
             continue
-        # Renamed, not deleted. Orbax fails at a damaged checkpoint even if another step is asked for.
+        # Renamed, not deleted. Orbax fails at a damaged checkpoint even if another step is requested.
         try:
             path.rename(f"{path}.damaged")
         except OSError as error:
             raise InputError(f"{path}: {damage}, and it cannot be set aside ({error.strerror})") from None
         _log.warning("%s.damaged: checkpoint set aside: %s", path, damage)
-    raise InputError(f"{directory}: expected an intact checkpoint, but those of steps {steps} are damaged")
+    raise InputError(f"{directory}: expected an intact checkpoint, but all are damaged: steps {steps}")
 
 
 def _restore(path: Path, like: TrainState) -> TrainState:
@@ -179,7 +179,7 @@ def _checksums(path: Path) -> dict[str, int]:
 
 
 def _find_damage(path: Path) -> str | None:
-    """Describes the damage of a checkpoint, or returns None; Orbax misses some damage and reports other at length."""
+    """Describes the damage of a checkpoint, or returns None; Orbax misses some damage, and its messages are long."""
     if not (path / _CHECKSUMS).exists():
         return None
     try:
@@ -196,9 +196,9 @@ def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 def _check_fits(path: Path, stored: Any, like: TrainState) -> None:
-    """Raises ``InputError`` for the first leaf whose path or shape differs from that in ``like``."""
-    expected = _shapes(ocp.utils.serialize_tree(like, keep_empty_nodes=True))
-    found = _shapes(stored)
+    """Raises ``InputError`` for the first leaf whose path, shape or dtype differs from ``like``."""
+    expected = _describe_leaves(ocp.utils.serialize_tree(like, keep_empty_nodes=True))
+    found = _describe_leaves(stored)
     for name in sorted([*expected, *found], key=lambda name: not name.startswith("params/")):
         if expected.get(name) != found.get(name):
             raise InputError(
@@ -207,16 +207,16 @@ def _check_fits(path: Path, stored: Any, like: TrainState) -> None:
             )
 
 
-def _shapes(tree: Any) -> dict[str, str]:
+def _describe_leaves(tree: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
     return {
-        "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): _shape(leaf)
+        "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): _describe_leaf(leaf)
         for path, leaf in leaves
         if hasattr(leaf, "shape")
     }
 
 
-def _shape(leaf: Any) -> str:
+def _describe_leaf(leaf: Any) -> str:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return f"{leaf.dtype}{list(leaf.shape)}"

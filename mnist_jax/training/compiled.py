@@ -1,4 +1,4 @@
-"""``Compiled``: a jitted function, traced at construction and compiled ahead of time, possibly in another thread.
+"""``Compiled`` traces a jitted function at construction and compiles it ahead of time, possibly in another thread.
 
 program = Compiled(jax.jit(function), *shapes)
 pool.submit(program.compile)
@@ -14,7 +14,7 @@ import jax
 
 
 class Compiled:
-    """A jitted function, compiled ahead of time for arguments of given shapes.
+    """Compiles a jitted function ahead of time, for arguments of given shapes.
 
     Args:
         function: a jitted function, or any object with its ``lower`` method.

@@ -1,4 +1,4 @@
-"""``RunDirectory``: creates and locks the directory of a run, and reads and writes its small files.
+"""``RunDirectory`` creates and locks the directory of a run, and reads and writes its small files.
 
 directory = RunDirectory.claim(config)            # checks; locks a run to resume
 directory.create(config, data, model="mlp")       # config.json, data.json
@@ -28,12 +28,12 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 
 _LOCK = ".lock"  # held while a run trains
-_NOT_IDENTITY = ("path", "class_names", "model", "has_own_optimizer")  # data.json: all but the identity of the data
+_NOT_IDENTITY = ("path", "class_names", "model", "has_own_optimizer")  # of data.json; the others identify the data
 _RUN_FILES = ("config.json", "data.json", "metrics.jsonl", "summary.json", "checkpoints", "figures")
 
 
 class RunDirectory:
-    """Paths and files of one run.
+    """Manages the paths and files of one run.
 
     Attributes:
         saved: the config of the run to resume; None for a new run.
@@ -49,12 +49,12 @@ class RunDirectory:
         """Checks that ``config`` can run in its workdir; a run to resume is locked before its files are read.
 
         Raises:
-            InputError: the workdir holds another run, nothing to resume or a run with another config, or is in use.
+            InputError: the workdir is in use, holds another run, or has no run with this config to resume.
         """
         directory = cls(None if config.workdir is None else Path(config.workdir))
         try:
             if config.resume:
-                directory._lock_saved(config)
+                directory._lock_and_read(config)
             elif config.workdir is not None:
                 _check_free(directory.path)
         except OSError as error:
@@ -65,7 +65,7 @@ class RunDirectory:
             raise
         return directory
 
-    def _lock_saved(self, config: TrainConfig) -> None:
+    def _lock_and_read(self, config: TrainConfig) -> None:
         path = self.path / "config.json"
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"workdir must be a directory, got the file {self.path}")
@@ -187,7 +187,7 @@ def read_config(path: Path) -> TrainConfig:
     """
     try:
         return TrainConfig.from_json(path.read_text())
-    except ValueError as error:  # of the text, or of its encoding
+    except ValueError as error:  # invalid text or encoding
         raise InputError(f"{path}: {error}") from None
 
 
@@ -195,7 +195,7 @@ def read_data(directory: Path) -> Any:
     """Returns ``data.json`` of a run, which describes its data and model; None if there is no such file.
 
     Raises:
-        InputError: the file is not JSON.
+        InputError: the file cannot be read or is not JSON.
     """
     path = directory / "data.json"
     try:
@@ -248,7 +248,7 @@ def lock_directory(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all.
+    """Writes a file atomically.
 
     Raises:
         InputError: it cannot be written.

@@ -1,4 +1,4 @@
-"""``ChunkedEpoch``: trains an epoch in chunks of about half a second with one program, compiled ahead of time.
+"""``ChunkedEpoch`` trains an epoch in chunks of about half a second with one program, compiled ahead of time.
 
     epochs = ChunkedEpoch(state, train, batch_size=128)          # train is on the device
     epochs = ChunkedEpoch(state, train, 128, from_host=True)     # or each chunk is copied from the host
@@ -39,7 +39,7 @@ _population_steps = jax.jit(population_steps, static_argnames="batch_size", dona
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """The result of a chunk of an epoch.
+    """Holds the result of a chunk of an epoch.
 
     Attributes:
         state: the state after the chunk.
@@ -85,8 +85,8 @@ class ChunkedEpoch:
         self.steps_per_epoch = count_steps(split.num_examples, batch_size)
         self._split, self._batch_size, self._clock = split, batch_size, clock
         self._population, self._from_host = population, from_host
-        self._chunk = max(1, self.steps_per_epoch // 20)
-        self._longest = min(longest or self._chunk, self.steps_per_epoch)
+        self._chunk_steps = max(1, self.steps_per_epoch // 20)
+        self._longest = min(longest or self._chunk_steps, self.steps_per_epoch)
         if population:  # uses the cache of jit, so the next population reuses the program
             self._order: Any = functools.partial(population_order, num_examples=split.num_examples)
             self._steps: Any = functools.partial(_population_steps, batch_size=batch_size)
@@ -125,7 +125,7 @@ class ChunkedEpoch:
         end = self.steps_per_epoch if num_steps is None else min(self.steps_per_epoch, start + num_steps)
         order = self._order(state if self._population else state.key, epoch)
         while start < end:
-            length = min(self._chunk, self._longest if self._from_host else end, end - start)
+            length = min(self._chunk_steps, self._longest if self._from_host else end, end - start)
             start_time = self._clock()
             state, metrics, nonfinite = self._run_chunk(state, order, start, length)
             metrics, nonfinite = jax.device_get((metrics, nonfinite))  # waits for the chunk
@@ -135,7 +135,7 @@ class ChunkedEpoch:
                 raise NonFiniteLossError(epoch + 1, step + 1, float(metrics.loss_sum))
             start += length
             yield Chunk(state, metrics, epoch * self.steps_per_epoch + start, elapsed)
-            self._chunk = max(1, round(length * _CHUNK_S / max(elapsed, 1e-9)))
+            self._chunk_steps = max(1, round(length * _CHUNK_S / max(elapsed, 1e-9)))
 
     def _run_chunk(self, state: TrainState, order: jax.Array, start: int, length: int) -> Any:
         if not self._from_host:
@@ -146,5 +146,5 @@ class ChunkedEpoch:
         index = np.resize(index, size)  # the program has a fixed size
         chunk = jax.tree.map(lambda leaf: leaf[index], self._split)
         num_examples = min(size, self._split.num_examples - first)
-        every = np.arange(size, dtype=np.int32)
-        return self._steps(state, chunk, every, start=0, num_steps=length, num_examples=num_examples)
+        chunk_order = np.arange(size, dtype=np.int32)
+        return self._steps(state, chunk, chunk_order, start=0, num_steps=length, num_examples=num_examples)

@@ -1,10 +1,10 @@
-"""``fit``: trains a config, or a model of your own, into a finished run directory.
+"""``fit`` trains the model of a config, or your own, and writes a run directory.
 
     run = fit(TrainConfig(epochs=3))
     run = fit(TrainConfig(epochs=3), model=MyNet(rngs=nnx.Rngs(0)), tx=optax.lion(1e-4), callbacks=[MyCallback()])
     run.summary["test_accuracy"], run.state, run.workdir
 
-The stages: prepare and compile (``prepare.py``), restore a run to resume (``resume.py``), train epoch by epoch,
+Its stages are: prepare and compile (``prepare.py``), restore a run to resume (``resume.py``), train epoch by epoch,
 evaluate the test split. Callbacks write the files of the run and report progress (``callbacks.py``).
 """
 
@@ -53,11 +53,11 @@ def fit(
         model: replaces the one that ``config`` describes; anything that :func:`mnist_jax.create_train_state` takes.
         tx: replaces the optimizer that ``config`` describes.
         state: replaces model, optimizer, loss and gradient, for a recipe of your own; it is copied.
-        callbacks: called beside the library's own, see :class:`mnist_jax.Callback`.
+        callbacks: called in addition to the library's own, see :class:`mnist_jax.Callback`.
 
     Returns:
         The run. Its training loss and accuracy are measured during the last epoch, with dropout on.
-        ``summary["seconds"]`` holds wall seconds, added up over resumes: ``import``, ``data`` (loads at the same time),
+        ``summary["seconds"]`` holds wall seconds, added up over resumes: ``import``, ``data`` (overlaps ``import``),
         ``compile`` (including initialisation and imports for writing the run), ``train``, ``evaluate`` (including
         validation) and ``total``.
 

@@ -1,4 +1,4 @@
-"""``load_run``: loads config and state from a run directory.
+"""``load_run`` loads config and state from a run directory.
 
 config, state = load_run("runs/mine")
 load_class_names("runs/mine")   # K names
@@ -42,7 +42,7 @@ def load_run(
         The config, and the state with the optimizer and schedule of its training.
 
     Raises:
-        InputError: the directory holds no run or no intact checkpoint, or the model is not that of the run.
+        InputError: the directory holds no run or no intact checkpoint, or ``model`` is not the model of the run.
 
     Example:
         >>> import tempfile

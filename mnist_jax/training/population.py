@@ -4,9 +4,9 @@
     population.validation_accuracy[-1]                          # float64[M], after the last epoch
     ensemble_probabilities(population.logits(dataset.test))     # float32[N, K]
 
-Member i is the run with seed i and hyperparameters i: initialisation, shuffling, dropout and augmentation use its own
-key. All members share one copy of the data on the device. If the number of devices divides M, each device trains its
-share of the members, without communication.
+Member i is the run with seed number i and value number i of each hyperparameter: initialisation, shuffling, dropout
+and augmentation use its own key. All members share one copy of the data on the device. If the number of devices divides
+M, each device trains its share of the members, without communication.
 
 Shape letter of this file: M members.
 """
@@ -38,12 +38,12 @@ from mnist_jax.training.optimizer import build_optimizer
 
 @dataclasses.dataclass(frozen=True)
 class Population:
-    """M models, trained together.
+    """Holds M models, trained together.
 
     Attributes:
         config: the config that the members share.
         seeds: M seeds.
-        hyperparameters: M values by name.
+        hyperparameters: M values for each name.
         states: the states of the members; each array has a leading axis of length M.
         validation_loss: ``float64[epochs, M]``, after each epoch; NaN for a member that diverged.
         validation_accuracy: ``float64[epochs, M]``, in [0, 1].
@@ -84,9 +84,9 @@ def train_population(
     Args:
         config: the config that the members share.
         seeds: M seeds in [0, 2**32); they replace ``config.seed``.
-        hyperparameters: M values by name, which replace those of ``config``: learning_rate, weight_decay, momentum, b1
-            and b2, if the optimizer has them. A schedule keeps its shape. Other fields change the program, so models
-            that differ in them need separate populations.
+        hyperparameters: M values for each name, which replace those of ``config``: learning_rate, weight_decay,
+            momentum, b1 and b2, if the optimizer has them. A schedule keeps its shape. Other fields change the program,
+            so models that differ in them need separate populations.
         dataset: default the one that ``config`` names.
         before_epoch: called before each epoch with its number, from 1; it may raise to stop.
 
@@ -103,21 +103,21 @@ def train_population(
         ((1, 3), 11)
     """
     seeds = tuple(seeds)
-    held = {name: tuple(values) for name, values in (hyperparameters or {}).items()}
+    member_values = {name: tuple(values) for name, values in (hyperparameters or {}).items()}
     if dataset is None:
         dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
     check_batch_size(config, dataset)
     steps_per_epoch = count_steps(dataset.train.num_examples, config.batch_size)
-    tx = build_optimizer(config, config.epochs * steps_per_epoch, tuple(held))
-    _check_members(config, seeds, held)
+    tx = build_optimizer(config, config.epochs * steps_per_epoch, tuple(member_values))
+    _check_members(config, seeds, member_values)
 
     sharded, replicated = _choose_shardings(len(seeds))
     train, validation = jax.device_put((dataset.train, dataset.validation), replicated)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    values = {name: jnp.asarray(values, jnp.float32) for name, values in held.items()}
+    arrays = {name: jnp.asarray(values, jnp.float32) for name, values in member_values.items()}
     # Fields that do not affect the states are reset, so that the program is reused.
     shared = dataclasses.replace(config, data=None, data_dir=None, workdir=None, resume=False, seed=0, epochs=1)
-    states = _create(shared, tx, dataset.num_classes, sharded, keys, values)
+    states = _create(shared, tx, dataset.num_classes, sharded, keys, arrays)
     epochs = ChunkedEpoch(states, train, config.batch_size, population=True)
     history = []
     for epoch in range(config.epochs):
@@ -129,7 +129,7 @@ def train_population(
     return Population(
         config,
         seeds,
-        held,
+        member_values,
         states,
         validation_loss=np.stack([metrics.loss_sum / metrics.count for metrics in history]),
         validation_accuracy=np.stack([metrics.correct / metrics.count for metrics in history]),
@@ -140,7 +140,7 @@ def _check_members(
     config: TrainConfig, seeds: tuple[int, ...], hyperparameters: Mapping[str, tuple[float, ...]]
 ) -> None:
     if not seeds:
-        raise InputError("seeds must be at least one, got none")
+        raise InputError("seeds must have at least one seed, got none")
     for name, values in hyperparameters.items():
         if len(values) != len(seeds):
             raise InputError(f"{name} must have a value for each of the {len(seeds)} seeds, got {len(values)}")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Programs(NamedTuple):
-    """The compiled programs of a run."""
+    """Holds the compiled programs of a run."""
 
     epochs: ChunkedEpoch
     evaluate_validation: Callable[[TrainState], Evaluation]
@@ -49,14 +49,14 @@ def prepare_run(
     callbacks: Sequence[Callback],
     stack: contextlib.ExitStack,
 ) -> Training:
-    """Checks the arguments of ``fit``, locks a directory to resume, and loads the data while JAX is imported.
+    """Checks the arguments of ``fit``, locks the directory of a run to resume, and loads data while JAX is imported.
 
     Args:
         config: the run.
         dataset: replaces the one that ``config`` names.
         own: the user's ``model``, ``tx`` and ``state``; each may be None.
         callbacks: the user's.
-        stack: closes the directory and restores the signal handlers.
+        stack: on exit, closes the directory and restores the signal handlers.
     """
     started = time.perf_counter()
     _check_arguments(config, own, callbacks)
@@ -173,7 +173,7 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
     test_program, evaluate_test = compile_evaluation(test)
     with ThreadPoolExecutor() as pool:
         compiling = [pool.submit(program.compile) for program in (epochs, validation_program, test_program)]
-        for module in ("tensorboardX", "orbax.checkpoint", "matplotlib.figure"):  # imported meanwhile
+        for module in ("tensorboardX", "orbax.checkpoint", "matplotlib.figure"):  # during compilation
             pool.submit(importlib.import_module, module)
         training.state = initialise()
         for future in compiling:

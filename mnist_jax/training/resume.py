@@ -1,6 +1,6 @@
-"""``restore_run``: continues the run that its directory holds, from its newest checkpoint.
+"""``restore_run`` continues a run from the newest checkpoint in its directory.
 
-Settings that must not change are checked before, by ``RunDirectory.claim``.
+``RunDirectory.claim`` has already checked the settings that must not change.
 """
 
 from __future__ import annotations

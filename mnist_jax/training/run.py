@@ -1,4 +1,4 @@
-"""``Run``, a finished run; ``Training``, a run in progress, as callbacks see it; and what is recorded of a run.
+"""Defines ``Run``, a finished run, and ``Training``, a run in progress as callbacks see it; describes runs as JSON.
 
 run = fit(config)                       # a Run
 class Mine(Callback):
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """Holds a finished run.
 
     Attributes:
         config: the config, completed with the values that ``fit`` chose.
@@ -51,7 +51,7 @@ class Run:
 
 @dataclasses.dataclass
 class Training:
-    """A run in progress, as its callbacks see it.
+    """Holds a run in progress, as its callbacks see it.
 
     Attributes:
         config: the config, completed with the values that ``fit`` chose.
@@ -60,12 +60,12 @@ class Training:
         model: name of the model; ``has_own_model`` says whether the user passed it to ``fit``.
         state: the current state.
         step: steps taken.
-        epoch: the current or last epoch, from 1.
+        epoch: the epoch in progress or just finished, from 1.
         steps_per_epoch: S.
         metrics: sums over the current epoch so far.
         chunk_metrics: sums over the last chunk.
         history: one entry per finished epoch.
-        validation: the evaluation of the validation split after the last epoch.
+        validation: the newest evaluation of the validation split.
         test: the evaluation of the test split, at the end.
         summary: the final numbers, at the end.
         seconds: wall seconds by stage, added up over resumes.

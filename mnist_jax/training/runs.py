@@ -23,7 +23,7 @@ from mnist_jax.training.directory import read_config
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """The config and the results of a run, finished or not.
+    """Holds the config and the results of a run, finished or not.
 
     Attributes:
         path: the run directory.

@@ -207,7 +207,7 @@ def test_classes_that_are_no_digits_have_their_names_on_the_page():
         (["--host", "no such host"], "host must be a name or an address of this machine, got 'no such host'"),
         (["--host", "192.0.2.1"], "host must be a name or an address of this machine, got '192.0.2.1'"),
         (["--host", "x" * 70], f"host must be a name or an address of this machine, got '{'x' * 70}'"),
-        (["--host", ""], "host must be a name or an address of this machine, got an empty one"),
+        (["--host", ""], "host must be a name or an address of this machine, got an empty string"),
         (["nowhere", "--port", "0"], "nowhere: expected a run with a config.json, found none"),
         (["--bogus"], "unknown flag --bogus"),
     ],

@@ -109,7 +109,7 @@ HOSTILE = {
     ),
     "large kernels": (
         lambda c: c["config"].update(model="cnn", hidden_sizes=[512, 256], padding="same", kernel_sizes=[10**9, 1]),
-        "config: expected at most 1000 hidden layers, or rows of all kernels, got more",
+        "config: expected at most 1000 hidden layers, or rows of kernels, got more",
     ),
     "kernels too large": (
         lambda c: c["config"].update(model="cnn", hidden_sizes=[512, 256], kernel_sizes=[99, 1]),

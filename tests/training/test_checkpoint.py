@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, caplog, capfd):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1.damaged", "2.damaged"]
     assert "Traceback" not in capfd.readouterr().err
     damage(tmp_path / "0")
-    with pytest.raises(InputError, match=r"expected an intact checkpoint, but those of steps \[0\] are damaged"):
+    with pytest.raises(InputError, match=r"expected an intact checkpoint, but all are damaged: steps \[0\]"):
         restore_checkpoint(tmp_path, state)
 
 

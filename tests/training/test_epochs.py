@@ -44,7 +44,7 @@ def test_chunks_of_any_length_are_the_epoch(chunk):
     expected, metrics = train_epoch(state, SPLIT, BATCH_SIZE, num_steps=11)
     epochs = ChunkedEpoch(state, SPLIT, BATCH_SIZE)
     assert epochs.steps_per_epoch == 11
-    epochs._chunk = chunk
+    epochs._chunk_steps = chunk
     found, total, sizes = run(epochs, state)
     assert sizes[0] == min(chunk, 11)
     assert_trees_equal(found.params, expected.params)
@@ -102,7 +102,7 @@ def test_the_first_loss_that_is_not_finite_is_named(epoch, example, chunk, from_
     while np.isfinite((result := train_epoch(stepped, split, BATCH_SIZE, num_steps=1))[1].loss_sum):
         stepped, bad = result[0], bad + 1
     epochs = ChunkedEpoch(state, split, BATCH_SIZE, from_host=from_host, longest=chunk)
-    epochs._chunk = chunk
+    epochs._chunk_steps = chunk
     message = f"the loss became nan in epoch {epoch + 1}, step {11 * epoch + bad + 1}: stopped"
     with pytest.raises(NonFiniteLossError, match=message) as caught:
         run(epochs, state)

@@ -147,7 +147,7 @@ def test_it_asks_before_each_epoch():
 @pytest.mark.parametrize(
     ("seeds", "hyperparameters", "message"),
     [
-        ((), {}, "seeds must be at least one, got none"),
+        ((), {}, "seeds must have at least one seed, got none"),
         ((-1,), {}, "seed must be in [0, 2**32), got -1"),
         ((0, 1), {"learning_rate": (0.1,)}, "learning_rate must have a value for each of the 2 seeds, got 1"),
         ((0,), {"learning_rate": (0.0,)}, "learning_rate must be a finite number above 0, got 0.0"),
