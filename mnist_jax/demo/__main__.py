@@ -8,6 +8,7 @@ JAX is imported after the port has been opened, so that ``--help`` and a wrong f
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import errno
@@ -142,9 +143,12 @@ def serve(run: Path, host: str, listener: socket.socket) -> None:
                     print(f"{url}  -  {title}; stop with Ctrl-C", flush=True)
 
             async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-                for connection in self.server_state.connections:
-                    connection.transport.abort()  # does not wait for clients that are still sending
-                await super().shutdown(sockets)
+                closing = asyncio.ensure_future(super().shutdown(sockets))
+                while not closing.done():  # does not wait for unfinished requests, nor for those accepted meanwhile
+                    for connection in list(self.server_state.connections):
+                        connection.transport.abort()
+                    await asyncio.wait([closing], timeout=0.05)
+                await closing
 
         config = uvicorn.Config(
             create_app(predictor, class_names, title=title, allowed_hosts=hosts),
