@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from mnist_jax.errors import InputError, suggest
+from mnist_jax.jsonfile import parse_json
 
 Model = Literal["mlp", "cnn"]
 Optimizer = Literal["sgd", "momentum", "adam", "adamw"]
@@ -216,14 +217,14 @@ class TrainConfig:
             InputError: the text is not a JSON object, or it has an unknown field or an invalid value.
         """
         try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
+            fields = parse_json(text)
+        except ValueError as error:
             raise InputError(f"config: not JSON ({error})") from None
         if not isinstance(fields, Mapping):
             raise InputError(f"config: must be a JSON object, got {type(fields).__name__}")
         known = [field.name for field in dataclasses.fields(cls)]
         for name in sorted(set(fields) - set(known)):
-            raise InputError(f"config: unknown field {name!r}{suggest(name, known)}")
+            raise InputError(f"config: unknown field {name[:80]!r}{suggest(name[:80], known)}")
         try:
             return cls(**fields)
         except _NoEffectError:  # earlier versions saved fields without effect
@@ -318,7 +319,9 @@ def _converted(name: str, value: Any) -> Any:
         kind = choices[0]
     if typing.get_origin(kind) is Literal:
         if value not in choices:
-            raise InputError(f"{name} must be one of {', '.join(choices)}, got {value}{suggest(str(value), choices)}")
+            raise InputError(
+                f"{name} must be one of {', '.join(choices)}, got {_shorten(value)}{suggest(_shorten(value), choices)}"
+            )
         return value
     if kind is bool:
         _require(isinstance(value, bool), name, "True or False", value)
@@ -328,7 +331,7 @@ def _converted(name: str, value: Any) -> Any:
         return tuple(map(_whole, value)) if typing.get_origin(kind) is tuple else converters[kind](value)
     except TypeError:
         expected = {int: "a whole number", float: "a number", str: "text"}.get(kind, "whole numbers")
-        raise InputError(f"{name} must be {expected}, got {value!r}") from None
+        raise InputError(f"{name} must be {expected}, got {_shorten(repr(value))}") from None
 
 
 def _whole(value: Any) -> int:
@@ -348,4 +351,10 @@ def _number(value: Any) -> float:
 
 def _require(condition: bool, name: str, expected: str, value: Any) -> None:
     if not condition:
-        raise InputError(f"{name} must be {expected}, got {value}")
+        raise InputError(f"{name} must be {expected}, got {_shorten(value)}")
+
+
+def _shorten(value: Any) -> str:
+    """Returns at most 80 characters of a value, for messages."""
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

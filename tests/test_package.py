@@ -14,7 +14,7 @@ from mnist_jax.cli.main import COMMANDS
 PACKAGE = Path(mnist_jax.__file__).parent
 ROOT = PACKAGE.parent
 LEVELS = [
-    {"atomic", "config", "errors"},
+    {"atomic", "jsonfile", "config", "errors"},
     {"data", "models"},
     {"core"},
     {"export", "pictures", "report"},
@@ -27,7 +27,8 @@ LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 ONLY = {
     "atomic": set(),
     "errors": set(),
-    "config": {"mnist_jax.errors"},
+    "jsonfile": set(),
+    "config": {"mnist_jax.errors", "mnist_jax.jsonfile"},
     "models": {"mnist_jax.errors", "mnist_jax.data.dataset"},
     "core": {"mnist_jax.errors", "mnist_jax.data.dataset", "mnist_jax.models.adapters"},
 }

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
-import json
 import os
 import shutil
 import zipfile
@@ -29,6 +28,7 @@ from mnist_jax.data.dataset import DIGITS, IMAGE_SHAPE, Arrays, check_labels
 from mnist_jax.data.download import DownloadError, download
 from mnist_jax.data.files import find_idx_files, read_idx_files
 from mnist_jax.errors import InputError
+from mnist_jax.jsonfile import read_json
 
 # The stock builders use 3.x, so both versions can be in one data directory.
 _VERSION = "1.0.0"
@@ -153,7 +153,7 @@ def _find_prepared(name: str, root: Path) -> Path | None:
     versions = sorted((root / name).glob("*/dataset_info.json"), key=lambda path: (path.parent.name == _VERSION, path))
     for info in reversed(versions):
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(info.read_text()).get("fileFormat") == "array_record":
+            if read_json(info).get("fileFormat") == "array_record":
                 return info.parent
     return None
 

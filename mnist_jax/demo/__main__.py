@@ -14,7 +14,6 @@ import dataclasses
 import errno
 import io
 import ipaddress
-import json
 import logging
 import socket
 import sys
@@ -25,6 +24,7 @@ from mnist_jax.cli.flags import OneLineParser, run_command
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import load_dataset
 from mnist_jax.errors import InputError, import_extra
+from mnist_jax.jsonfile import read_json
 from mnist_jax.training.fit import fit
 from mnist_jax.training.runs import newest_run
 from mnist_jax.training.signals import Stopped, StopSignals
@@ -107,7 +107,7 @@ def find_run(name: str | None) -> Path:
 def describe_run(run: Path, config: TrainConfig) -> str:
     """Returns the description of a run for the page."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        summary = json.loads((run / "summary.json").read_text())
+        summary = read_json(run / "summary.json")
         return f"{config.model} on {summary['dataset']}, {100 * summary['test_accuracy']:.2f} % test accuracy"
     return f"{config.model} on {Path(config.data or 'mnist').stem}, training not finished"
 

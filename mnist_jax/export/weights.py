@@ -35,6 +35,7 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.core.state import PyTree, TrainState
 from mnist_jax.data.dataset import DIGITS
 from mnist_jax.errors import InputError, import_extra
+from mnist_jax.jsonfile import parse_json
 
 _FORMAT, _VERSION = "mnist_jax", 1
 _LARGEST_FILE = 10**9  # bytes
@@ -152,8 +153,6 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
         return {**header, "config": config, "class_names": class_names}, found
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except RecursionError:
-        raise InputError(f"{path}: expected an exported model, got JSON nested too deeply") from None
 
 
 def arrays_like(shapes: TrainState, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,7 +225,7 @@ def _check_finite(arrays: dict[str, Any]) -> None:
 
 def _parse_json(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
-        header = json.loads(content)
+        header = parse_json(content)
         parts = {name: header.pop(name, {}) for name in ("params", "model_state")}
         return header, {name: leaf for part, tree in parts.items() for name, leaf in _flatten(tree, part)}
     except ValueError as error:
@@ -255,7 +254,7 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise InputError(f"expected a complete safetensors file ({' '.join(str(error).split())})") from None
     for name in ("config", "class_names"):
         try:
-            header |= {name: json.loads(header[name])} if name in header else {}
+            header |= {name: parse_json(header[name])} if name in header else {}
         except ValueError as error:
             raise InputError(f"{name} must be JSON ({error})") from None
     return header, arrays

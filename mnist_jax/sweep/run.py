@@ -30,6 +30,7 @@ from typing import Any
 from mnist_jax.config import TrainConfig, effective_config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import InputError
+from mnist_jax.jsonfile import parse_json, read_json
 from mnist_jax.sweep.space import Hyperparameters, Search, Trial
 from mnist_jax.training.directory import lock_directory, new_directory, write_whole
 from mnist_jax.training.signals import StopSignals
@@ -180,7 +181,7 @@ def _read_saved(config: TrainConfig) -> dict[str, Any] | None:
     path = Path(config.workdir)
     try:
         if config.resume:
-            saved = json.loads((path / "sweep.json").read_text())
+            saved = read_json(path / "sweep.json")
             return {part: {**saved[part]} for part in ("config", "search", "data")}
         if path.exists():
             raise InputError(
@@ -191,7 +192,9 @@ def _read_saved(config: TrainConfig) -> dict[str, Any] | None:
         raise InputError(f"resume: expected a sweep with a sweep.json in {path}, found none") from None
     except OSError as error:
         raise InputError(f"workdir {config.workdir[:80]}: cannot be used ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except ValueError as error:
         raise InputError(f"{path / 'sweep.json'}: expected a JSON object ({error})") from None
     except (TypeError, LookupError):
         raise InputError(f"{path / 'sweep.json'}: expected config, search and data, got something else") from None
@@ -232,7 +235,7 @@ def _read_trials(path: Path, drawn: Sequence[Hyperparameters]) -> list[Trial]:
     try:
         text = file.read_text()
         # The hyperparameters come from ``drawn``, since JSON turns tuples into lists.
-        lines = map(json.loads, text.splitlines())
+        lines = map(parse_json, text.splitlines())
         trials = [Trial(**{**line, "hyperparameters": drawn[line["number"]]}) for line in lines]
     except (ValueError, TypeError, LookupError) as error:
         raise InputError(f"{file}: expected one trial per line, got something else ({error})") from None

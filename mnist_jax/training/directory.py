@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from mnist_jax.atomic import atomic_write
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
+from mnist_jax.jsonfile import parse_json, read_json
 
 _LOCK = ".lock"  # held while a run trains
 _NOT_IDENTITY = ("path", "class_names", "model", "has_own_optimizer")  # of data.json; the others identify the data
@@ -145,7 +146,7 @@ class RunDirectory:
         """
         path = self.path / "metrics.jsonl"
         try:
-            lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+            lines = [parse_json(line) for line in path.read_text().splitlines()] if path.exists() else []
         except ValueError as error:
             raise InputError(f"{path}: expected a JSON object on each line ({error})") from None
         if not all(isinstance(line, dict) and line.get("epoch") == epoch for epoch, line in enumerate(lines, start=1)):
@@ -199,7 +200,7 @@ def read_data(directory: Path) -> Any:
     """
     path = directory / "data.json"
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_json(path) if path.exists() else None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected a JSON object ({error})") from None
 

@@ -10,7 +10,6 @@ It reads the small files of a run, and does not import JAX.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
+from mnist_jax.jsonfile import read_json
 from mnist_jax.training.directory import read_config
 
 
@@ -82,7 +82,7 @@ def _read_run(path: Path) -> RunInfo | None:
         config = read_config(path / "config.json")
         newest = history if history.exists() else path / "config.json"
         num_epochs = len(history.read_text().splitlines()) if history.exists() else 0
-        content = json.loads(summary.read_text()) if summary.exists() else {}
+        content = read_json(summary) if summary.exists() else {}
         if content:
             _check_summary(content)
         return RunInfo(path, config, num_epochs, {**content}, newest.stat().st_mtime)
