@@ -13,6 +13,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import io
 import itertools
 import logging
 import os
@@ -223,6 +224,8 @@ def run_command(command: Callable[[], object]) -> int:
     log, handler = logging.getLogger("mnist_jax"), logging.StreamHandler()
     log.addHandler(handler)
     log.propagate = False
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have characters that it cannot encode
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command()
         if sys.stdout is not None:  # None after ``>&-``

@@ -3,31 +3,39 @@
     save_checkpoint("my_checkpoints", state, metrics={"validation_accuracy": 0.98})
     state = restore_checkpoint("my_checkpoints", like=state)
 
-Only arrays are stored; model and optimizer come from ``like``, a new state of the same config.
+Only arrays are stored; model and optimizer come from ``like``, a new state of the same config. A checkpoint appears in
+one step, with the checksums of its files: one without them, or with a file that differs, is never restored.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import json
 import logging
 import os
+import re
+import shutil
+import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
-from mnist_jax.atomic import atomic_write
 from mnist_jax.core.state import TrainState
 from mnist_jax.errors import InputError
+from mnist_jax.jsonfile import read_json
 
 _RANKED_BY, _PROGRESS = "validation_accuracy", "progress"
 _CHECKSUMS = "checksums.json"  # in each checkpoint, covers its files
+_METADATA_BYTES = 2**17  # at most, of a checkpoint beside its arrays: about 20 small files
+_UNFINISHED = ".unfinished-"  # begins the name of a directory in which a checkpoint is saved or deleted
 _log = logging.getLogger("mnist_jax")
 
 
@@ -39,7 +47,7 @@ def save_checkpoint(
     progress: Mapping[str, Any] | None = None,
     keep: int = 3,
 ) -> None:
-    """Saves a state under its step number.
+    """Saves a state under its step number, and reads back what was written.
 
     Args:
         directory: directory of the checkpoints; created if missing.
@@ -47,6 +55,9 @@ def save_checkpoint(
         metrics: numbers to save with it. The checkpoint with the best ``validation_accuracy`` is always kept.
         progress: a JSON object to save with it, for :func:`read_progress`.
         keep: number of newest checkpoints to keep, besides the best.
+
+    Raises:
+        OSError: the checkpoint cannot be written, for example because the disk is full; earlier ones stay as they are.
 
     Example:
         >>> import optax, tempfile
@@ -57,32 +68,93 @@ def save_checkpoint(
         ...     saved_steps(directory)
         [0]
     """
-    policy = checkpoint_managers.AnyPreservationPolicy(
-        [
-            checkpoint_managers.LatestN(keep),
-            checkpoint_managers.BestN(n=1, get_metric_fn=_rank, keep_checkpoints_without_metrics=False),
-        ]
-    )
+    directory, step = Path(directory).resolve(), int(state.step)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=directory) as staging:
+        path = Path(staging, str(step))
+        try:
+            _check_space(directory, state)
+            _write(path, state, {_RANKED_BY: -1.0, **(metrics or {}), _PROGRESS: dict(progress or {})})
+            (path / _CHECKSUMS).write_text(json.dumps(_checksums(path)))
+            _read_back(path)
+        except Exception as error:  # a full disk is several kinds of errors in Orbax
+            raise _write_error(error, directory / str(step)) from None
+        _discard(directory / str(step), Path(staging))
+        path.rename(directory / str(step))
+    _delete_old(directory, keep)
+
+
+def _check_space(directory: Path, state: TrainState) -> None:
+    """Raises ``OSError`` if a state may not fit on the disk, which Orbax reports in hundreds of lines."""
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
+    if shutil.disk_usage(directory).free < size + _METADATA_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _write(path: Path, state: TrainState, metrics: Mapping[str, Any]) -> None:
+    """Writes a checkpoint with Orbax, in its standard layout."""
     # Synchronous: a save takes about 30 ms at this size, and a failure is raised at once.
-    options = ocp.CheckpointManagerOptions(
-        enable_async_checkpointing=False, create=True, preservation_policy=policy, best_fn=_rank
-    )
-    directory = Path(directory).resolve()
-    manager = ocp.CheckpointManager(directory, options=options, item_handlers=ocp.StandardCheckpointHandler())
-    with contextlib.closing(manager):
-        step = int(state.step)
-        if step in manager.all_steps():
-            manager.delete(step)
-        manager.save(
-            step,
-            args=ocp.args.StandardSave(state),
-            metrics={_RANKED_BY: -1.0, **(metrics or {}), _PROGRESS: dict(progress or {})},
-            force=True,
-        )
-        path = directory / str(step)
-        checksums = json.dumps(_checksums(path))
-        with atomic_write(path / _CHECKSUMS) as file:  # another process may be reading
-            file.write(checksums.encode())
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, best_fn=_rank)  # which saves metrics
+    with _plain(path.parent) as plain:
+        manager = ocp.CheckpointManager(plain, options=options, item_handlers=ocp.StandardCheckpointHandler())
+        with contextlib.closing(manager):
+            manager.save(int(path.name), args=ocp.args.StandardSave(state), metrics=dict(metrics), force=True)
+
+
+def _read_back(path: Path) -> None:
+    """Raises an exception unless a checkpoint that was just written can be read: its files, and one array by Orbax."""
+    damage = _find_damage(path)
+    if damage is not None:
+        raise OSError(damage)
+    expected = {"step": jax.ShapeDtypeStruct((), jnp.int32)}
+    as_numpy = {"step": ocp.RestoreArgs(restore_type=np.ndarray)}
+    args = ocp.args.PyTreeRestore(item=expected, restore_args=as_numpy, partial_restore=True)
+    with _plain(path) as plain, contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        found = handler.restore(plain / "default", args=args)["step"]
+    if int(found) != int(path.name):
+        raise OSError(f"step {found} was read back")
+
+
+@contextlib.contextmanager
+def _plain(path: Path) -> Iterator[Path]:
+    """Yields a path to the same place that Orbax can use, which takes ``[1]`` for a pattern and needs UTF-8."""
+    if re.fullmatch(r"[\w/.,:+=@ -]*", str(path), flags=re.ASCII):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        link = Path(directory, "link")
+        link.symlink_to(path, target_is_directory=True)
+        yield link
+
+
+def _write_error(error: Exception, path: Path) -> OSError:
+    is_full = "RESOURCE_EXHAUSTED" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+    reason = "no space left" if is_full else " ".join(str(error).split())[:200]
+    return OSError(f"{path}: the checkpoint cannot be written ({reason}); earlier ones are as they were")
+
+
+def _discard(path: Path, trash: Path) -> None:
+    """Moves a checkpoint, if it exists, into a directory that is about to be deleted: in one step for readers."""
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(trash / f"{path.name}.old")
+
+
+def _delete_old(directory: Path, keep: int) -> None:
+    """Deletes all but the newest checkpoints and the best."""
+    steps = saved_steps(directory)
+    best = max(steps, key=lambda step: (_read_metrics(directory, step).get(_RANKED_BY, -1.0), step))
+    with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=directory) as trash:
+        for step in steps[:-keep]:
+            if step != best:
+                _discard(directory / str(step), Path(trash))
+
+
+def clear_unfinished(directory: Path) -> None:
+    """Deletes what a killed process left in a directory of checkpoints that no other process is writing."""
+    if directory.is_dir():
+        for path in directory.iterdir():
+            if path.name.startswith(_UNFINISHED) or path.name.endswith(".orbax-checkpoint-tmp"):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def restore_checkpoint(
@@ -91,7 +163,8 @@ def restore_checkpoint(
     """Restores the newest intact checkpoint, and logs a warning for each newer one that is damaged.
 
     Args:
-        directory: directory of the checkpoints, or a run directory with ``checkpoints/`` in it.
+        directory: directory of the checkpoints, or a run directory with ``checkpoints/`` in it. Another process may
+            add and delete checkpoints meanwhile.
         like: a state with the same shapes, for example from ``create_train_state``.
         step: the step to restore; None takes the newest intact checkpoint.
         set_aside: rename damaged checkpoints to ``STEP.damaged``, which is required before training continues here;
@@ -110,40 +183,63 @@ def restore_checkpoint(
         0
     """
     directory = find_checkpoints(directory)
-    steps = [saved for saved in saved_steps(directory) if step is None or saved == step]
-    if not steps:
-        raise InputError(f"{directory}: expected a checkpoint{'' if step is None else f' of step {step}'}, found none")
-    for candidate in reversed(steps):
-        path = directory.resolve() / str(candidate)
-        damage = _find_damage(path)
-        if damage is None:
-            try:
-                return _restore(path, like)
-            except InputError:
-                raise
-            except Exception as error:  # Orbax has no specific error for damage
-                damage = " ".join(str(error).split())[:200]
-                if (path / _CHECKSUMS).exists():  # they match, so the files are intact
-                    raise InputError(f"{path}: cannot be restored: {damage}") from None
-        if not set_aside:
-            _log.warning("%s: checkpoint skipped: %s", path, damage)
-            continue
-        # Renamed, not deleted. Orbax fails at a damaged checkpoint even if another step is requested.
+    damaged: list[int] = []
+    while steps := [each for each in saved_steps(directory) if each not in damaged and step in (None, each)]:
+        path = directory.resolve() / str(steps[-1])
         try:
-            path.rename(f"{path}.damaged")
+            with _plain(path) if set_aside else _copy(path) as place:
+                damage = _find_damage(place)
+                if damage is None:
+                    return _restore(path, place, like)
         except OSError as error:
-            raise InputError(f"{path}: {damage}, and it cannot be set aside ({error.strerror})") from None
-        _log.warning("%s.damaged: checkpoint set aside: %s", path, damage)
-    raise InputError(f"{directory}: expected an intact checkpoint, but all are damaged: steps {steps}")
+            if not path.exists():  # deleted by the training that saved it: there are newer ones
+                continue
+            damage = f"it cannot be read ({error.strerror or error})"[:200]
+            if "No space left" in damage:
+                raise InputError(f"{path}: no space left in {tempfile.gettempdir()} to read it") from None
+        damaged.insert(0, steps[-1])
+        if set_aside:
+            _set_aside(path, damage)
+        else:
+            _log.warning("%s: checkpoint skipped: %s", path, damage)
+    if damaged:
+        raise InputError(f"{directory}: expected an intact checkpoint, but all are damaged: steps {damaged}")
+    raise InputError(f"{directory}: expected a checkpoint{'' if step is None else f' of step {step}'}, found none")
 
 
-def _restore(path: Path, like: TrainState) -> TrainState:
-    item = path / "default"
-    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-        _check_fits(path, handler.metadata(item), like)
-        abstract = jax.tree.map(_abstract, like)
-        state: TrainState = handler.restore(item, args=ocp.args.StandardRestore(abstract))
-        return state
+def _set_aside(path: Path, damage: str) -> None:
+    """Renames a damaged checkpoint."""
+    target = next(
+        target
+        for number in itertools.count(1)
+        if not (target := Path(f"{path}.damaged{'' if number == 1 else f'-{number}'}")).exists()
+    )
+    try:
+        path.rename(target)
+    except OSError as error:
+        raise InputError(f"{path}: {damage}, and it cannot be set aside ({error.strerror})") from None
+    _log.warning("%s: checkpoint set aside: %s", target, damage)
+
+
+@contextlib.contextmanager
+def _copy(path: Path) -> Iterator[Path]:
+    """Yields a copy of a checkpoint, which a training cannot delete meanwhile."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(shutil.copytree(path, Path(directory, path.name)))
+
+
+def _restore(path: Path, place: Path, like: TrainState) -> TrainState:
+    """Restores an intact checkpoint ``path`` whose files lie at ``place``."""
+    try:
+        with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+            _check_fits(path, handler.metadata(place / "default"), like)
+            abstract = jax.tree.map(_abstract, like)
+            state: TrainState = handler.restore(place / "default", args=ocp.args.StandardRestore(abstract))
+            return state
+    except InputError:
+        raise
+    except Exception as error:  # Orbax has no specific error
+        raise InputError(f"{path}: cannot be restored: {' '.join(str(error).split())[:200]}") from None
 
 
 def find_checkpoints(directory: str | os.PathLike[str]) -> Path:
@@ -154,11 +250,7 @@ def find_checkpoints(directory: str | os.PathLike[str]) -> Path:
 
 def read_progress(directory: str | os.PathLike[str], step: int) -> dict[str, Any]:
     """Returns the ``progress`` saved with a checkpoint; empty if there is none."""
-    path = find_checkpoints(directory) / str(step) / "metrics" / "metrics"
-    try:
-        return dict(json.loads(path.read_text()).get(_PROGRESS) or {})
-    except (OSError, ValueError):
-        return {}
+    return dict(_read_metrics(find_checkpoints(directory), step).get(_PROGRESS) or {})
 
 
 def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
@@ -166,11 +258,18 @@ def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
     directory = Path(directory)
     if not directory.is_dir():
         return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+    return sorted(int(path.name) for path in directory.iterdir() if re.fullmatch("0|[1-9][0-9]{0,18}", path.name))
 
 
 def _rank(metrics: Mapping[str, float]) -> float:
     return metrics[_RANKED_BY]
+
+
+def _read_metrics(directory: Path, step: int) -> dict[str, Any]:
+    try:
+        return dict(read_json(directory / str(step) / "metrics" / "metrics"))
+    except (OSError, TypeError, ValueError):
+        return {}
 
 
 def _checksums(path: Path) -> dict[str, int]:
@@ -180,14 +279,16 @@ def _checksums(path: Path) -> dict[str, int]:
 
 def _find_damage(path: Path) -> str | None:
     """Describes the damage of a checkpoint, or returns None; Orbax misses some damage, and its messages are long."""
-    if not (path / _CHECKSUMS).exists():
-        return None
     try:
-        saved = dict(json.loads((path / _CHECKSUMS).read_text()))
+        saved = dict(read_json(path / _CHECKSUMS))
         found = _checksums(path)
+    except FileNotFoundError:
+        return f"it has no {_CHECKSUMS}: it is unfinished, or not by this library"
     except (OSError, TypeError, ValueError) as error:
         return f"{_CHECKSUMS} or a file that it names cannot be read ({error})"
-    damaged = sorted(name for name in saved.keys() | found.keys() if saved.get(name) != found.get(name))
+    if not saved:
+        return f"{_CHECKSUMS} is damaged"
+    damaged = sorted(name for name in saved if saved[name] != found.get(name))  # other files are no damage
     return f"{damaged[0]} is damaged" if damaged else None
 
 

@@ -22,12 +22,13 @@ def restore_run(training: Training) -> None:
         InputError: the data or the model differs, fewer epochs are requested than are trained already, or the files of
             the run cannot be read.
     """
-    from mnist_jax.training.checkpoint import read_progress, restore_checkpoint, saved_steps
+    from mnist_jax.training.checkpoint import clear_unfinished, read_progress, restore_checkpoint, saved_steps
 
     directory, config = training.directory, training.config
     if directory.saved is None:
         return
     directory.check_data(describe_data(training))
+    clear_unfinished(directory.checkpoints)
     if not saved_steps(directory.checkpoints):
         _log.warning("%s holds no checkpoint: the run starts again", directory.checkpoints)
         return

@@ -1,6 +1,9 @@
+import collections
 import logging
+import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -11,6 +14,7 @@ import pytest
 from conftest import assert_trees_equal, make_split
 
 from mnist_jax import CNN, MLP, InputError, create_train_state, restore_checkpoint, save_checkpoint, train_step
+from mnist_jax.training.checkpoint import clear_unfinished
 
 pytestmark = pytest.mark.uses_adam
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
@@ -112,16 +116,126 @@ def test_a_damaged_number_beside_a_checkpoint_is_damage(tmp_path):
     assert restore_checkpoint(tmp_path, state).step == 1
 
 
-def test_without_checksums_orbax_decides(tmp_path, caplog):
+def test_without_checksums_it_is_unfinished(tmp_path, caplog):
+    state = make_state()
+    for step in range(2):
+        save_checkpoint(tmp_path, at_step(state, step))
+    (tmp_path / "1" / "checksums.json").unlink()
+    with caplog.at_level(logging.WARNING, "mnist_jax"):
+        assert restore_checkpoint(tmp_path, state).step == 0
+    message = f"{tmp_path}/1: checkpoint skipped: it has no checksums.json: it is unfinished, or not by this library"
+    assert caplog.messages == [message]
+
+
+def test_other_files_and_directories_are_no_damage(tmp_path, caplog):
     state = make_state()
     for step in range(3):
         save_checkpoint(tmp_path, at_step(state, step))
-        (tmp_path / str(step) / "checksums.json").unlink()
-    assert restore_checkpoint(tmp_path, state).step == 2
-    shutil.rmtree(tmp_path / "2" / "default")
+    (tmp_path / "2" / ".DS_Store").write_text("x")
+    (tmp_path / "2" / "default" / ".nfs0001").write_text("x")
+    for name in ("٣", "007", "7.tmp", "1.damaged"):
+        (tmp_path / name).mkdir()
     with caplog.at_level(logging.WARNING, "mnist_jax"):
-        assert restore_checkpoint(tmp_path, state, set_aside=True).step == 1
-    assert "2.damaged: checkpoint set aside: " in caplog.text
+        assert restore_checkpoint(tmp_path, state).step == 2
+        assert caplog.messages == []
+        damage(tmp_path / "2")
+        damage(tmp_path / "1")
+        assert restore_checkpoint(tmp_path, state, set_aside=True).step == 0
+    assert {"1.damaged", "1.damaged-2", "2.damaged"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["mnist [1]", "a*b?", "{x},~", "\\n", "ü ☃", os.fsdecode(b"\xff\xfe")])
+def test_any_path_will_do(tmp_path, name):
+    state = make_state()
+    for step in range(2):
+        save_checkpoint(tmp_path / name, at_step(state, step), keep=1)
+    assert_trees_equal(restore_checkpoint(tmp_path / name, make_state(seed=1)).params, state.params)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("RESOURCE_EXHAUSTED: Error writing\n[source locations]"), "no space left"),
+        (OSError(28, "No space left on device"), "no space left"),
+        (RuntimeError("two\nlines"), "two lines"),
+    ],
+)
+def test_a_save_that_fails_is_one_line_and_leaves_the_others(tmp_path, monkeypatch, error, reason):
+    state = make_state()
+    save_checkpoint(tmp_path, state)
+
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", fail)
+    with pytest.raises(OSError, match=rf"/1: the checkpoint cannot be written \({reason}\); earlier ones are as they"):
+        save_checkpoint(tmp_path, at_step(state, 1), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+    assert restore_checkpoint(tmp_path, state).step == 0
+
+
+def test_a_checkpoint_that_may_not_fit_on_the_disk_is_not_begun(tmp_path, monkeypatch):
+    state = make_state()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**17
+    usage = collections.namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(size - 1))
+    monkeypatch.setattr(ocp.CheckpointManager, "save", lambda *args, **options: pytest.fail("saved"))
+    with pytest.raises(OSError, match=r"/0: the checkpoint cannot be written \(no space left\)"):
+        save_checkpoint(tmp_path, state)
+    monkeypatch.undo()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(size))
+    save_checkpoint(tmp_path, state)
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
+def test_what_was_not_written_right_does_not_appear(tmp_path, monkeypatch):
+    """As where Orbax skipped its merge, which left a checkpoint that nobody could read."""
+    state, save = make_state(), ocp.CheckpointManager.save
+
+    def save_badly(manager, step, **options):
+        save(manager, step, **options)
+        shutil.rmtree(manager.directory / str(step) / "default" / "d")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save_badly)
+    with pytest.raises(OSError, match="/0: the checkpoint cannot be written"):
+        save_checkpoint(tmp_path, state)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    save_checkpoint(tmp_path, make_state())
+    for name in (".unfinished-x/3/default", "14.orbax-checkpoint-tmp"):
+        (tmp_path / name).mkdir(parents=True)
+    assert restore_checkpoint(tmp_path, make_state()).step == 0
+    assert len([*tmp_path.iterdir()]) == 3  # a reader changes nothing
+    clear_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+    clear_unfinished(tmp_path / "nowhere")
+
+
+def test_readers_beside_a_training_always_find_a_whole_checkpoint(tmp_path, caplog):
+    state = make_state()
+    save_checkpoint(tmp_path, state)
+
+    def train():
+        with jax.numpy_dtype_promotion("standard"):
+            for step in range(1, 16):
+                save_checkpoint(tmp_path, at_step(state, step), keep=1)
+
+    training = threading.Thread(target=train)
+    training.start()
+    found = []
+    with caplog.at_level(logging.WARNING, "mnist_jax"):
+        while training.is_alive():
+            restored = restore_checkpoint(tmp_path, state)
+            assert_trees_equal(restored.params, state.params)
+            found.append(int(restored.step))
+    training.join()
+    assert found == sorted(found)
+    assert len(set(found)) > 1
+    assert caplog.messages == []
+    assert [path.name for path in tmp_path.iterdir()] == ["15"]
 
 
 def test_what_is_whole_is_never_set_aside(tmp_path, monkeypatch):

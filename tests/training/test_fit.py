@@ -139,6 +139,40 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, model):
     assert resumed.summary["test_loss"] == straight.summary["test_loss"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "steps"), [("64k", []), ("1m", ["11"])])
+def test_a_full_disk_is_one_line_and_the_run_resumes_when_there_is_space(run_python, tmp_path, size, steps):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    command = ("-m", "mnist_jax.train", "--data", "digits", "--hidden-sizes", "64", "--epochs", "3", "--quiet")
+    try:
+        done = run_python(*command, "--workdir", str(disk / "run"))
+        assert done.returncode == 1
+        message = r"error: .*/run/checkpoints/\d+: the checkpoint cannot be written .no space left.; earlier ones .*\n"
+        assert re.fullmatch(message, done.stderr)
+        assert [path.name for path in (disk / "run" / "checkpoints").iterdir()] == steps
+        subprocess.run(["mount", "-o", "remount,size=9m", disk], check=True)
+        done = run_python(*command, "--workdir", str(disk / "run"), "--resume")
+        assert done.returncode == 0, done.stderr
+        history = (disk / "run" / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in history] == [1, 2, 3]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_run_may_lie_at_any_path(tmp_path, capsys):
+    """Orbax takes brackets for a pattern, and bytes that are not UTF-8 are no text."""
+    path = tmp_path / os.fsdecode(b"run [1] \xff")
+    assert main([*COMMAND[2:], "--workdir", str(path), "--quiet"]) == 0
+    assert "everything is in" in capsys.readouterr().out
+    resumed = fit(small(tmp_path, path.name, epochs=2, batch_size=128, resume=True, quiet=True))
+    _, state = load_run(path)
+    assert_trees_equal(state.params, resumed.state.params)
+    assert len(resumed.history) == 2
+
+
 def test_resuming_a_finished_run_evaluates_it_again(tmp_path):
     first = fit(small(tmp_path, epochs=1))
     (first.workdir / "summary.json").unlink()
@@ -179,7 +213,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(small(tmp_path).to_json())
     (tmp_path / "run" / "checkpoints" / "14.orbax-checkpoint-tmp").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / ".unfinished-x" / "14").mkdir(parents=True)
     resumed = fit(small(tmp_path, resume=True))
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"14", "28"}
     assert_trees_equal(resumed.state.params, straight.state.params)
 
 
