@@ -142,7 +142,7 @@ def _discard(path: Path, trash: Path) -> None:
 def _delete_old(directory: Path, keep: int) -> None:
     """Deletes all but the newest checkpoints and the best."""
     steps = saved_steps(directory)
-    best = max(steps, key=lambda step: (_read_metrics(directory, step).get(_RANKED_BY, -1.0), step))
+    best = max(steps, key=lambda step: (_read_rank(directory, step), step))
     with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=directory) as trash:
         for step in steps[:-keep]:
             if step != best:
@@ -263,6 +263,11 @@ def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
 
 def _rank(metrics: Mapping[str, float]) -> float:
     return metrics[_RANKED_BY]
+
+
+def _read_rank(directory: Path, step: int) -> float:
+    rank = _read_metrics(directory, step).get(_RANKED_BY)
+    return rank if isinstance(rank, int | float) and rank >= -1 else -1.0
 
 
 def _read_metrics(directory: Path, step: int) -> dict[str, Any]:

@@ -54,6 +54,16 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert saved_steps(tmp_path) == [1, 4, 5]
 
 
+@pytest.mark.parametrize("content", ["x", '{"validation_accuracy": "x"}', '{"validation_accuracy": NaN}', "[1]"])
+def test_a_checkpoint_with_damaged_metrics_is_not_the_best(tmp_path, content):
+    state = make_state()
+    for step, accuracy in enumerate([0.9, 0.8, 0.5, 0.6]):
+        save_checkpoint(tmp_path, at_step(state, step), metrics={"validation_accuracy": accuracy}, keep=1)
+        if step == 0:
+            (tmp_path / "0" / "metrics" / "metrics").write_text(content)
+    assert saved_steps(tmp_path) == [1, 3]
+
+
 def test_the_same_step_is_replaced(tmp_path):
     save_checkpoint(tmp_path, make_state(seed=0))
     save_checkpoint(tmp_path, make_state(seed=1))
