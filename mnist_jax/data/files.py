@@ -16,7 +16,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -27,7 +27,9 @@ from mnist_jax.errors import InputError
 
 _NUM_PIXELS = 28 * 28
 _CSV_HEADER = ["label", *(f"pixel{i}" for i in range(_NUM_PIXELS))]
-_MAX_BYTES = 2**31  # 2.7 million images, ten times the largest data set of this kind
+_MAX_BYTES = 2**30  # 1.4 million images; the largest data set of this kind, EMNIST, has 814,255
+_CHUNK_BYTES = 2**20
+_MAX_LINE = 2**14  # characters of a CSV, four times the longest that Kaggle can need
 _ROLES = {
     "train_image": ("train", "images", 3),
     "train_label": ("train", "labels", 1),
@@ -76,8 +78,6 @@ def read_idx_files(files: dict[str, Path], num_classes: int = len(DIGITS)) -> Ar
     arrays = {role: read_idx(path, _ROLES[role][2]) for role, path in files.items()}
     for split in ("train", "test"):
         image, label = arrays[f"{split}_image"], arrays[f"{split}_label"]
-        if image.shape[1:] != (28, 28):
-            raise InputError(f"{files[f'{split}_image']}: expected 28x28 images, got {image.shape[1]}x{image.shape[2]}")
         if not len(label):
             raise InputError(f"{files[f'{split}_label']}: expected at least one example, got none")
         if len(image) != len(label):
@@ -156,7 +156,11 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
             size = int(np.prod([int(length) for length in shape], dtype=object))
             if size > _MAX_BYTES:
                 raise InputError(f"{path}: expected at most {_MAX_BYTES} bytes, got a header that declares {size}")
-            body = file.read(size + 1)
+            if rank == 3 and shape[1:] != (28, 28):
+                raise InputError(f"{path}: expected 28x28 images, got {shape[1]}x{shape[2]}")
+            body = bytearray()  # grows with what the file has, whatever its header declares
+            while len(body) <= size and (chunk := file.read(min(_CHUNK_BYTES, size + 1 - len(body)))):
+                body += chunk
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     if len(body) != size:
@@ -223,13 +227,25 @@ def _read_cells(file: TextIO, name: str, headers: Sequence[list[str]], min_rows:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an empty file is reported below
-            cells = np.loadtxt(file, delimiter=",", dtype=np.int32, ndmin=2, comments=None)
+            cells = np.loadtxt(_read_lines(file), delimiter=",", dtype=np.int32, ndmin=2, comments=None)
     except ValueError as error:
         raise _not_numbers(name, error) from None
     if cells.shape[0] < min_rows or cells.shape[1] != len(header):
         rows = f"{min_rows} row" + "s" * (min_rows > 1)
         raise InputError(f"{name}: expected at least {rows} of {len(header)} cells, got {cells.shape}")
     return cells
+
+
+def _read_lines(file: TextIO) -> Iterator[str]:
+    """Yields the lines of a CSV.
+
+    Raises:
+        ValueError: a line is too long to be one of numbers.
+    """
+    while line := file.readline(_MAX_LINE + 1):
+        if len(line) > _MAX_LINE:
+            raise ValueError(f"a line has more than {_MAX_LINE} characters")
+        yield line
 
 
 def _not_numbers(name: str, error: Exception) -> InputError:

@@ -1,5 +1,6 @@
 import gzip
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -79,8 +80,13 @@ GOOD = idx_bytes(np.arange(2 * 784).reshape(2, 28, 28))
         (GOOD + GOOD[16:] * 9, "expected 1568 bytes of data after the header, got more"),
         (
             GOOD[:4] + struct.pack(">3I", 2**32 - 1, 28, 28),
-            "expected at most 2147483648 bytes, got a header that declares 33672",
+            "expected at most 1073741824 bytes, got a header that declares 33672",
         ),
+        (
+            GOOD[:4] + struct.pack(">3I", 0, 2**32 - 1, 2**32 - 1),
+            "expected 28x28 images, got 4294967295x4294967295",
+        ),
+        (GOOD[:4] + struct.pack(">3I", 10**6, 28, 28), r"expected 784000000 bytes .*, got 0 \(truncated\)"),
     ],
 )
 @pytest.mark.parametrize("compressed", [True, False])
@@ -117,6 +123,22 @@ def test_files_that_do_not_fit_together_are_named(tmp_path, change, message):
     write_idx_files(tmp_path, make_arrays() | change)
     with pytest.raises(InputError, match=message):
         read_directory(tmp_path)
+
+
+def test_memory_is_bounded_by_what_a_file_has(tmp_path):
+    path = tmp_path / "images"
+    path.write_bytes(GOOD[:4] + struct.pack(">3I", 10**6, 28, 28) + bytes(10**6))
+    csv = write_csv(tmp_path / "train.csv", [1], [[0] * 784])
+    csv.write_text(csv.read_text() + "1" * 10**8)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"expected 784000000 bytes of data .*, got 1000000 \(truncated\)"):
+            read_idx(path, rank=3)
+        with pytest.raises(InputError, match="whole numbers in every cell .*a line has more than 16384 characters"):
+            read_csv(csv)
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_csv_gives_back_what_was_written(tmp_path):
