@@ -19,7 +19,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     from mnist_jax.core.state import Recipe
+    from mnist_jax.data.dataset import Split
 
+_TOLERANCE = 1e-2  # of probabilities in half precision
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -53,16 +55,39 @@ def check_label(logits: jax.Array, label: jax.Array) -> None:
 
 
 def check_label_range(recipe: Recipe, label: Any) -> None:
-    """Checks that NumPy labels lie in [0, K). Other arrays pass: a label out of range makes the loss NaN.
+    """Checks that NumPy labels lie in [0, K), or that their probabilities add up to 1.
+
+    Other arrays pass: an integer label out of range makes the loss NaN.
 
     Raises:
-        ValueError: a label lies outside [0, K).
+        ValueError: a label lies outside [0, K), or the probabilities of an example do not add up to 1.
     """
+    if isinstance(label, np.ndarray) and label.ndim == 2 and np.issubdtype(label.dtype, np.floating):
+        totals = label.sum(axis=1, dtype=np.float64)
+        wrong_rows = np.flatnonzero(~((label.min(axis=1) >= 0) & (np.abs(totals - 1) < _TOLERANCE)))
+        if wrong_rows.size:
+            row = wrong_rows[0]
+            raise ValueError(
+                f"label must have probabilities that are at least 0 and add up to 1, got {totals[row]:.6g} as the sum "
+                f"and {label[row].min():.6g} as the least of example {row}"
+            )
     if isinstance(label, np.ndarray) and label.size and np.issubdtype(label.dtype, np.integer):
         lowest, highest = label.min(), label.max()
         if lowest < 0 or highest >= recipe.num_classes:
             wrong = lowest if lowest < 0 else highest
             raise ValueError(f"label must be in [0, {recipe.num_classes}), the classes of the model, got {wrong}")
+
+
+def check_split(recipe: Recipe, split: Split) -> None:
+    """Checks that a split has a label for each image, and checks its labels like :func:`check_label_range`.
+
+    Raises:
+        ValueError: images and labels differ in number, or a NumPy label is wrong.
+    """
+    num_images, num_labels = split.image.shape[0], split.label.shape[0]
+    if num_images != num_labels:
+        raise ValueError(f"split must have as many labels as images, got {num_labels} labels of {num_images} images")
+    check_label_range(recipe, split.label)
 
 
 class CheckedJit(Generic[P, R]):

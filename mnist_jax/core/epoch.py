@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mnist_jax.core.checks import check_label_range, checked_jit
+from mnist_jax.core.checks import check_split, checked_jit
 from mnist_jax.core.metrics import Metrics
 from mnist_jax.core.state import TrainState
 from mnist_jax.core.steps import train_step
@@ -146,7 +146,7 @@ def _check_epoch(
 ) -> dict[str, int]:
     """Checks the arguments of :func:`train_epoch`; returns ``num_steps`` if the state is in the middle of an epoch."""
     del sharding
-    check_label_range(state.recipe, split.label)
+    check_split(state.recipe, split)
     steps_per_epoch = count_steps(split.num_examples, batch_size)
     if isinstance(num_steps, int) and not 0 <= num_steps <= steps_per_epoch:
         raise ValueError(f"num_steps must be between 0 and the {steps_per_epoch} steps of an epoch, got {num_steps}")

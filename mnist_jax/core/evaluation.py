@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from mnist_jax.core.apply import apply_model, scale_image
-from mnist_jax.core.checks import check_label_range
+from mnist_jax.core.checks import check_split
 from mnist_jax.core.metrics import Metrics, compute_metrics
 from mnist_jax.core.state import Augment, TrainState
 from mnist_jax.data.dataset import Split
@@ -122,7 +122,7 @@ def evaluate_dataset(state: TrainState, split: Split, batch_size: int | None = N
         >>> evaluate_dataset(state, load_dataset("digits").test).num_examples
         297
     """
-    check_label_range(state.recipe, split.label)
+    check_split(state.recipe, split)
     metrics, logits = evaluate_arrays(state, split, choose_batch_size(split, batch_size))
     return Evaluation.from_metrics(metrics, logits, split.label)
 

@@ -12,6 +12,7 @@ equal, and share one compiled program.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -69,12 +70,19 @@ class CrossEntropy:
     Attributes:
         label_smoothing: share of the target to spread over all classes, in [0, 1).
 
+    Raises:
+        ValueError: ``label_smoothing`` lies outside [0, 1).
+
     Example:
         >>> CrossEntropy(label_smoothing=0.1)(jnp.zeros((1, 10)), jnp.array([3])).shape
         (1,)
     """
 
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
 
     def __call__(self, logits: jax.Array, label: jax.Array) -> jax.Array:
         """Computes the loss of each example."""
@@ -129,6 +137,9 @@ class VirtualAdversarialLoss:
         radius: L2 length of the perturbation, for pixels in [0, 1].
         example_loss: ``(logits, label) -> float[B]``, to which the divergence is added.
 
+    Raises:
+        ValueError: ``radius`` is negative or not finite.
+
     Reference: Miyato et al. (2017), https://arxiv.org/abs/1704.03976, with one step of the power method.
 
     Example:
@@ -142,6 +153,10 @@ class VirtualAdversarialLoss:
 
     radius: float
     example_loss: ExampleLoss = cross_entropy
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.radius < math.inf:
+            raise ValueError(f"radius must be a finite number, 0 or above, got {self.radius}")
 
     def __call__(
         self, params: PyTree, state: TrainState, batch: Mapping[str, Any], key: jax.Array | None = None

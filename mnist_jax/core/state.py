@@ -148,8 +148,8 @@ def create_train_state(
 
     Raises:
         TypeError: the model is of an unknown kind, or a field of the recipe is not hashable.
-        ValueError: the model does not map images to logits, or it has dropout or batch norm but no argument that
-            switches to training mode.
+        ValueError: the model does not map images to logits, it has dropout or batch norm but no argument that switches
+            to training mode, or ``ema_decay`` lies outside [0, 1).
 
     Example:
         >>> from mnist_jax import MLP
@@ -157,6 +157,8 @@ def create_train_state(
         >>> state.params["Dense_0"]["kernel"].shape
         (784, 8)
     """
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay must be in [0, 1), or None for no average, got {ema_decay}")
     init_key, train_key = jax.random.split(key)
     image_shape = tuple(image_shape)
     adapter, initialise = adapt_model(model, image_shape=image_shape, train_argument=train_argument)

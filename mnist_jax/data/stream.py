@@ -30,11 +30,22 @@ def stream_batches(
         num_epochs: number of passes over the split.
         drop_remainder: whether to drop a smaller last batch.
 
+    Raises:
+        ValueError: ``batch_size`` is below 1, or images and labels differ in number.
+
     Example:
         >>> split = Split(np.zeros((5, 28, 28, 1), np.uint8), np.arange(5, dtype=np.int32))
         >>> [batch["label"].tolist() for batch in stream_batches(split, 2)]
         [[0, 1], [2, 3], [4]]
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if len(split.image) != len(split.label):
+        raise ValueError(f"split must have as many labels as images, got {len(split.label)} and {len(split.image)}")
+    return _stream(split, batch_size, seed, num_epochs, drop_remainder)
+
+
+def _stream(split: Split, batch_size: int, seed: int | None, num_epochs: int, drop_remainder: bool) -> Iterator[Batch]:
     num_examples = split.num_examples
     stop = num_examples - num_examples % batch_size if drop_remainder else num_examples
     for epoch in range(num_epochs):

@@ -10,11 +10,14 @@ from conftest import assert_trees_equal, make_split
 from mnist_jax import (
     MLP,
     AccumulatedGradient,
+    CrossEntropy,
     Split,
+    VirtualAdversarialLoss,
     create_train_state,
     cross_entropy,
     eval_step,
     evaluate_dataset,
+    stream_batches,
     train_epoch,
     train_step,
 )
@@ -47,6 +50,52 @@ BATCH = make_split(4)._asdict()
 def test_a_batch_that_makes_no_sense_is_refused(step, changed, message):
     with pytest.raises(ValueError, match=message):
         step(STATE, {**BATCH, **changed})
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (np.ones((4, 10), np.float32), "got 10 as the sum and 1 as the least of example 0$"),
+        (np.eye(10)[:4] * 1.5 - 0.05, "got 1 as the sum and -0.05 as the least of example 0$"),
+        (np.full((4, 10), np.nan), "got nan as the sum and nan as the least of example 0$"),
+        (np.concatenate([np.eye(10)[:3], np.zeros((1, 10))]), "got 0 as the sum and 0 as the least of example 3$"),
+    ],
+    ids=range(4),
+)
+def test_probabilities_that_are_none_are_refused(label, message):
+    message = f"^label must have probabilities that are at least 0 and add up to 1, {message}"
+    split = Split(BATCH["image"], label)
+    for call in (
+        lambda: train_step(STATE, {**BATCH, "label": label}),
+        lambda: train_epoch(STATE, split, 2),
+        lambda: evaluate_dataset(STATE, split),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    nearly = np.full((4, 10), 0.0999, np.float32)  # as rounding to half precision may leave them
+    assert np.isfinite(train_step(STATE, {**BATCH, "label": nearly})[1].loss_sum)
+
+
+def test_a_split_has_a_label_for_each_image():
+    split = Split(BATCH["image"], np.zeros(8, np.int32))
+    message = "^split must have as many labels as images, got 8 labels of 4 images$"
+    for call in (lambda: train_epoch(STATE, split, 2), lambda: evaluate_dataset(STATE, split)):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(ValueError, match="^split must have as many labels as images, got 8 and 4$"):
+        stream_batches(split, 2)
+
+
+def test_settings_out_of_range_are_refused_where_they_are_made():
+    with pytest.raises(ValueError, match=r"^ema_decay must be in \[0, 1\), or None for no average, got 2$"):
+        create_train_state(MLP(hidden_sizes=(8,)), optax.sgd(0.1), jax.random.key(0), ema_decay=2)
+    with pytest.raises(ValueError, match=r"^label_smoothing must be in \[0, 1\), got 3$"):
+        CrossEntropy(3)
+    with pytest.raises(ValueError, match="^radius must be a finite number, 0 or above, got -1$"):
+        VirtualAdversarialLoss(-1)
+    for batch_size in (0, -5):
+        with pytest.raises(ValueError, match=f"^batch_size must be at least 1, got {batch_size}$"):
+            stream_batches(make_split(4), batch_size)
 
 
 @pytest.mark.parametrize("wrong", [-1, 10, 255])
