@@ -82,8 +82,9 @@ def _run(flags: argparse.Namespace) -> None:
         raise InputError(f"{flags.output} exists: choose another --output")
     try:
         jax.devices()
-    except RuntimeError as error:
-        raise InputError(f"platform: {str(error).splitlines()[0]}") from None
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0] or f"this JAX was installed without {flags.platform}"
+        raise InputError(f"platform: {reason}") from None
     dataset = load_dataset(flags.data)
     # Commands that are run as a whole have another working directory.
     data = str(Path(flags.data).resolve()) if flags.data and Path(flags.data).exists() else flags.data

@@ -23,6 +23,20 @@ from mnist_jax.models.mlp import MLP
 from mnist_jax.training.optimizer import build_optimizer
 
 
+def check_device() -> None:
+    """Checks that JAX has a device: ``JAX_PLATFORMS`` may name a platform that is not there.
+
+    Raises:
+        InputError: it has none.
+    """
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).split("\n")[0].split(" (set ")[0] or "this JAX was installed without it"
+        platforms = jax.config.jax_platforms or "any platform"
+        raise InputError(f"device: expected a device of {platforms}, found none ({reason})") from None
+
+
 def build_state(
     config: TrainConfig,
     num_steps: int = 1,

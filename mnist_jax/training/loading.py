@@ -17,7 +17,7 @@ from mnist_jax.core.epoch import count_steps
 from mnist_jax.core.state import TrainState
 from mnist_jax.data import class_names_of
 from mnist_jax.errors import InputError
-from mnist_jax.training.build import build_state
+from mnist_jax.training.build import build_state, check_device
 from mnist_jax.training.directory import describe_model, read_config, read_data
 
 
@@ -57,6 +57,7 @@ def load_run(
 
     directory = Path(directory)
     config = _read_run(directory)
+    check_device()
     data = read_data(directory) or {}
     if state is not None:
         return config, restore_checkpoint(directory, state)

@@ -31,7 +31,7 @@ from mnist_jax.core.population import evaluate_population
 from mnist_jax.core.state import TrainState
 from mnist_jax.data import Dataset, Split, load_dataset
 from mnist_jax.errors import InputError
-from mnist_jax.training.build import build_state, check_batch_size
+from mnist_jax.training.build import build_state, check_batch_size, check_device
 from mnist_jax.training.epochs import ChunkedEpoch
 from mnist_jax.training.optimizer import build_optimizer
 
@@ -107,6 +107,7 @@ def train_population(
     if dataset is None:
         dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
     check_batch_size(config, dataset)
+    check_device()
     steps_per_epoch = count_steps(dataset.train.num_examples, config.batch_size)
     tx = build_optimizer(config, config.epochs * steps_per_epoch, tuple(member_values))
     _check_members(config, seeds, member_values)

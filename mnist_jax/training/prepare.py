@@ -140,11 +140,12 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
     import jax
 
     from mnist_jax.core.evaluation import Evaluation, choose_batch_size, evaluate_arrays
-    from mnist_jax.training.build import build_state
+    from mnist_jax.training.build import build_state, check_device
     from mnist_jax.training.compiled import Compiled
     from mnist_jax.training.epochs import ChunkedEpoch
     from mnist_jax.training.optimizer import build_schedule
 
+    check_device()
     start = time.perf_counter()
     config, dataset = training.config, training.dataset
     train, validation, test = jax.device_put((dataset.train, dataset.validation, dataset.test))

@@ -21,6 +21,7 @@ from mnist_jax import (
     cross_entropy,
     fit,
     load_run,
+    train_population,
 )
 
 CONFIG = TrainConfig(hidden_sizes=(4,), optimizer="sgd", schedule="cosine", learning_rate=0.5, seed=3)
@@ -111,3 +112,22 @@ def test_config_and_augmentation_have_the_same_ranges(name, value):
     allowed = str(refused.value).partition(", got")[0]
     with pytest.raises(InputError, match=f"^augment_{re.escape(allowed)}, got {value}\\.0$"):
         TrainConfig(**{f"augment_{name}": value})
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (AssertionError(), "this JAX was installed without it"),
+        (RuntimeError("Unable to initialize backend 'tpu': no (set JAX_PLATFORMS='')\nmore"), "Unable to .*: no"),
+    ],
+)
+def test_a_missing_device_is_one_line(monkeypatch, tmp_path, error, reason):
+    def fail():
+        raise error
+
+    config = TrainConfig(data="digits", hidden_sizes=(4,), workdir=str(tmp_path / "run"), quiet=True)
+    monkeypatch.setattr(jax, "devices", fail)
+    for call in (lambda: fit(config), lambda: train_population(config, [0])):
+        with pytest.raises(InputError, match=rf"^device: expected a device of cpu, found none \({reason}\)$"):
+            call()
+    assert [*tmp_path.iterdir()] == []
