@@ -230,6 +230,7 @@ def test_a_contestant_counts_its_steps(contestant, config):
     assert 0 <= one.test_accuracy() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.uses_adam
 def test_the_plain_network_is_the_same_network():
     config = TrainConfig(model="cnn", channels=(2, 3), dense_size=4, batch_size=32)

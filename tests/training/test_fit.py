@@ -362,6 +362,7 @@ def test_sigterm_ends_the_command_with_143(tmp_path):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_the_default_run_on_the_digits_is_good(tmp_path):
     run = fit(TrainConfig(workdir=str(tmp_path / "run"), quiet=True))
     assert run.summary["dataset"] == "digits"
