@@ -84,9 +84,7 @@ def check_split(recipe: Recipe, split: Split) -> None:
     Raises:
         ValueError: images and labels differ in number, or a NumPy label is wrong.
     """
-    num_images, num_labels = split.image.shape[0], split.label.shape[0]
-    if num_images != num_labels:
-        raise ValueError(f"split must have as many labels as images, got {num_labels} labels of {num_images} images")
+    split.check_lengths()
     check_label_range(recipe, split.label)
 
 

@@ -42,6 +42,18 @@ class Split(NamedTuple):
         """Returns N."""
         return int(self.label.shape[0])
 
+    def check_lengths(self) -> None:
+        """Checks that there is a label for each image; also works under a trace.
+
+        Raises:
+            ValueError: images and labels differ in number.
+        """
+        num_images, num_labels = self.image.shape[0], self.label.shape[0]
+        if num_images != num_labels:
+            raise ValueError(
+                f"split must have as many labels as images, got {num_labels} labels of {num_images} images"
+            )
+
 
 # The four arrays that every reader returns: "train_image" and "test_image", uint8[N, 28, 28, 1], and "train_label" and
 # "test_label", int[N].

@@ -40,8 +40,7 @@ def stream_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if len(split.image) != len(split.label):
-        raise ValueError(f"split must have as many labels as images, got {len(split.label)} and {len(split.image)}")
+    split.check_lengths()
     return _stream(split, batch_size, seed, num_epochs, drop_remainder)
 
 
