@@ -87,7 +87,7 @@ def plain_learning_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mnist_jax.report.figures.learning_curves", draw)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def mnist_dir() -> Path:
     """The directory of the real MNIST."""
     if MNIST_DIR is None:

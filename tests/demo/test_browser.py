@@ -9,7 +9,6 @@ import threading
 import jax
 import numpy as np
 import pytest
-from conftest import MNIST_DIR
 from pages import DIGITS, SEVEN, picture, serving
 
 from mnist_jax import InputError, TrainConfig, build_state, fit
@@ -131,12 +130,10 @@ def is_ink(page):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(mnist_dir, tmp_path_factory):
     """The predictor of a network trained with augmentation for a few seconds."""
-    if MNIST_DIR is None:
-        pytest.skip("needs the real MNIST: set MNIST_JAX_DATA_DIR to a directory with its four IDX files")
     workdir = str(tmp_path_factory.mktemp("run") / "run")
-    config = dataclasses.replace(_DEFAULT_RUN, data="mnist", data_dir=MNIST_DIR, epochs=1, workdir=workdir, quiet=True)
+    config = dataclasses.replace(_DEFAULT_RUN, data="mnist", data_dir=mnist_dir, epochs=1, workdir=workdir, quiet=True)
     with jax.numpy_dtype_promotion("standard"):
         return Predictor(fit(config).state, DIGITS)
 

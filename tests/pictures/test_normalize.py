@@ -2,7 +2,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MNIST_DIR
 from drawing import SEVEN, distance, draw_seven, grey
 from PIL import Image, ImageDraw
 from scipy import ndimage
@@ -113,13 +112,11 @@ def test_what_is_no_picture_is_one_line(picture, message):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(mnist_dir, tmp_path_factory):
     """The network that the command trains, and the test split."""
-    if MNIST_DIR is None:
-        pytest.skip("needs the real MNIST: set MNIST_JAX_DATA_DIR to a directory with its four IDX files")
     workdir = str(tmp_path_factory.mktemp("runs") / "run")
-    run = fit(TrainConfig(data="mnist", data_dir=MNIST_DIR, workdir=workdir, quiet=True))
-    return run.state, load_dataset("mnist", data_dir=MNIST_DIR).test
+    run = fit(TrainConfig(data="mnist", data_dir=mnist_dir, workdir=workdir, quiet=True))
+    return run.state, load_dataset("mnist", data_dir=mnist_dir).test
 
 
 @pytest.mark.slow
