@@ -40,6 +40,17 @@ class Compiled:
         """Compiles the function, unless it is compiled already."""
         _ = self._compiled
 
+    def num_bytes(self) -> int:
+        """Returns the bytes of arguments, temporaries and results together."""
+        sizes = self._compiled.memory_analysis()
+        assert sizes is not None
+        return (
+            sizes.argument_size_in_bytes
+            + sizes.temp_size_in_bytes
+            + sizes.output_size_in_bytes
+            - sizes.alias_size_in_bytes
+        )
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function; leave static arguments out."""
         return self._compiled(*args, **kwargs)

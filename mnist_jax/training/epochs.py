@@ -107,6 +107,10 @@ class ChunkedEpoch:
             if isinstance(program, Compiled):
                 program.compile()
 
+    def num_bytes(self) -> int:
+        """Returns the bytes that the program of a chunk needs on the device; not for a population."""
+        return self._steps.num_bytes()
+
     def run(self, state: TrainState, first_step: int, num_steps: int | None = None) -> Iterator[Chunk]:
         """Trains the rest of the epoch that ``first_step`` is in, at most ``num_steps`` steps.
 

@@ -20,7 +20,7 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data import Dataset
 from mnist_jax.errors import NonFiniteLossError
 from mnist_jax.training.callbacks import Callback
-from mnist_jax.training.prepare import compile_run, prepare_run
+from mnist_jax.training.prepare import compile_run, explain_memory, prepare_run
 from mnist_jax.training.resume import restore_run
 from mnist_jax.training.run import Run, Training, describe_data, summarise
 from mnist_jax.training.signals import Stopped
@@ -62,7 +62,8 @@ def fit(
         validation) and ``total``.
 
     Raises:
-        InputError: the config, the data or the workdir cannot be used; nothing was written.
+        InputError: the config, the data or the workdir cannot be used, and nothing was written; or the device ran out
+            of memory.
         NonFiniteLossError: the loss became NaN or infinite; earlier checkpoints remain.
         KeyboardInterrupt: Ctrl-C or SIGTERM was received; a checkpoint was saved first.
 
@@ -75,6 +76,7 @@ def fit(
     """
     with contextlib.ExitStack() as stack:
         training = prepare_run(config, dataset, (model, tx, state), callbacks, stack)
+        stack.enter_context(explain_memory(training, model, tx, state))
         programs = compile_run(training, model, tx, state)
         restore_run(training)
         training.directory.create(training.config, describe_data(training), training.model)

@@ -33,6 +33,7 @@ from mnist_jax.data import Dataset, Split, load_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.training.build import build_state, check_batch_size, check_device
 from mnist_jax.training.epochs import ChunkedEpoch
+from mnist_jax.training.memory import explain_out_of_memory
 from mnist_jax.training.optimizer import build_optimizer
 
 
@@ -94,7 +95,8 @@ def train_population(
         The population. A member that diverges continues with NaN and does not affect the others.
 
     Raises:
-        InputError: a seed, name or value is invalid, or a hyperparameter does not have M values.
+        InputError: a seed, name or value is invalid, a hyperparameter does not have M values, or the device ran out of
+            memory.
 
     Example:
         >>> config = TrainConfig(data="digits", hidden_sizes=(8,), epochs=1)
@@ -108,6 +110,17 @@ def train_population(
         dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
     check_batch_size(config, dataset)
     check_device()
+    with explain_out_of_memory(lambda: "train fewer members at a time"):
+        return _train(config, seeds, member_values, dataset, before_epoch)
+
+
+def _train(
+    config: TrainConfig,
+    seeds: tuple[int, ...],
+    member_values: Mapping[str, tuple[float, ...]],
+    dataset: Dataset,
+    before_epoch: Callable[[int], object] | None,
+) -> Population:
     steps_per_epoch = count_steps(dataset.train.num_examples, config.batch_size)
     tx = build_optimizer(config, config.epochs * steps_per_epoch, tuple(member_values))
     _check_members(config, seeds, member_values)

@@ -135,6 +135,21 @@ def _start_loading(config: TrainConfig, dataset: Dataset | None) -> Future[tuple
     return future
 
 
+def explain_memory(
+    training: Training, model: Any, tx: Any, state: TrainState | None
+) -> contextlib.AbstractContextManager[None]:
+    """Returns a context that turns an out-of-memory error of the run into a line that says what would fit."""
+    from mnist_jax.training.memory import advise_on_batch, explain_out_of_memory
+
+    def advise() -> str:
+        if state is not None:
+            return "use a smaller batch_size or model"
+        dataset = training.dataset
+        return advise_on_batch(training.config, dataset.train, dataset.num_classes, model, tx)
+
+    return explain_out_of_memory(advise)
+
+
 def compile_run(training: Training, model: Any, tx: Any, state: TrainState | None) -> Programs:
     """Creates the state of a run and compiles its programs, all at the same time."""
     import jax
@@ -179,6 +194,7 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
         training.state = initialise()
         for future in compiling:
             future.result()
+    jax.block_until_ready(training.state)  # else memory may run out after the directory has been created
     training.set_epoch_sums()
     training.has_own_model = model is not None or state is not None
     training.model = training.state.recipe.model.name if training.has_own_model else config.model

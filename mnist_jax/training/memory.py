@@ -1,0 +1,93 @@
+"""Turns an out-of-memory error of XLA into one line that says what would fit.
+
+with explain_out_of_memory(advise=lambda: "train fewer members at a time"):
+    ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.core.state import TrainState
+from mnist_jax.data.dataset import Split
+from mnist_jax.errors import InputError
+from mnist_jax.training.build import build_state
+from mnist_jax.training.epochs import ChunkedEpoch
+
+_SIGNS = ("RESOURCE_EXHAUSTED", "Out of memory", "Failed to allocate")  # XLA has no type for this error
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(advise: Callable[[], str]) -> Iterator[None]:
+    """Turns an out-of-memory error of the device into an ``InputError``.
+
+    Args:
+        advise: returns what to do instead, the end of the message; called only after such an error.
+
+    Raises:
+        InputError: the device ran out of memory.
+
+    Example:
+        >>> with explain_out_of_memory(lambda: "use a smaller batch"):
+        ...     jax.block_until_ready(jax.numpy.ones((10**7, 10**7)))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        mnist_jax.errors.InputError: out of memory on cpu, which has ... GB: use a smaller batch
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not any(sign in str(error) for sign in _SIGNS):
+            raise
+        kind, size = jax.devices()[0].device_kind, _format(memory_limit())
+        raise InputError(f"out of memory on {kind}, which has {size}: {advise()}") from None
+
+
+def memory_limit() -> int:
+    """Returns the bytes that programs may use on the first device: on CPU, the memory of the machine."""
+    statistics = jax.devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def advise_on_batch(config: TrainConfig, train: Split, num_classes: int, model: Any = None, tx: Any = None) -> str:
+    """Returns advice for a run that does not fit: the microbatch size, halved until the compiled epoch fits.
+
+    Args:
+        config: the run.
+        train: its training split.
+        num_classes: K.
+        model: the user's own model, or None.
+        tx: the user's own optimizer, or None.
+    """
+
+    def create(microbatch_size: int) -> TrainState:
+        smaller = dataclasses.replace(config, microbatch_size=microbatch_size)
+        state: TrainState = jax.eval_shape(lambda: build_state(smaller, model=model, tx=tx, num_classes=num_classes))
+        return state
+
+    split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), train)
+    limit, original = memory_limit(), config.microbatch_size or config.batch_size
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(create(original)))
+    if state_bytes > limit:
+        return f"parameters and optimizer state need {_format(state_bytes)}; use a smaller model"
+    size = original
+    while True:
+        needed = ChunkedEpoch(create(size), split, config.batch_size).num_bytes()
+        if needed < limit:
+            break
+        if size == 1:
+            return f"an epoch needs {_format(needed)} even with microbatch_size 1; use a smaller model"
+        size //= 2
+    if size == original:
+        return f"an epoch needs {_format(needed)}; another program may be using the device"
+    return f"use microbatch_size {size}, for which an epoch needs {_format(needed)}, or a smaller batch_size"
+
+
+def _format(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
