@@ -1,4 +1,4 @@
-"""Checks arguments: shapes and dtypes, also under a trace; label values in NumPy arrays only.
+"""Checks arguments: shapes and dtypes, also under a trace; values in NumPy arrays only.
 
 check_image(recipe, image)     # at trace time: costs nothing at run time
 check_label(logits, label)
@@ -54,14 +54,18 @@ def check_label(logits: jax.Array, label: jax.Array) -> None:
         )
 
 
-def check_label_range(recipe: Recipe, label: Any) -> None:
-    """Checks that NumPy labels lie in [0, K), or that their probabilities add up to 1.
+def check_values(recipe: Recipe, image: Any, label: Any) -> None:
+    """Checks that NumPy images are finite, and that NumPy labels lie in [0, K) or are probabilities that add up to 1.
 
-    Other arrays pass: an integer label out of range makes the loss NaN.
+    Other arrays pass: an integer label out of range makes the loss NaN, as an image that is not finite does.
 
     Raises:
-        ValueError: a label lies outside [0, K), or the probabilities of an example do not add up to 1.
+        ValueError: an image is not finite, a label lies outside [0, K), or the probabilities of an example do not add
+            up to 1.
     """
+    if isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
+        row = np.argwhere(~np.isfinite(image))[0][0]
+        raise ValueError(f"image must be finite, got NaN or infinity in example {row}")
     if isinstance(label, np.ndarray) and label.ndim == 2 and np.issubdtype(label.dtype, np.floating):
         totals = label.sum(axis=1, dtype=np.float64)
         wrong_rows = np.flatnonzero(~((label.min(axis=1) >= 0) & (np.abs(totals - 1) < _TOLERANCE)))
@@ -79,13 +83,13 @@ def check_label_range(recipe: Recipe, label: Any) -> None:
 
 
 def check_split(recipe: Recipe, split: Split) -> None:
-    """Checks that a split has a label for each image, and checks its labels like :func:`check_label_range`.
+    """Checks that a split has a label for each image, and checks both like :func:`check_values`.
 
     Raises:
-        ValueError: images and labels differ in number, or a NumPy label is wrong.
+        ValueError: images and labels differ in number, or a NumPy image or label is wrong.
     """
     split.check_lengths()
-    check_label_range(recipe, split.label)
+    check_values(recipe, split.image, split.label)
 
 
 class CheckedJit(Generic[P, R]):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from mnist_jax.core.apply import apply_model
-from mnist_jax.core.checks import check_label_range, checked_jit
+from mnist_jax.core.checks import check_values, checked_jit
 from mnist_jax.core.losses import loss_fn
 from mnist_jax.core.metrics import Metrics, compute_metrics
 from mnist_jax.core.state import TrainState
@@ -26,7 +26,7 @@ from mnist_jax.core.state import TrainState
 
 def _check_batch(state: TrainState, batch: Mapping[str, Any], mask: Any = None) -> None:
     del mask
-    check_label_range(state.recipe, batch["label"])
+    check_values(state.recipe, batch["image"], batch["label"])
 
 
 @checked_jit(_check_batch)
@@ -42,8 +42,8 @@ def train_step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState,
         The next state, and the metrics of the batch with the parameters before the step, in training mode.
 
     Raises:
-        ValueError: images or labels have the wrong shape or dtype, or a NumPy label lies outside [0, K). In a JAX
-            array such a label makes the loss NaN.
+        ValueError: images or labels have the wrong shape or dtype, a NumPy image is not finite, or a NumPy label lies
+            outside [0, K). In a JAX array these make the loss NaN.
 
     Example:
         >>> import numpy as np

@@ -76,6 +76,22 @@ def test_probabilities_that_are_none_are_refused(label, message):
     assert np.isfinite(train_step(STATE, {**BATCH, "label": nearly})[1].loss_sum)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_that_are_not_finite_are_refused(value):
+    image = BATCH["image"] / np.float32(255)
+    image[2, 5, 5, 0] = value
+    split = Split(image, BATCH["label"])
+    for call in (
+        lambda: train_step(STATE, split._asdict()),
+        lambda: eval_step(STATE, split._asdict()),
+        lambda: train_epoch(STATE, split, 2),
+        lambda: evaluate_dataset(STATE, split),
+    ):
+        with pytest.raises(ValueError, match="^image must be finite, got NaN or infinity in example 2$"):
+            call()
+    assert np.isnan(train_step(STATE, jax.device_put(split)._asdict())[1].loss_sum)
+
+
 def test_a_split_has_a_label_for_each_image():
     split = Split(BATCH["image"], np.zeros(8, np.int32))
     message = "^split must have as many labels as images, got 8 labels of 4 images$"
