@@ -3,10 +3,13 @@
 import ast
 import importlib
 import inspect
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import mnist_jax
 from mnist_jax.cli.main import COMMANDS
@@ -175,3 +178,14 @@ print("tensorflow" in sys.modules)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False"
     assert "TENSORFLOW IMPORTED" not in done.stdout
+
+
+def test_each_dependency_has_an_oldest_version_and_a_licence():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    requirements = [Requirement(text) for text in (*project["dependencies"], *extras["demo"], *extras["export"])]
+    bounds = [[each for each in requirement.specifier if each.operator == ">="] for requirement in requirements]
+    assert [len(bound) for bound in bounds] == [1] * len(requirements)
+    section = (PACKAGE / "README.md").read_text().partition("## Dependencies")[2].partition("\n`pyproject")[0]
+    listed = set(re.findall(r"[\w-]+", section))
+    assert {requirement.name for requirement in requirements} <= listed

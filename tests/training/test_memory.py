@@ -21,8 +21,8 @@ def needed_bytes(microbatch_size):
 
 
 def test_a_model_that_does_not_fit_is_one_line(tmp_path):
-    message = r"^out of memory on cpu, which has [\d.]+ GB: parameters and optimizer state need 40\d,\d{3}.\d GB; use a smaller"
-    with pytest.raises(InputError, match=message + " model$"):
+    message = r"^out of memory on cpu, which has [\d.]+ GB: parameters and optimizer state need 40\d,\d{3}.\d GB; use a"
+    with pytest.raises(InputError, match=message + " smaller model$"):
         fit(dataclasses.replace(TOO_LARGE, workdir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 
