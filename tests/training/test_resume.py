@@ -7,15 +7,24 @@ import numpy as np
 import pytest
 from conftest import assert_trees_equal
 
-from mnist_jax import Callback, TrainConfig, fit, restore_checkpoint
+from mnist_jax import Callback, InputError, TrainConfig, fit, restore_checkpoint
+from mnist_jax.training.directory import lock_directory
 from mnist_jax.training.epochs import ChunkedEpoch
+from mnist_jax.training.run import summarise
+from mnist_jax.training.runs import find_runs
 
 pytestmark = pytest.mark.uses_adam
 SMALL = TrainConfig(data="digits", hidden_sizes=(8,), epochs=2, batch_size=100, quiet=True)  # 14 steps an epoch
 TINY_CNN = {"model": "cnn", "channels": (2,), "kernel_sizes": (5,), "pool_sizes": (4,), "dense_size": 4}
 
 
-class InterruptEachChunk(Callback):
+class HoldsTheLock(Callback):
+    def on_close(self, training):
+        with pytest.raises(InputError, match="is in use by another process"), lock_directory(training.directory.path):
+            raise AssertionError
+
+
+class InterruptEachChunk(HoldsTheLock):
     def on_chunk(self, training):
         training.signals.requested = 2  # as Ctrl-C does
 
@@ -58,3 +67,34 @@ def test_a_run_interrupted_at_every_border_has_the_same_metrics_bit_for_bit(tmp_
     if model:
         model = {**model, "hidden_sizes": TrainConfig.hidden_sizes}
     check_interrupted(monkeypatch, tmp_path, lengths, seed=seed, **model)
+
+
+class Killed(BaseException):
+    pass
+
+
+class KillAtTheBeginning(HoldsTheLock):
+    def on_begin(self, training):
+        raise Killed
+
+
+def test_a_finished_run_that_is_killed_while_it_goes_on_is_unfinished_and_goes_on(tmp_path, monkeypatch):
+    summaries = []
+
+    def kill(training):
+        summaries.append(summarise(training))
+        raise Killed
+
+    config = dataclasses.replace(SMALL, epochs=1, workdir=str(tmp_path / "run"))
+    fit(config, callbacks=[HoldsTheLock()])
+    config = dataclasses.replace(config, epochs=2, resume=True)
+    with pytest.raises(Killed):
+        fit(config, callbacks=[KillAtTheBeginning()])
+    (found,) = find_runs(tmp_path)
+    assert (found.num_epochs, found.summary) == (1, {})
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("mnist_jax.training.fit.summarise", kill)
+        fit(config)
+    (found,) = find_runs(tmp_path)
+    assert (found.num_epochs, found.summary) == (2, {})
+    assert {**fit(config).summary, "seconds": None} == {**summaries[0], "seconds": None}
