@@ -1,7 +1,8 @@
-"""Writes a file whole or not at all.
+"""Writes a file whole or not at all, so that it outlives a kill and a power cut.
 
 with atomic_write(path) as file:
     file.write(content)
+clear_parts(path.parent)   # what killed processes left
 """
 
 from __future__ import annotations
@@ -10,21 +11,23 @@ import contextlib
 import functools
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, mode: int = 0o666, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Opens a new file beside ``path`` and renames it to ``path`` at the end of the block.
 
     If the block raises, the new file is deleted and ``path`` stays as it was. A killed process leaves the new file
-    behind, as ``NAME.<8 hexadecimal digits>.part``.
+    behind, as ``NAME.<8 hexadecimal digits>.part``, for :func:`clear_parts`.
 
     Args:
         path: file to write or replace; its directory must exist.
         mode: permissions of the file, before the umask.
+        durable: wait until the file is on the disk; False for a cache, which may be lost in a power cut.
 
     Raises:
         OSError: the file cannot be written.
@@ -41,6 +44,38 @@ def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     try:
         with open(part, "xb", opener=functools.partial(os.open, mode=mode)) as file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         part.replace(path)
+        if durable:
+            sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the list of files in a directory, is on the disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except PermissionError:  # a directory without the right to list it; any directory on Windows
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def clear_parts(directory: Path, name: str = "*", min_age_s: float = 3600.0) -> None:
+    """Deletes the new files that killed processes left behind in :func:`atomic_write`.
+
+    Args:
+        directory: the directory of the files.
+        name: name of the file that was to be written; by default any.
+        min_age_s: seconds since the last change of a file. No write takes an hour, so by default the files of living
+            processes stay; use 0 only if no other process can be writing ``name``.
+    """
+    for part in directory.glob(f"{name}.{'[0-9a-f]' * 8}.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime >= min_age_s:
+                part.unlink()

@@ -9,6 +9,7 @@ JAX is imported inside the functions, so that ``--help`` and a wrong flag are an
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
 import sys
@@ -101,6 +102,8 @@ def _to_line(prediction: Prediction, class_names: Sequence[str]) -> str:
 
 def _write_comparison(file: str, picture: np.ndarray, prediction: Prediction) -> Path:
     """Writes a picture beside the network input, and returns the path."""
+    importlib.import_module("mnist_jax.report")  # before Matplotlib
+
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     figure = Figure(figsize=(7, 4.4), layout="constrained")

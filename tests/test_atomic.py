@@ -1,9 +1,10 @@
 import os
 import stat
+import time
 
 import pytest
 
-from mnist_jax.atomic import atomic_write
+from mnist_jax.atomic import atomic_write, clear_parts
 
 
 def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path):
@@ -55,3 +56,32 @@ def test_permissions_follow_the_umask(tmp_path):
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o640
     assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_durable_file_is_on_the_disk_before_it_appears_under_its_name(tmp_path, monkeypatch, durable):
+    events, fsync = [], os.fsync
+
+    def record(descriptor):
+        is_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        events.append(("directory" if is_directory else "file", (tmp_path / "file").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", record)
+    with atomic_write(tmp_path / "file", durable=durable) as file:
+        file.write(b"content")
+    assert events == ([("file", False), ("directory", True)] if durable else [])
+
+
+def test_what_killed_processes_left_is_deleted_but_no_file_that_is_being_written(tmp_path):
+    for name in ("one.0badf00d.part", "two.0badf00d.part", "three.12345678.part", "mine.part", "one"):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / "two.0badf00d.part", (0, time.time() - 60))
+    clear_parts(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"two.0badf00d.part", "mine.part", "one"}
+    clear_parts(tmp_path, "one", min_age_s=0)
+    assert (tmp_path / "two.0badf00d.part").exists()
+    clear_parts(tmp_path, "two", min_age_s=0)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.part", "one"}
+    clear_parts(tmp_path / "missing")

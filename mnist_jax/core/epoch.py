@@ -110,11 +110,18 @@ def loop_steps(
     num_steps: jax.Array | int,
     sharding: jax.sharding.Sharding | None = None,
     num_examples: jax.Array | int | None = None,
+    total: Metrics | None = None,
 ) -> tuple[TrainState, Metrics, jax.Array]:
     """Implements :func:`train_steps` without ``jit``; differentiable if ``num_steps`` is a Python int.
 
-    Only the first ``num_examples`` examples of the order count; None counts all.
+    Args:
+        state: see :func:`train_steps`, also for the arguments up to ``sharding``.
+        num_examples: only the first ``num_examples`` examples of the order count; None counts all.
+        total: metrics of the epoch so far, to which those of the steps are added one by one. Like this the sums of an
+            epoch do not depend on its chunks, not even in the last bit. None starts from zero.
     """
+    if total is None:
+        total = Metrics.zeros()
     padding = -order.shape[0] % batch_size
     if num_examples is None and padding:
         num_examples = order.shape[0]
@@ -134,7 +141,7 @@ def loop_steps(
         is_first = (nonfinite < 0) & ~jnp.isfinite(metrics.loss_sum)
         return state, total + metrics, jnp.where(is_first, first // batch_size, nonfinite)
 
-    return lax.fori_loop(0, num_steps, body, (state, Metrics.zeros(), jnp.int32(-1)))
+    return lax.fori_loop(0, num_steps, body, (state, total, jnp.int32(-1)))
 
 
 def _check_epoch(

@@ -48,7 +48,8 @@ class Metrics(flax.struct.PyTreeNode):
     @property
     def accuracy(self) -> jax.Array:
         """Fraction of correct predictions, in [0, 1]; NaN for no examples."""
-        return self.correct / self.count
+        dtype = self.loss_sum.dtype
+        return self.correct.astype(dtype) / self.count.astype(dtype)
 
 
 def compute_metrics(logits: jax.Array, label: jax.Array, losses: jax.Array, mask: jax.Array | None = None) -> Metrics:

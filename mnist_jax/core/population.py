@@ -36,13 +36,17 @@ def population_steps(
     batch_size: int,
     start: jax.Array | int,
     num_steps: jax.Array | int,
+    total: Metrics | None = None,
 ) -> tuple[TrainState, Metrics, jax.Array]:
-    """Runs :func:`mnist_jax.train_steps` for each member, each in its own order, ``int32[M, n]``."""
+    """Runs :func:`mnist_jax.train_steps` for each member, each in its own order, ``int32[M, n]``.
 
-    def steps(state: TrainState, order: jax.Array) -> tuple[TrainState, Metrics, jax.Array]:
-        return loop_steps(state, split, order, batch_size, start, num_steps)
+    ``total`` holds the metrics ``[M]`` of the epoch so far, to which those of the steps are added; None means zero.
+    """
 
-    return jax.vmap(steps)(states, order)
+    def steps(state: TrainState, order: jax.Array, total: Metrics | None) -> tuple[TrainState, Metrics, jax.Array]:
+        return loop_steps(state, split, order, batch_size, start, num_steps, total=total)
+
+    return jax.vmap(steps)(states, order, total)
 
 
 @functools.partial(jax.jit, static_argnames="batch_size")

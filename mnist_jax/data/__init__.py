@@ -117,7 +117,8 @@ def _load_path(path: Path, num_validation: int | None) -> Dataset:
         files = find_idx_files(path)
         if not files:
             raise InputError(f"data {path}: expected four IDX files in this directory, found none")
-        arrays = load_cached([*files.values()], lambda: read_idx_files(files, num_classes=256))  # labels are bytes
+        num_classes = 256  # labels are bytes
+        arrays = load_cached([*files.values()], lambda: read_idx_files(files, num_classes), num_classes)
         names = read_class_names(path, np.concatenate([arrays["train_label"], arrays["test_label"]]))
         return Dataset.from_arrays(arrays, path.resolve().name, num_validation, names, absolute)
     if path.is_file():

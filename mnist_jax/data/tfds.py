@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from mnist_jax.atomic import atomic_write
-from mnist_jax.data.cache import load_cached
+from mnist_jax.data.cache import find_directory, load_cached
 from mnist_jax.data.dataset import DIGITS, IMAGE_SHAPE, Arrays, check_labels
 from mnist_jax.data.download import DownloadError, download
 from mnist_jax.data.files import find_idx_files, read_idx_files
@@ -145,7 +144,7 @@ def locate_named(name: str, data_dir: Path | None) -> Path | None:
 
 def default_tfds_dir() -> Path:
     """Returns tensorflow-datasets' own directory: ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return find_directory("TFDS_DATA_DIR", "tensorflow_datasets")
 
 
 def _find_prepared(name: str, root: Path) -> Path | None:

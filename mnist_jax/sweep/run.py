@@ -32,7 +32,7 @@ from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.jsonfile import parse_json, read_json
 from mnist_jax.sweep.space import Hyperparameters, Search, Trial
-from mnist_jax.training.directory import lock_directory, new_directory, write_whole
+from mnist_jax.training.directory import is_unused, lock_directory, new_directory, write_whole
 from mnist_jax.training.signals import StopSignals
 
 
@@ -183,13 +183,13 @@ def _read_saved(config: TrainConfig) -> dict[str, Any] | None:
         if config.resume:
             saved = read_json(path / "sweep.json")
             return {part: {**saved[part]} for part in ("config", "search", "data")}
-        if path.exists():
-            raise InputError(
-                f"workdir {path} exists: name another directory, or continue the sweep in it with --resume"
-            )
+        if not is_unused(path):
+            raise _in_use(path)
         return None
     except FileNotFoundError:
-        raise InputError(f"resume: expected a sweep with a sweep.json in {path}, found none") from None
+        raise InputError(
+            f"resume: expected a sweep with a sweep.json in {path}, found none; leave out --resume to begin one"
+        ) from None
     except OSError as error:
         raise InputError(f"workdir {config.workdir[:80]}: cannot be used ({error.strerror})") from None
     except InputError:
@@ -220,8 +220,14 @@ def _open_directory(
                     f"resume: {part} {name} must be {expected!r} as in {path / 'sweep.json'}, got {value!r}"
                 )
     with lock_directory(path):
+        if saved is None and not is_unused(path):  # another process began a sweep meanwhile
+            raise _in_use(path)
         write_whole(path / "sweep.json", text + "\n")
         yield path
+
+
+def _in_use(path: Path) -> InputError:
+    return InputError(f"workdir {path} exists: name another directory, or continue the sweep in it with --resume")
 
 
 def _to_lines(trials: Iterable[Trial]) -> str:

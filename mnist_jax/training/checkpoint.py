@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mnist_jax.atomic import sync
 from mnist_jax.core.state import TrainState
 from mnist_jax.errors import InputError
 from mnist_jax.jsonfile import read_json
@@ -77,10 +78,14 @@ def save_checkpoint(
             _write(path, state, {_RANKED_BY: -1.0, **(metrics or {}), _PROGRESS: dict(progress or {})})
             (path / _CHECKSUMS).write_text(json.dumps(_checksums(path)))
             _read_back(path)
+            for each in (path, *path.rglob("*")):  # Orbax itself syncs only the arrays
+                sync(each)
         except Exception as error:  # a full disk is several kinds of errors in Orbax
             raise _write_error(error, directory / str(step)) from None
         _discard(directory / str(step), Path(staging))
         path.rename(directory / str(step))
+    for each in (directory, directory.parent):
+        sync(each)
     _delete_old(directory, keep)
 
 

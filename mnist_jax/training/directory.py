@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mnist_jax.atomic import atomic_write
+from mnist_jax.atomic import atomic_write, clear_parts, sync
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.jsonfile import parse_json, read_json
@@ -71,7 +71,9 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"workdir must be a directory, got the file {self.path}")
         if not path.is_file():
-            raise InputError(f"resume: expected a run with a config.json in {self.path}, found none")
+            raise InputError(
+                f"resume: expected a run with a config.json in {self.path}, found none; leave out --resume to begin one"
+            )
         self._lock.enter_context(lock_directory(self.path))
         self.saved = read_config(path)
         for name in self.saved.differences(config):
@@ -94,6 +96,8 @@ class RunDirectory:
     def create(self, config: TrainConfig, data: Mapping[str, Any], model: str) -> None:
         """Creates the directory, locks it until :meth:`close`, and writes ``config.json`` and ``data.json``.
 
+        ``config.json`` comes first: wherever a process is killed, the run can be begun before it, and resumed after.
+
         Args:
             config: the run.
             data: content of ``data.json``, see :func:`~mnist_jax.training.run.describe_data`.
@@ -109,8 +113,8 @@ class RunDirectory:
             if (self.path / "config.json").exists():
                 raise _in_use(self.path)  # another process created it after claim()
         (self.path / "summary.json").unlink(missing_ok=True)  # outdated once the run continues
-        write_whole(self.path / "data.json", json.dumps(data, indent=2) + "\n")
         write_whole(self.path / "config.json", config.to_json())
+        write_whole(self.path / "data.json", json.dumps(data, indent=2) + "\n")
 
     def close(self) -> None:
         """Unlocks the directory."""
@@ -180,6 +184,16 @@ def _check_free(path: Path) -> None:
         )
 
 
+def is_unused(path: Path) -> bool:
+    """Returns whether a directory is missing or empty; a lock or an unfinished file of a killed process does not count.
+
+    Example:
+        >>> is_unused(Path("no_such_directory"))
+        True
+    """
+    return not path.exists() or all(entry.name == _LOCK or entry.suffix == ".part" for entry in path.iterdir())
+
+
 def read_config(path: Path) -> TrainConfig:
     """Reads the ``config.json`` of a run.
 
@@ -236,6 +250,7 @@ def lock_directory(path: Path) -> Iterator[None]:
     lock = FileLock(path / _LOCK, timeout=0)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        sync(path.parent)
         lock.acquire()
     except Timeout:
         raise _in_use(path) from None
@@ -249,12 +264,13 @@ def lock_directory(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file atomically.
+    """Writes a file atomically, in a directory that this process has locked.
 
     Raises:
         InputError: it cannot be written.
     """
     try:
+        clear_parts(path.parent, path.name, min_age_s=0)
         with atomic_write(path) as file:
             file.write(text.encode())
     except OSError as error:

@@ -6,8 +6,8 @@
     for chunk in epochs.run(state, first_step=0):
         state = chunk.state   # show progress, check for Ctrl-C
 
-The size of the chunks does not change the result: a step depends on its number, not on its chunk. The buffers of a
-state are donated to the next one: keep only the last state.
+The size of the chunks changes neither the state nor the sums of the epoch: a step depends on its number, and each chunk
+adds to the sums of the one before. The buffers of a state are donated to the next one: keep only the last state.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ class Chunk:
 
     Attributes:
         state: the state after the chunk.
-        metrics: sums over the chunk, on the host.
+        total: sums over the epoch so far, on the host.
+        metrics: sums over the chunk, on the host; its loss is a difference of two totals, so it is rounded.
         step: steps taken since the start of the run.
         seconds: wall seconds of the chunk.
     """
 
     state: TrainState
+    total: Metrics
     metrics: Metrics
     step: int
     seconds: float
@@ -99,7 +101,7 @@ class ChunkedEpoch:
             order = jax.ShapeDtypeStruct((size,), jnp.int32)
             split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), split)
             options["num_examples"] = size
-        self._steps = Compiled(_steps, state, split, order, start=0, num_steps=1, **options)
+        self._steps = Compiled(_steps, state, split, order, start=0, num_steps=1, total=Metrics.zeros(), **options)
 
     def compile(self) -> None:
         """Compiles the programs, unless they are compiled already; a population compiles at its first chunk."""
@@ -111,13 +113,16 @@ class ChunkedEpoch:
         """Returns the bytes that the program of a chunk needs on the device; not for a population."""
         return self._steps.num_bytes()
 
-    def run(self, state: TrainState, first_step: int, num_steps: int | None = None) -> Iterator[Chunk]:
+    def run(
+        self, state: TrainState, first_step: int, num_steps: int | None = None, total: Metrics | None = None
+    ) -> Iterator[Chunk]:
         """Trains the rest of the epoch that ``first_step`` is in, at most ``num_steps`` steps.
 
         Args:
             state: the state to start from; its buffers are donated.
             first_step: ``int(state.step)``, the steps taken so far.
             num_steps: maximum number of steps; training always stops at the end of the epoch.
+            total: sums over the part of the epoch that is trained already; None means zero.
 
         Yields:
             Each chunk.
@@ -128,22 +133,26 @@ class ChunkedEpoch:
         epoch, start = divmod(first_step, self.steps_per_epoch)
         end = self.steps_per_epoch if num_steps is None else min(self.steps_per_epoch, start + num_steps)
         order = self._order(state if self._population else state.key, epoch)
+        if total is None:
+            total = jax.tree.map(lambda zero: np.broadcast_to(zero, state.step.shape), Metrics.zeros())
         while start < end:
             length = min(self._chunk_steps, self._longest if self._from_host else end, end - start)
             start_time = self._clock()
-            state, metrics, nonfinite = self._run_chunk(state, order, start, length)
-            metrics, nonfinite = jax.device_get((metrics, nonfinite))  # waits for the chunk
+            before = total
+            state, total, nonfinite = self._run_chunk(state, order, start, length, total)
+            total, nonfinite = jax.device_get((total, nonfinite))  # waits for the chunk
             elapsed = self._clock() - start_time
             if not self._population and nonfinite >= 0:
                 step = epoch * self.steps_per_epoch + int(nonfinite) + (start if self._from_host else 0)
-                raise NonFiniteLossError(epoch + 1, step + 1, float(metrics.loss_sum))
+                raise NonFiniteLossError(epoch + 1, step + 1, float(total.loss_sum))
             start += length
-            yield Chunk(state, metrics, epoch * self.steps_per_epoch + start, elapsed)
+            metrics = jax.tree.map(np.subtract, total, before)
+            yield Chunk(state, total, metrics, epoch * self.steps_per_epoch + start, elapsed)
             self._chunk_steps = max(1, round(length * _CHUNK_S / max(elapsed, 1e-9)))
 
-    def _run_chunk(self, state: TrainState, order: jax.Array, start: int, length: int) -> Any:
+    def _run_chunk(self, state: TrainState, order: jax.Array, start: int, length: int, total: Metrics) -> Any:
         if not self._from_host:
-            return self._steps(state, self._split, order, start=start, num_steps=length)
+            return self._steps(state, self._split, order, start=start, num_steps=length, total=total)
         size, first = self._longest * self._batch_size, start * self._batch_size
         # As on the device, the last batch is padded with the first examples of the epoch.
         index = np.resize(np.asarray(order), self.steps_per_epoch * self._batch_size)[first : first + size]
@@ -151,4 +160,4 @@ class ChunkedEpoch:
         chunk = jax.tree.map(lambda leaf: leaf[index], self._split)
         num_examples = min(size, self._split.num_examples - first)
         chunk_order = np.arange(size, dtype=np.int32)
-        return self._steps(state, chunk, chunk_order, start=0, num_steps=length, num_examples=num_examples)
+        return self._steps(state, chunk, chunk_order, start=0, num_steps=length, num_examples=num_examples, total=total)

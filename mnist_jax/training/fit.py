@@ -95,10 +95,9 @@ def fit(
 def _train_epoch(training: Training, epochs: ChunkedEpoch) -> None:
     """Trains an epoch, or the rest of one; after a signal it stops at the end of the chunk."""
     training.call("on_epoch_begin")
-    for chunk in epochs.run(training.state, training.step):
+    for chunk in epochs.run(training.state, training.step, total=training.metrics):
         training.state, training.step = chunk.state, chunk.step
-        training.chunk_metrics = chunk.metrics
-        training.metrics = training.metrics + chunk.metrics
+        training.metrics, training.chunk_metrics = chunk.total, chunk.metrics
         training.epoch_seconds += chunk.seconds
         training.seconds["train"] += chunk.seconds
         training.call("on_chunk")

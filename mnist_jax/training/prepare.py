@@ -187,6 +187,7 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
 
     validation_program, evaluate_validation = compile_evaluation(validation)
     test_program, evaluate_test = compile_evaluation(test)
+    importlib.import_module("mnist_jax.report")  # before Matplotlib
     with ThreadPoolExecutor() as pool:
         compiling = [pool.submit(program.compile) for program in (epochs, validation_program, test_program)]
         for module in ("tensorboardX", "orbax.checkpoint", "matplotlib.figure"):  # during compilation

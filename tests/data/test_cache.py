@@ -1,10 +1,15 @@
 import os
+import stat
+import tempfile
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import make_arrays
 
-from mnist_jax.data.cache import load_cached
+from mnist_jax.data import cache
+from mnist_jax.data.cache import find_directory, load_cached
 
 
 @pytest.fixture
@@ -58,8 +63,123 @@ def test_a_damaged_copy_is_replaced(source, tmp_path, damage):
     assert_loads(load_cached([source], must_not_decode), arrays)
 
 
+def damaged(role, change):
+    arrays = make_arrays()
+    return {**arrays, role: change(arrays[role])}
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        damaged("train_image", lambda image: image[:-1]),
+        damaged("test_label", lambda label: label[:-1]),
+        damaged("test_image", lambda image: image.reshape(-1, 784)),
+        damaged("train_image", lambda image: image / 255),
+        damaged("train_image", lambda image: image.astype(np.int8)),
+        damaged("train_label", lambda label: label.astype(float)),
+        damaged("train_label", lambda label: label[:, None]),
+        damaged("train_label", lambda label: label + 10),
+        damaged("train_label", lambda label: label - 10),
+        damaged("test_image", lambda image: image.astype(object)),
+        {role: array[:0] for role, array in make_arrays().items()},
+        {"train_image": make_arrays()["train_image"]},
+    ],
+    ids=range(12),
+)
+def test_a_copy_with_other_arrays_is_replaced(source, tmp_path, found):
+    arrays = make_arrays()
+    load_cached([source], lambda: arrays)
+    (copy,) = cache_files(tmp_path)
+    np.savez(copy, **found)
+    assert_loads(load_cached([source], lambda: arrays), arrays)
+    assert_loads(load_cached([source], must_not_decode), arrays)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_copy_with_a_changed_byte_is_the_same_or_replaced(source, tmp_path, seed):
+    arrays = make_arrays(3, 2)
+    load_cached([source], lambda: arrays)
+    (copy,) = cache_files(tmp_path)
+    content = copy.read_bytes()
+    for place in np.random.default_rng(seed).integers(0, len(content), 40):
+        copy.write_bytes(content[:place] + bytes([content[place] ^ 1 << seed]) + content[place + 1 :])
+        assert_loads(load_cached([source], lambda: arrays), arrays)
+
+
+def test_labels_beyond_the_classes_are_no_copy_of_the_data(source):
+    arrays = {**make_arrays(), "train_label": np.full(60, 20)}
+    assert_loads(load_cached([source], lambda: arrays, num_classes=21), arrays)
+    assert_loads(load_cached([source], must_not_decode, num_classes=21), arrays)
+    assert_loads(load_cached([source], make_arrays, num_classes=20), make_arrays())
+
+
+def test_what_killed_processes_left_goes_with_the_next_copy(source, tmp_path):
+    load_cached([source], make_arrays)
+    for name, age_s in (("a.0badf00d.part", 7200), ("b.0badf00d.part", 60)):
+        path = tmp_path / "cache" / "mnist_jax" / name
+        path.write_text("half")
+        os.utime(path, (time.time() - age_s,) * 2)
+    source.write_text("other")
+    load_cached([source], make_arrays)
+    assert sorted(path.suffix for path in cache_files(tmp_path)) == [".npz", ".npz", ".part"]
+
+
 def test_a_cache_that_cannot_be_written_is_done_without(source, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     arrays = make_arrays()
     assert_loads(load_cached([source], lambda: arrays), arrays)
+
+
+@pytest.fixture
+def no_home(tmp_path, monkeypatch):
+    """Neither ``$HOME`` nor the user's entry in the list of users names a directory."""
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    for name in ("HOME", "USERPROFILE", "XDG_CACHE_HOME", "TFDS_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("mnist_jax.data.cache._temporary_home", [])
+    with pytest.raises(RuntimeError):
+        Path.home()
+
+
+@pytest.mark.parametrize("home", [None, "missing", "file"])
+def test_without_a_home_directory_a_temporary_one_is_used(source, tmp_path, monkeypatch, caplog, no_home, home):
+    (tmp_path / "file").write_text("in the way")
+    if home is not None:
+        monkeypatch.setenv("HOME", str(tmp_path / home))
+    if home == "missing":  # root can write everywhere
+        monkeypatch.setattr("os.access", lambda path, mode: mode == os.F_OK and Path(path).exists())
+    arrays = make_arrays()
+    assert_loads(load_cached([source], lambda: arrays), arrays)
+    assert_loads(load_cached([source], must_not_decode), arrays)
+    (temporary,) = tmp_path.glob("mnist_jax-*")
+    assert find_directory("TFDS_DATA_DIR", "tensorflow_datasets") == temporary / "tensorflow_datasets"
+    assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
+    assert caplog.messages == [f"~/.cache cannot be written: caches and downloads go to {temporary}"]
+
+
+def test_a_temporary_directory_of_somebody_else_is_not_used(tmp_path, no_home):
+    first = find_directory("TFDS_DATA_DIR", "tfds").parent
+    for change in (lambda: first.chmod(0o777), lambda: (first.rmdir(), first.symlink_to("/"))):
+        change()
+        cache._temporary_home.clear()
+        other = find_directory("TFDS_DATA_DIR", "tfds").parent
+        assert other.parent == tmp_path
+        assert other.name.startswith("mnist_jax-")
+        assert other != first
+
+
+def test_directories_of_the_environment_and_existing_ones_are_used(tmp_path, monkeypatch, caplog, no_home):
+    monkeypatch.setenv("TFDS_DATA_DIR", "/proc/nowhere")
+    assert find_directory("TFDS_DATA_DIR", "tfds") == Path("/proc/nowhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tfds").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: mode == os.F_OK and Path(path).exists())
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    assert find_directory("TFDS_DATA_DIR", "tfds") == tmp_path / "tfds"
+    assert caplog.messages == []

@@ -212,8 +212,12 @@ def test_a_sweep_goes_on_with_its_data(sweep, monkeypatch):
 @pytest.mark.parametrize(
     ("files", "resume", "message"),
     [
-        ({}, False, "workdir {path} exists: name another directory, or continue the sweep in it with --resume"),
-        ({}, True, "resume: expected a sweep with a sweep.json in {path}, found none"),
+        (
+            {"trials.jsonl": ""},
+            False,
+            "workdir {path} exists: name another directory, or continue the sweep in it with --resume",
+        ),
+        ({}, True, "resume: expected a sweep with a sweep.json in {path}, found none; leave out --resume to begin one"),
         ({"sweep.json": "{"}, True, "{path}/sweep.json: expected a JSON object (Expecting property name"),
         ({"sweep.json": "\xff"}, True, "{path}/sweep.json: expected a JSON object ('utf-8' codec can't decode"),
         ({"sweep.json": "[]"}, True, "{path}/sweep.json: expected config, search and data, got something else"),
@@ -230,6 +234,24 @@ def test_a_directory_that_cannot_be_used_is_refused(tmp_path, files, resume, mes
     with pytest.raises(InputError) as caught:
         run_sweep(in_directory(tmp_path, resume=resume), SEARCH)
     assert str(caught.value).startswith(message.format(path=tmp_path))
+
+
+def test_a_sweep_killed_before_its_first_file_can_begin_again(trained, tmp_path):
+    for name in (".lock", "sweep.json.0badf00d.part"):
+        (tmp_path / name).write_text("")
+    sweep = run_sweep(in_directory(tmp_path), SEARCH)
+    assert {path.name for path in sweep.workdir.iterdir()} == {"sweep.json", "trials.jsonl", "figures"}
+
+
+def test_two_at_once_do_not_share_a_directory(trained, tmp_path, monkeypatch):
+    def begin_another(*args, **options):
+        monkeypatch.setattr("mnist_jax.sweep.run.load_dataset", lambda *args, **options: DATASET)
+        run_sweep(in_directory(tmp_path / "new"), SEARCH)
+        return DATASET
+
+    monkeypatch.setattr("mnist_jax.sweep.run.load_dataset", begin_another)
+    with pytest.raises(InputError, match="^workdir .*new exists: name another directory, or continue the sweep in it"):
+        run_sweep(in_directory(tmp_path / "new"), SEARCH)
 
 
 def test_a_name_that_is_too_long_is_refused():

@@ -296,3 +296,22 @@ def test_a_checkpoint_that_does_not_fit_names_the_leaf(tmp_path, like, message):
     save_checkpoint(tmp_path, make_state())
     with pytest.raises(InputError, match=message):
         restore_checkpoint(tmp_path, like())
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_appears(tmp_path, monkeypatch):
+    """Each file that Orbax wrote, each directory, and after the renaming the list of checkpoints."""
+    synced, fsync = set(), os.fsync
+
+    def record(descriptor):
+        found = os.fstat(descriptor)
+        synced.add((found.st_ino, (tmp_path / "new" / "0").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", record)
+    save_checkpoint(tmp_path / "new", make_state())
+    path = tmp_path / "new" / "0"
+    files = [path, *path.rglob("*")]
+    assert len(files) > 10
+    expected = {(each.stat().st_ino, False) for each in files}
+    expected |= {(each.stat().st_ino, True) for each in (tmp_path / "new", tmp_path)}
+    assert synced >= expected

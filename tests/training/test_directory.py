@@ -1,5 +1,7 @@
 import contextlib
 import dataclasses
+import fcntl
+import gc
 import json
 
 import pytest
@@ -74,9 +76,30 @@ def test_a_locked_directory_is_free_again_whatever_happens(tmp_path):
         pass
 
 
+def test_a_deleted_lock_is_no_lock(tmp_path, monkeypatch):
+    """The holder deletes its lock file after another process has opened it, and a third makes a new one."""
+    first, third = contextlib.ExitStack(), contextlib.ExitStack()
+    first.enter_context(lock_directory(tmp_path))
+    with monkeypatch.context() as patch:
+        flock = fcntl.flock
+
+        def change_hands(file, operation):
+            patch.undo()
+            first.close()
+            third.enter_context(lock_directory(tmp_path))
+            return flock(file, operation)
+
+        patch.setattr("fcntl.flock", change_hands)
+        with pytest.raises(InputError, match="is in use by another process"), lock_directory(tmp_path):
+            raise AssertionError("two processes hold the lock")
+    third.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_is_written_whole(tmp_path):
     path = tmp_path / "file"
     write_whole(path, "one\n")
+    (tmp_path / "file.0badf00d.part").write_text("left by a killed process")
     write_whole(path, "two\n")
     assert path.read_text() == "two\n"
     assert list(tmp_path.iterdir()) == [path]
@@ -97,6 +120,42 @@ def test_two_at_once_do_not_share_a_directory(config):
     resumed = RunDirectory.claim(dataclasses.replace(config, resume=True))
     resumed.create(config, DATA, "mlp")
     resumed.close()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("last", ["nothing", ".lock", "config.json.part", "config.json", "data.json.part", "data.json"])
+def test_wherever_a_new_run_is_killed_it_can_begin_or_go_on(config, tmp_path, monkeypatch, last):
+    """As at a kill, the lock and the unfinished file stay."""
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+
+        def write(path, text):
+            if path.name == last.removesuffix(".part"):
+                unfinished = path.with_name(f"{path.name}.0badf00d.part") if last.endswith(".part") else path
+                unfinished.write_text(text)
+                raise Killed
+            write_whole(path, text)
+
+        patch.setattr("mnist_jax.training.directory.write_whole", write)
+        if last not in ("nothing", ".lock"):
+            with pytest.raises(Killed):
+                RunDirectory.claim(config).create(config, DATA, "mlp")
+    if last != "nothing":
+        run.mkdir(exist_ok=True)
+        (run / ".lock").write_text("")
+    gc.collect()  # releases the lock
+    is_run = (run / "config.json").exists()
+    if not is_run:
+        with pytest.raises(InputError, match="resume: expected a run with a config.json in .*run, found none"):
+            RunDirectory.claim(dataclasses.replace(config, resume=True))
+    with contextlib.closing(RunDirectory.claim(dataclasses.replace(config, resume=is_run))) as directory:
+        directory.check_data(DATA)
+        directory.create(config, DATA, "mlp")
+    assert {path.name for path in run.iterdir()} == {"config.json", "data.json"}
+    check(dataclasses.replace(config, resume=True), DATA)
 
 
 def test_files_that_are_not_ours_do_not_matter(config, tmp_path):
@@ -134,7 +193,9 @@ def test_resuming_anything_else_names_the_field(saved, tmp_path):
         RunDirectory.claim(dataclasses.replace(saved, learning_rate=0.5))
     with pytest.raises(InputError, match="resume: data must be 'digits' as in .*config.json, got 'mnist'"):
         RunDirectory.claim(dataclasses.replace(saved, data="mnist"))
-    with pytest.raises(InputError, match="resume: expected a run with a config.json in .*other, found none"):
+    with pytest.raises(
+        InputError, match="resume: expected a run with a config.json in .*other, found none; leave out --resume to"
+    ):
         RunDirectory.claim(dataclasses.replace(saved, workdir=str(tmp_path / "other")))
     (tmp_path / "run" / "config.json").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="config.json: .*can't decode"):

@@ -59,6 +59,30 @@ class WithBatchNorm(nn.Module):
         return nn.Dense(10)(nn.BatchNorm(use_running_average=not train)(x))
 
 
+@pytest.mark.parametrize("options", [{}, {"from_host": True, "longest": 11}, {"population": True}])
+def test_the_sums_of_an_epoch_do_not_depend_on_its_chunks(options):
+    state = make_state()
+    if options.get("population"):
+        state = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
+    epochs = ChunkedEpoch(state, SPLIT, BATCH_SIZE, **options)
+
+    def sums(*lengths):
+        """Trains an epoch in as many calls."""
+        now, step, total = copy(state), 0, None
+        for epochs._chunk_steps in lengths:
+            (chunk,) = epochs.run(now, step, num_steps=epochs._chunk_steps, total=total)
+            now, step, total = chunk.state, chunk.step, chunk.total
+        return total
+
+    whole = sums(11)
+    np.testing.assert_array_equal(whole.count, 42)
+    for lengths in ((1, 10), (4, 4, 2, 1), (3, 1, 1, 2, 1, 3), (1,) * 11):
+        assert_trees_equal(sums(*lengths), whole)
+    epochs._chunk_steps = 4
+    *_, last = epochs.run(copy(state), 0)
+    assert_trees_equal(last.total, whole)
+
+
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_chunks_from_the_host_are_the_epoch(chunk):
     """Batch statistics show that even the examples that fill up the last batch are the same."""

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import jax
@@ -313,6 +314,30 @@ def test_the_command_prints_lines_and_a_table(run_python, tmp_path, monkeypatch,
     quiet = capsys.readouterr()
     assert quiet.err == ""
     assert re.search(r"everything is in runs/digits-mlp-\d{8}-\d{6}$", quiet.out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("home", ["unset", "/dev/null"])
+def test_without_a_home_directory_there_is_one_line_about_the_caches(run_python, tmp_path, idx_dir, home):
+    """As in a container whose user is in no list of users."""
+
+    def run(data):
+        settings = "os.environ.pop('HOME')" if home == "unset" else f"os.environ['HOME'] = {home!r}"
+        command = f"""
+            import os, pwd, sys
+            del os.environ["XDG_CACHE_HOME"]
+            pwd.getpwuid = {{}}.__getitem__  # which finds nobody
+            {settings}
+            from mnist_jax.train import main
+            sys.exit(main(["--data", {data!r}, *"--batch-size 10 --epochs 1 --quiet".split()]))
+        """
+        done = run_python("-c", textwrap.dedent(command), TMPDIR=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        assert re.fullmatch(r"~/.* cannot be written: caches and downloads go to .*/mnist_jax-\d+\n", done.stderr)
+
+    for data in ("digits", str(idx_dir)):
+        run(data)
+    assert len([*tmp_path.glob("mnist_jax-*/**/*.npz")]) == 1
 
 
 @pytest.mark.parametrize(
