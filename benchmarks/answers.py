@@ -43,7 +43,10 @@ def run(setting: Setting) -> Iterator[Row]:
             flags = ["--model", model, "--epochs", "1", *([] if setting.data is None else ["--data", setting.data])]
             run_python(["-m", "mnist_jax.train", "--quiet", "--workdir", path, *flags])
             for name, seconds in _time_answers(path, setting.quick).items():
-                yield {"name": name, "model": model, **spread(seconds), "seconds_p99": _p99(seconds)}
+                row = {"name": name, "model": model, **spread(seconds)}
+                if "clients" in name:
+                    row["seconds_p99"] = statistics.quantiles(seconds, n=100, method="inclusive")[-1]
+                yield row
 
 
 def _time_answers(path: str, quick: bool) -> dict[str, list[float]]:
@@ -138,7 +141,3 @@ def _time_calls(call: Callable[[], object], repeats: int, pause_s: float = 0.0) 
         seconds.append(time.perf_counter() - start)
         time.sleep(pause_s)
     return seconds[5:]  # without warm-up calls
-
-
-def _p99(seconds: list[float]) -> float:
-    return statistics.quantiles(seconds, n=100, method="inclusive")[-1] if len(seconds) > 1 else seconds[0]
