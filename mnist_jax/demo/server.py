@@ -28,6 +28,7 @@ import html
 import json
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -177,15 +178,16 @@ class _Queue:
 
 
 def _yield_cpu() -> None:
-    """Gives the other threads of the process priority over this one, on Linux."""
-    with contextlib.suppress(AttributeError, OSError):
+    """Gives the other threads of the process priority over this one; only Linux has priorities of threads."""
+    if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def _trim_memory() -> None:
     """Returns free memory to the system; glibc keeps several GB after large pictures."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _busy() -> HTTPException:
