@@ -184,7 +184,7 @@ def _yield_cpu() -> None:
 
 
 def _trim_memory() -> None:
-    """Returns free memory to the system; glibc keeps several GB after large pictures."""
+    """Returns free memory to the system; glibc would keep most of what large pictures took."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)

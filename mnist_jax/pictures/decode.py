@@ -27,7 +27,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _MAX_PIXELS = 24_000_000
 _MAX_JPEG_PIXELS = 50_000_000  # photographs of phones; the JPEG decoder scales down early
 _LONGEST_SIDE = 20_000
-_MAX_SCANS = 100  # of a JPEG, as in libtiff: a picture of few bytes can have thousands, and decode for an hour
+_MAX_SCANS = 100  # of a JPEG, as in libtiff; 10 MB can hold 250,000, which take half an hour
 _MAX_SIDE = 1000  # larger pictures are scaled down
 _SMALL_SIDE, _SMALL_FILE = 512, 2**16  # pixels, bytes
 

@@ -49,12 +49,16 @@ def ask(address, body=b"", method="POST", path="/api/predict", **headers):
         return response.status, response.headers, json.loads(content) if content[:1] == b"{" else content.decode()
 
 
-def start_sending(address, header="Content-Length: 999", body=b"abc"):
-    """A connection on which a request has begun."""
+def connect(address, content=b""):
     host, port = address.split(":")
     connection = socket.create_connection((host, int(port)), timeout=60)
-    connection.sendall(f"POST /api/predict HTTP/1.1\r\nHost: {address}\r\n{header}\r\n\r\n".encode() + body)
+    connection.sendall(content)
     return connection
+
+
+def start_sending(address, header="Content-Length: 999", body=b"abc"):
+    """A connection on which a request has begun."""
+    return connect(address, f"POST /api/predict HTTP/1.1\r\nHost: {address}\r\n{header}\r\n\r\n".encode() + body)
 
 
 def test_answers_are_those_of_the_predictor_also_many_at_a_time():
@@ -297,9 +301,9 @@ def test_clients_that_have_gone_are_not_served(slow):
     predictor, address, pool = slow
     first = pool.submit(ask, address, b"first")
     wait_for(lambda: predictor.contents)
-    for _ in range(2):
-        start_sending(address, "Content-Length: 4", b"gone").close()
-    wait_for(lambda: ask(address, b"last")[0] == 503)  # until both wait
+    with start_sending(address, "Content-Length: 4", b"gone"), start_sending(address, "Content-Length: 4", b"gone"):
+        time.sleep(0.2)  # both wait now
+    assert ask(address, method="GET", path="/")[0] == 200  # the server knows that they have gone
     predictor.release.set()
     assert first.result()[0] == 200
     wait_for(lambda: ask(address, b"last")[0] == 200)
@@ -325,13 +329,6 @@ def test_a_slow_body_is_given_up(monkeypatch):
         answer = b"".join(iter(lambda: connection.recv(2**16), b""))
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert answer.endswith(b'{"error":"expected the whole picture within 0.2 s"}')
-
-
-def connect(address, content=b""):
-    host, port = address.split(":")
-    connection = socket.create_connection((host, int(port)), timeout=30)
-    connection.sendall(content)
-    return connection
 
 
 GET = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
