@@ -232,6 +232,8 @@ def _measured(row: dict[str, Any]) -> str:
     if "seconds" in row:
         low, high = _duration(row["seconds_min"]), _duration(row["seconds_max"])
         parts.append(f"{_duration(row['seconds']):>10} ({low} to {high}, n = {row['n']})")
+    if "seconds_p99" in row:
+        parts.append(f"p99 {_duration(row['seconds_p99'])}")
     if "process" in row:
         parts.append(f"whole process {_duration(row['process']['seconds'])}")
     if "phases" in row:

@@ -8,6 +8,7 @@ import uvicorn
 from PIL import Image, ImageDraw
 
 from mnist_jax.demo.__main__ import listen
+from mnist_jax.demo.connections import server_config
 
 DIGITS = tuple("0123456789")
 SEVEN = [(80, 60), (200, 60), (130, 220)]
@@ -16,8 +17,7 @@ SEVEN = [(80, 60), (200, 60), (130, 220)]
 @contextlib.contextmanager
 def serving(app):
     """Serves an application at the address it yields."""
-    config = uvicorn.Config(app, loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None)
-    running = uvicorn.Server(config)
+    running = uvicorn.Server(server_config(app))
     with listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
         thread.start()

@@ -1,6 +1,7 @@
 """Serves a web page that classifies a digit while it is being drawn.
 
-``server.py``    the web application: the page, and ``POST /api/predict``
-``page.html``    the page: one static, self-contained file
-``__main__.py``  the command ``python -m mnist_jax.demo``
+``server.py``       the web application: the page, and ``POST /api/predict``
+``connections.py``  the settings of uvicorn: which connections are closed
+``page.html``       the page: one static, self-contained file
+``__main__.py``     the command ``python -m mnist_jax.demo``
 """

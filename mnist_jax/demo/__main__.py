@@ -121,6 +121,7 @@ def serve(run: Path, host: str, listener: socket.socket) -> None:
     """
     import uvicorn
 
+    from mnist_jax.demo.connections import server_config
     from mnist_jax.demo.server import LOOPBACK_HOSTS, create_app
     from mnist_jax.pictures.predictor import Predictor
     from mnist_jax.training.loading import load_class_names, load_run
@@ -131,7 +132,7 @@ def serve(run: Path, host: str, listener: socket.socket) -> None:
         predictor = Predictor(state, class_names)
         predictor(_any_picture())  # compiles
         address, port = listener.getsockname()[:2]
-        hosts = [*LOOPBACK_HOSTS, host] if ipaddress.ip_address(address).is_loopback else ["*"]
+        hosts = sorted({*LOOPBACK_HOSTS, host}) if ipaddress.ip_address(address).is_loopback else ["*"]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
         class Server(uvicorn.Server):
@@ -150,16 +151,8 @@ def serve(run: Path, host: str, listener: socket.socket) -> None:
                     await asyncio.wait([closing], timeout=0.05)
                 await closing
 
-        config = uvicorn.Config(
-            create_app(predictor, class_names, title=title, allowed_hosts=hosts),
-            loop="asyncio",  # "auto" would depend on which packages are installed
-            http="h11",
-            ws="none",
-            lifespan="off",
-            log_level="warning",
-            access_log=False,
-        )
-        Server(config).run([listener])
+        app = create_app(predictor, class_names, title=title, allowed_hosts=hosts)
+        Server(server_config(app)).run([listener])
     if stop.requested:
         raise _Ended(128 + stop.requested)
 

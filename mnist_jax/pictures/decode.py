@@ -2,26 +2,34 @@
 
     picture = read_picture(read_file("seven.jpg"), "seven.jpg")   # float32[H, W]
 
-Files whose header gives too large a size are rejected before decoding.
+Files whose header gives too large a size are rejected before decoding. Threads may decode at the same time.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import io
 import os
+import struct
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, _imaging
 
 from mnist_jax.errors import InputError
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-_MAX_PIXELS = 50_000_000
-_ONE_AT_A_TIME = threading.Lock()  # warning filters are shared by all threads
+_MAX_PIXELS = 24_000_000
+_MAX_JPEG_PIXELS = 50_000_000  # photographs of phones; the JPEG decoder scales down early
+_LONGEST_SIDE = 20_000
+_MAX_SCANS = 100  # of a JPEG, as in libtiff; 10 MB can hold 250,000, which take half an hour
 _MAX_SIDE = 1000  # larger pictures are scaled down
+_SMALL_SIDE, _SMALL_FILE = 512, 2**16  # pixels, bytes
 
 
 def read_picture(content: bytes, name: str) -> np.ndarray:
@@ -37,7 +45,8 @@ def read_picture(content: bytes, name: str) -> np.ndarray:
         ``float32[H, W]`` in [0, 255]. Larger pictures are scaled down to 1000 pixels on the longer side.
 
     Raises:
-        InputError: the content is not such a picture, is damaged, or has more than 50 million pixels.
+        InputError: the content is not such a picture, is damaged, or has more than 24 million pixels (JPEG: 50 million)
+            or a side of more than 20,000.
 
     Example:
         >>> file = io.BytesIO()
@@ -46,35 +55,106 @@ def read_picture(content: bytes, name: str) -> np.ndarray:
         (4, 6)
     """
     try:
-        with _ONE_AT_A_TIME, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about damaged metadata, or about sizes that are rejected below
-            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-                if image.width * image.height > _MAX_PIXELS:
-                    raise InputError(
-                        f"{name}: expected at most {_MAX_PIXELS // 10**6} million pixels, "
-                        f"got {image.width}x{image.height}"
-                    )
-                image.draft(None, (_MAX_SIDE, _MAX_SIDE))  # lets the JPEG decoder scale down early
-                return _to_grey(ImageOps.exif_transpose(image))
+        with _SILENCE, Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            _check_cost(image, content, name)
+            image.draft(None, (_MAX_SIDE, _MAX_SIDE))  # lets the JPEG decoder scale down early
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_grey(image)
     except InputError:
         raise
     except Image.DecompressionBombError:
-        raise InputError(f"{name}: expected at most {_MAX_PIXELS // 10**6} million pixels, got more") from None
+        raise _too_large(name, "more") from None
     except UnidentifiedImageError:
         raise InputError(f"{name}: expected a PNG, JPEG, WebP, BMP, GIF or TIFF picture, got something else") from None
     except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         raise InputError(f"{name}: the picture is damaged or truncated ({' '.join(str(error).split())})") from None
 
 
+def is_small_png(content: bytes) -> bool:
+    """Returns whether a picture is a PNG that certainly takes a few milliseconds to decode; reads its header only.
+
+    Example:
+        >>> file = io.BytesIO()
+        >>> Image.new("L", (280, 280)).save(file, "PNG")
+        >>> is_small_png(file.getvalue())
+        True
+    """
+    if len(content) > _SMALL_FILE or content[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" or len(content) < 24:
+        return False
+    # A second header would change the size, and compressed text can be much longer than the file.
+    is_plain = content.count(b"IHDR") == 1 and not any(kind in content for kind in (b"iCCP", b"iTXt", b"zTXt"))
+    return is_plain and max(struct.unpack(">II", content[16:24])) <= _SMALL_SIDE
+
+
+class _Silence:
+    """Silences Python's warnings and libtiff's messages while any thread decodes: both belong to the whole process."""
+
+    def __init__(self) -> None:
+        self._lock, self._num_threads, self._undo = threading.Lock(), 0, contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._num_threads:
+                self._undo.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")  # about damaged metadata, or about sizes that are rejected
+                set_handler = _libtiff_error_handler()
+                self._undo.callback(set_handler, set_handler(None))
+            self._num_threads += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_threads -= 1
+            if not self._num_threads:
+                self._undo.close()
+
+
+_SILENCE = _Silence()
+
+
+@functools.cache
+def _libtiff_error_handler() -> Callable[[int | None], int | None]:
+    """Returns the function that sets the error handler of Pillow's libtiff, whose default writes to stderr."""
+    try:
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+    except (AttributeError, OSError):
+        return lambda handler: handler  # linked statically, or without libtiff
+    set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+    return set_handler
+
+
+def _check_cost(image: Image.Image, content: bytes, name: str) -> None:
+    """Raises an ``InputError`` if decoding would take too much memory or time."""
+    is_jpeg = image.format in ("JPEG", "MPO")
+    width, height = image.size
+    if image.format == "TIFF":  # a tile may be larger than the picture
+        width, height = max(width, image.tag_v2.get(322, 0)), max(height, image.tag_v2.get(323, 0))  # type: ignore[attr-defined]
+    if width * height > (_MAX_JPEG_PIXELS if is_jpeg else _MAX_PIXELS) or max(width, height) > _LONGEST_SIDE:
+        raise _too_large(name, f"{width}x{height}")
+    if is_jpeg and content.count(b"\xff\xda") > _MAX_SCANS:
+        raise InputError(f"{name}: expected a JPEG of at most {_MAX_SCANS} scans, got more")
+
+
+def _too_large(name: str, got: str) -> InputError:
+    return InputError(
+        f"{name}: expected at most {_MAX_PIXELS // 10**6} million pixels (JPEG: {_MAX_JPEG_PIXELS // 10**6} million) "
+        f"and sides of at most {_LONGEST_SIDE:,}, got {got}"
+    )
+
+
 def _to_grey(image: Image.Image) -> np.ndarray:
+    # A picture may take 100 MB, so no step makes more copies than it needs.
     if image.mode[0] in "IF":  # 16 or 32 bits per pixel
-        numbers = np.nan_to_num(np.asarray(image, np.float32))
-        peak = float(np.abs(numbers).max())
-        image = Image.fromarray(numbers * (255 / peak if peak > 255 or 0 < peak <= 1 else 1))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-    elif image.mode != "L":
-        image = image.convert("RGB")
+        numbers = np.array(image, np.float32)
+        np.nan_to_num(numbers, copy=False)
+        peak = float(max(numbers.max(), -numbers.min()))
+        if peak > 255 or 0 < peak <= 1:
+            numbers *= 255 / peak
+        image = Image.fromarray(numbers)
+    else:
+        mode = "RGBA" if image.has_transparency_data else "L" if image.mode == "L" else "RGB"
+        if image.mode != mode:
+            image = image.convert(mode)
     image.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.BOX)
     pixels = np.asarray(image, np.float32)
     if pixels.ndim == 2:

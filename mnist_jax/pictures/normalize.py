@@ -131,7 +131,8 @@ def _has_dark_ink(small: np.ndarray) -> bool:
     skewness = 0.0
     for scale in (0.03, 0.06, 0.12, 0.2):
         detail = small - ndimage.gaussian_filter(small, scale * max(small.shape), mode="nearest")
-        skewness += float(np.mean(detail**3) / (np.mean(detail**2) + 1e-9) ** 1.5)
+        square = detail**2
+        skewness += float(np.mean(detail * square) / (np.mean(square) + 1e-9) ** 1.5)  # `detail**3` is far slower
     return skewness < 0
 
 
@@ -158,7 +159,7 @@ def _select(ink: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, bool]:
     Specks and the edge of the paper are left out.
     """
     labels, count = ndimage.label(mask, np.ones((3, 3)))
-    mass = np.bincount(labels.ravel(), ink.ravel(), count + 1)[1:]
+    mass = np.bincount(labels[mask], ink[mask], count + 1)[1:]
     boxes = np.array(
         [[(rows.start, columns.start), (rows.stop, columns.stop)] for rows, columns in ndimage.find_objects(labels)]
     )
@@ -181,7 +182,9 @@ def _select(ink: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, bool]:
         gap = np.maximum(boxes[:, 0] - stop, start - boxes[:, 1]).max(axis=1)
         near = large & (gap <= 0.3 * (stop - start).max())
         if (near <= kept).all():
-            return np.concatenate([[False], kept])[labels], bool(contact[main_part] == 0)
+            selected = np.zeros_like(mask)
+            selected[mask] = kept[labels[mask] - 1]
+            return selected, bool(contact[main_part] == 0)
         kept |= near
 
 

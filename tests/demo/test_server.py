@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,7 +20,7 @@ from pages import DIGITS, SEVEN, picture, serving
 
 from mnist_jax import InputError, TrainConfig, build_state
 from mnist_jax.demo import __main__ as demo
-from mnist_jax.demo import server
+from mnist_jax.demo import connections, server
 from mnist_jax.demo.server import LARGEST_BODY, create_app
 from mnist_jax.pictures.predictor import Prediction, Predictor
 
@@ -47,12 +49,16 @@ def ask(address, body=b"", method="POST", path="/api/predict", **headers):
         return response.status, response.headers, json.loads(content) if content[:1] == b"{" else content.decode()
 
 
-def start_sending(address, header="Content-Length: 999", body=b"abc"):
-    """A connection on which a request has begun."""
+def connect(address, content=b""):
     host, port = address.split(":")
     connection = socket.create_connection((host, int(port)), timeout=60)
-    connection.sendall(f"POST /api/predict HTTP/1.1\r\nHost: {address}\r\n{header}\r\n\r\n".encode() + body)
+    connection.sendall(content)
     return connection
+
+
+def start_sending(address, header="Content-Length: 999", body=b"abc"):
+    """A connection on which a request has begun."""
+    return connect(address, f"POST /api/predict HTTP/1.1\r\nHost: {address}\r\n{header}\r\n\r\n".encode() + body)
 
 
 def test_answers_are_those_of_the_predictor_also_many_at_a_time():
@@ -199,6 +205,193 @@ def test_classes_that_are_no_digits_have_their_names_on_the_page():
 
 
 @pytest.mark.parametrize(
+    ("request_", "status", "error"),
+    [
+        ({"method": "GET"}, 405, "Method Not Allowed"),
+        ({"method": "GET", "path": "/nothing"}, 404, "Not Found"),
+        (
+            {"Host": "evil.example"},
+            400,
+            "expected a request to 127.0.0.1, localhost, ::1, got one to 'evil.example'",
+        ),
+        ({"Host": "[::1"}, 400, "expected a request to 127.0.0.1, localhost, ::1, got one to '[::1'"),
+        (
+            {"Origin": "http://evil.example"},
+            403,
+            "expected a request from this site, got one from 'http://evil.example'",
+        ),
+        ({"Origin": "null"}, 403, "expected a request from this site, got one from 'null'"),
+        (
+            {"Origin": "http://127.0.0.1:1"},
+            403,
+            "expected a request from this site, got one from 'http://127.0.0.1:1'",
+        ),
+    ],
+)
+def test_errors_are_json(address, request_, status, error):
+    found, headers, answer = ask(address, **request_)
+    assert (found, headers["Content-Type"], answer) == (status, "application/json", {"error": error})
+
+
+def test_a_page_of_this_server_may_ask(address):
+    assert ask(address, b"digit", Origin=f"http://{address}")[0] == 200
+    assert ask(address, b"digit", Host="LOCALHOST:8000", Origin="http://localhost:8000")[0] == 200
+
+
+def test_an_internal_error_is_json_too(caplog):
+    def fail(content):
+        raise RuntimeError(f"{len(content)} bytes")
+
+    with serving(create_app(fail, DIGITS)) as address:
+        status, headers, answer = ask(address, b"digit")
+    assert (status, answer) == (500, {"error": "internal error; see the terminal of the server"})
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert "RuntimeError: 5 bytes" in caplog.text
+
+
+class SlowPredictor:
+    """Waits for ``release`` on all but small PNG files, which are drawings."""
+
+    def __init__(self):
+        self.release, self.contents = threading.Event(), []
+
+    def __call__(self, content):
+        self.contents.append(content)
+        if not content.startswith(b"\x89PNG"):
+            assert self.release.wait(60)
+        return fake_predictor(content)
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """A slow predictor with places for three pictures, the address of its server, and a pool of clients."""
+    monkeypatch.setattr(server, "_PICTURES", 3)
+    predictor = SlowPredictor()
+    with ThreadPoolExecutor(8) as pool, serving(create_app(predictor, DIGITS)) as address:
+        try:
+            yield predictor, address, pool
+        finally:
+            predictor.release.set()
+
+
+def wait_for(condition):
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+BUSY = {"error": "the server is busy: try again in a moment"}
+
+
+def test_large_pictures_wait_in_turn_up_to_a_limit_and_drawings_overtake_them(slow):
+    predictor, address, pool = slow
+    answers = [pool.submit(ask, address, b"picture") for _ in range(6)]
+    wait_for(lambda: sum(answer.done() for answer in answers) == 3)
+    assert predictor.contents == [b"picture"]
+    assert ask(address, picture(SEVEN))[0] == 200
+    predictor.release.set()
+    found = [answer.result() for answer in answers]
+    assert sorted(status for status, _, _ in found) == [200, 200, 200, 503, 503, 503]
+    assert all(answer == BUSY and headers["Retry-After"] == "1" for status, headers, answer in found if status == 503)
+    assert ask(address, b"picture")[0] == 200
+
+
+def test_clients_that_have_gone_are_not_served(slow):
+    predictor, address, pool = slow
+    first = pool.submit(ask, address, b"first")
+    wait_for(lambda: predictor.contents)
+    with start_sending(address, "Content-Length: 4", b"gone"), start_sending(address, "Content-Length: 4", b"gone"):
+        time.sleep(0.2)  # both wait now
+    assert ask(address, method="GET", path="/")[0] == 200  # the server knows that they have gone
+    predictor.release.set()
+    assert first.result()[0] == 200
+    wait_for(lambda: ask(address, b"last")[0] == 200)
+    assert set(predictor.contents) == {b"first", b"last"}
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_uploads_hold_a_limited_amount_of_memory(monkeypatch, chunked):
+    monkeypatch.setattr(server, "_LARGEST_TOTAL", LARGEST_BODY + 100_000)
+    large, small = bytes(100_001), bytes(1000)
+    header = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {LARGEST_BODY}"
+    with serving(create_app(fake_predictor, DIGITS)) as address:
+        with start_sending(address, header, b"3\r\nabc\r\n"):
+            wait_for(lambda: ask(address, large)[::2] == (503, BUSY))
+            assert ask(address, iter([large]))[::2] == (503, BUSY)
+            assert ask(address, small)[0] == 200
+        wait_for(lambda: ask(address, large)[0] == 200)
+
+
+def test_a_slow_body_is_given_up(monkeypatch):
+    monkeypatch.setattr(server, "_BODY_SECONDS", 0.2)
+    with serving(create_app(fake_predictor, DIGITS)) as address, start_sending(address) as connection:
+        answer = b"".join(iter(lambda: connection.recv(2**16), b""))
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert answer.endswith(b'{"error":"expected the whole picture within 0.2 s"}')
+
+
+GET = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+@pytest.mark.parametrize("content", [b"", GET[:20], GET, GET + GET[:20]])
+def test_idle_connections_are_closed(monkeypatch, content):
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 0.2)
+    with serving(create_app(fake_predictor, DIGITS)) as address, connect(address, content) as connection:
+        answer = b"".join(iter(lambda: connection.recv(2**16), b""))
+    assert answer.count(b"HTTP/1.1 200 OK") == content.startswith(GET)
+
+
+def test_who_reads_no_answers_is_cut_off(monkeypatch):
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 0.2)
+    with serving(create_app(fake_predictor, DIGITS)) as address, connect(address) as connection:
+        with pytest.raises(ConnectionError):
+            for _ in range(1000):
+                connection.sendall(100 * GET)
+        assert ask(address, b"next")[0] == 200
+
+
+def test_a_waiting_request_is_not_idle(monkeypatch, slow):
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 0.1)
+    predictor, address, pool = slow
+    answer = pool.submit(ask, address, b"picture")
+    wait_for(lambda: predictor.contents)
+    time.sleep(0.3)
+    predictor.release.set()
+    assert answer.result()[0] == 200
+
+
+def test_new_connections_replace_idle_ones(monkeypatch):
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 5)
+    with serving(create_app(fake_predictor, DIGITS)) as address, contextlib.ExitStack() as stack:
+        held = [stack.enter_context(connect(address)) for _ in range(20)]
+        assert ask(address, b"next")[0] == 200
+        for connection in held:
+            connection.settimeout(0.1)
+        assert sum(is_closed(connection) for connection in held) >= 15
+
+
+def is_closed(connection):
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+@pytest.mark.parametrize("before", [b"", GET])
+def test_what_is_no_http_is_answered_with_json_and_not_logged(address, caplog, capfd, before):
+    with connect(address, before + b"hello\r\n\r\n") as connection:
+        answer = b"".join(iter(lambda: connection.recv(2**16), b""))
+    head, _, content = answer[answer.index(b"HTTP/1.1 400") :].partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n")
+    assert json.loads(content) == {"error": "Invalid HTTP request received."}
+    assert not caplog.records
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--port", "65536"], r"port must be in \[0, 65535\], got 65536"),
@@ -249,7 +442,7 @@ def test_a_signal_while_training_ends_the_command(capsys, tmp_path, monkeypatch)
 @pytest.mark.slow
 def test_without_a_run_one_is_trained_and_served_and_found_again(tmp_path):
     code = "import sys\nfrom mnist_jax.demo import __main__ as demo\n"
-    code += "demo._FEWEST_EXAMPLES = 0\nsys.exit(demo.main(['--port', '0']))"  # three epochs of the digits
+    code += "demo._MIN_EXAMPLES = 0\nsys.exit(demo.main(['--port', '0']))"  # three epochs of the digits
 
     def start_and_stop(number):
         with subprocess.Popen(

@@ -1,4 +1,9 @@
+import io
+import re
+import struct
+import threading
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,7 +12,8 @@ from drawing import SEVEN, distance, draw_seven, encode, grey
 from PIL import Image, ImageDraw
 
 from mnist_jax import InputError
-from mnist_jax.pictures.decode import read_picture
+from mnist_jax.pictures import decode
+from mnist_jax.pictures.decode import is_small_png, read_picture
 from mnist_jax.pictures.normalize import prepare_image
 
 TRANSPARENT = draw_seven(paper=(0, 0, 0, 0), ink=(0, 0, 0, 255), mode="RGBA")
@@ -86,17 +92,137 @@ def test_a_large_photograph_is_scaled_down():
     assert distance(prepare_image(picture), SEVEN) < 2
 
 
-BOMB = "bomb.png: expected at most 50 million pixels, got"
+BOMB = "bomb: expected at most 24 million pixels (JPEG: 50 million) and sides of at most 20,000, got "
 NO_PICTURE = "x: expected a PNG, JPEG, WebP, BMP, GIF or TIFF picture, got something else"
 
 
-@pytest.mark.parametrize("side, got", [(7100, "7100x7100"), (10_000, "10000x10000"), (20_000, "more")])
-def test_a_bomb_is_refused_by_its_header(side, got):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        content = encode(Image.new("1", (side, side)))
-    with pytest.raises(InputError, match=f"^{BOMB} {got}$"):
-        read_picture(content[:200], "bomb.png")  # nothing but the header is there
+def png_header(width, height):
+    """The header of a PNG with 16 bits of each channel of RGBA, without pixels."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 16, 6, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+@pytest.mark.parametrize(
+    "width, height, got",
+    [
+        (4900, 4900, "4900x4900"),
+        (7071, 7071, "7071x7071"),
+        (1, 20_001, "1x20001"),
+        (20_001, 1, "20001x1"),
+        (1, 50_000_000, "1x50000000"),
+        (20_000, 20_000, "more"),
+    ],
+)
+def test_a_bomb_is_refused_by_its_header(width, height, got):
+    with pytest.raises(InputError, match=f"^{re.escape(BOMB + got)}$"):
+        read_picture(png_header(width, height) + b"\0\0\0\0IDAT", "bomb")
+
+
+def test_a_tile_larger_than_its_picture_is_refused():
+    tags = [
+        (256, 100),
+        (257, 100),
+        (258, 8),
+        (259, 8),
+        (262, 1),
+        (277, 1),
+        (322, 30_000),
+        (323, 30_000),
+        (324, 8),
+        (325, 9),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    with pytest.raises(InputError, match=f"^{re.escape(BOMB)}30000x30000$"):
+        read_picture(content, "bomb")
+
+
+def test_the_scans_of_a_jpeg_are_limited():
+    content = encode(draw_seven(), "JPEG", progressive=True)
+    head, last = content[: content.rindex(b"\xff\xda")], content[content.rindex(b"\xff\xda") : -2]
+    num_scans = content.count(b"\xff\xda")
+
+    def repeat(count):
+        return read_picture(head + (count - num_scans + 1) * last + b"\xff\xd9", "x")
+
+    assert repeat(100).shape == (280, 280)
+    with pytest.raises(InputError, match=r"^x: expected a JPEG of at most 100 scans, got more$"):
+        repeat(101)
+
+
+def test_a_jpeg_may_have_the_pixels_of_a_phone(monkeypatch):
+    content, other = encode(draw_seven(), "JPEG"), encode(draw_seven())
+    monkeypatch.setattr(decode, "_MAX_PIXELS", 279 * 280)
+    assert read_picture(content, "seven.jpg").shape == (280, 280)
+    monkeypatch.setattr(decode, "_MAX_JPEG_PIXELS", 279 * 280)
+    for each in (content, other):
+        with pytest.raises(InputError, match=r"^x: expected at most .* got 280x280$"):
+            read_picture(each, "x")
+
+
+def test_one_picture_does_not_wait_for_another(monkeypatch):
+    to_grey, started, release = decode._to_grey, threading.Event(), threading.Event()
+
+    def wait(image):
+        if image.size == (280, 280):
+            started.set()
+            assert release.wait(60)
+        return to_grey(image)
+
+    monkeypatch.setattr(decode, "_to_grey", wait)
+    filters = list(warnings.filters)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(read_picture, encode(draw_seven()), "slow")
+        assert started.wait(60)
+        try:
+            assert read_picture(encode(draw_seven(side=100)), "fast").shape == (100, 100)
+        finally:
+            release.set()
+        assert slow.result().shape == (280, 280)
+    assert warnings.filters == filters
+
+
+def insert(content, *chunks):
+    """A PNG with more chunks after its header."""
+    return (
+        content[:33]
+        + b"".join(struct.pack(">I", len(data)) + kind + data + bytes(4) for kind, data in chunks)
+        + content[33:]
+    )
+
+
+def test_a_small_png_is_known_by_its_header():
+    drawing = encode(draw_seven())
+    assert is_small_png(drawing)
+    assert is_small_png(insert(drawing, (b"sRGB", b"\0")))
+    assert is_small_png(png_header(512, 512))
+    others = [
+        b"",
+        drawing[:23],
+        drawing + bytes(2**16),
+        encode(draw_seven(), "JPEG"),
+        png_header(513, 1),
+        png_header(1, 513),
+        insert(drawing, (b"IHDR", png_header(4000, 4000)[16:29])),
+        insert(drawing, (b"zTXt", b"")),
+        insert(drawing, (b"iTXt", b"")),
+        insert(drawing, (b"iCCP", b"")),
+    ]
+    assert not any(is_small_png(content) for content in others)
+
+
+def test_libtiff_does_not_write_to_the_terminal(capfd):
+    content = bytearray(encode(draw_seven(), "TIFF", compression="tiff_lzw"))
+    content[200:240] = b"\xff" * 40
+    with pytest.raises(OSError):
+        Image.open(io.BytesIO(content)).load()
+    loud = capfd.readouterr().err
+    with pytest.raises(InputError, match=r"^x: the picture is damaged or truncated \(.+\)$"):
+        read_picture(bytes(content), "x")
+    assert capfd.readouterr().err == ""
+    with pytest.raises(OSError):
+        Image.open(io.BytesIO(content)).load()
+    assert capfd.readouterr().err == loud != ""
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\0" * 999])
