@@ -1,8 +1,8 @@
-"""Writes a file whole or not at all, so that it outlives a kill and a power cut.
+"""Writes a file whole or not at all, also through a kill or a power cut.
 
 with atomic_write(path) as file:
     file.write(content)
-clear_parts(path.parent)   # what killed processes left
+clear_parts(path.parent)   # deletes the leftovers of killed processes
 """
 
 from __future__ import annotations
@@ -58,22 +58,23 @@ def sync(path: Path) -> None:
     """Waits until a file, or the list of files in a directory, is on the disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    except PermissionError:  # a directory without the right to list it; any directory on Windows
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        if not path.is_dir():  # not every system can open and sync a directory
+            raise
 
 
 def clear_parts(directory: Path, name: str = "*", min_age_s: float = 3600.0) -> None:
-    """Deletes the new files that killed processes left behind in :func:`atomic_write`.
+    """Deletes the unfinished files that killed processes left in :func:`atomic_write`.
 
     Args:
-        directory: the directory of the files.
-        name: name of the file that was to be written; by default any.
-        min_age_s: seconds since the last change of a file. No write takes an hour, so by default the files of living
-            processes stay; use 0 only if no other process can be writing ``name``.
+        directory: directory of the files.
+        name: name of the file that they were writing; default any.
+        min_age_s: least seconds since an unfinished file was changed. The default spares the files of living processes,
+            as no write takes an hour; use 0 only if no other process can be writing ``name``.
     """
     for part in directory.glob(f"{name}.{'[0-9a-f]' * 8}.part"):
         with contextlib.suppress(OSError):

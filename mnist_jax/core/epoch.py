@@ -117,8 +117,8 @@ def loop_steps(
     Args:
         state: see :func:`train_steps`, also for the arguments up to ``sharding``.
         num_examples: only the first ``num_examples`` examples of the order count; None counts all.
-        total: metrics of the epoch so far, to which those of the steps are added one by one. Like this the sums of an
-            epoch do not depend on its chunks, not even in the last bit. None starts from zero.
+        total: metrics of the epoch so far; those of the steps are added one by one, so the sums of an epoch do not
+            depend on its chunks, not even in the last bit. None starts from zero.
     """
     if total is None:
         total = Metrics.zeros()

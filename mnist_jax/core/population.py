@@ -40,7 +40,7 @@ def population_steps(
 ) -> tuple[TrainState, Metrics, jax.Array]:
     """Runs :func:`mnist_jax.train_steps` for each member, each in its own order, ``int32[M, n]``.
 
-    ``total`` holds the metrics ``[M]`` of the epoch so far, to which those of the steps are added; None means zero.
+    The metrics ``[M]`` of the steps are added to ``total``, those of the epoch so far; None starts from zero.
     """
 
     def steps(state: TrainState, order: jax.Array, total: Metrics | None) -> tuple[TrainState, Metrics, jax.Array]:

@@ -54,7 +54,7 @@ def load_cached(sources: Sequence[Path], decode: Callable[[], Arrays], num_class
 
 
 def _are_valid(arrays: Arrays, num_classes: int) -> bool:
-    """Returns whether arrays are images and labels as readers return them."""
+    """Returns whether arrays have the shapes, dtypes and labels that readers return."""
     return all(
         image.shape == (len(label), *IMAGE_SHAPE)
         and image.dtype == np.uint8
@@ -75,8 +75,7 @@ def _cache_file(sources: Sequence[Path]) -> Path:
 def find_directory(variable: str, default: str) -> Path:
     """Returns the directory that an environment variable names, or else a directory in the home directory.
 
-    Many containers have no home directory that can be written. A directory that is missing there is then in
-    :func:`temporary_home`.
+    If the latter is missing and cannot be created, as in many containers, it moves to :func:`temporary_home`.
 
     Args:
         variable: name of the environment variable.
@@ -101,7 +100,7 @@ def can_create(path: Path) -> bool:
 
 
 def temporary_home(replaced: Path) -> Path:
-    """Returns a directory of this user in the temporary directory; the first call creates it and logs a notice.
+    """Returns a private directory in the temporary directory; the first call creates it and logs a notice.
 
     Args:
         replaced: the path that cannot be written, for the notice.
@@ -114,7 +113,7 @@ def temporary_home(replaced: Path) -> Path:
 
 
 def _create_private_directory() -> Path:
-    """Creates a directory of this user in the temporary directory, or finds the one of an earlier process."""
+    """Creates a private directory in the temporary directory, or finds the one of an earlier process."""
     user = os.getuid() if hasattr(os, "getuid") else None
     path = Path(tempfile.gettempdir(), f"mnist_jax-{user}")
     with contextlib.suppress(FileExistsError):

@@ -225,7 +225,10 @@ def _download(name: str, directory: Path) -> dict[str, Path]:
 
 
 def _prepare(name: str, root: Path, arrays: Arrays) -> Path:
-    """Writes the arrays as a tfds data set; the final rename of tfds makes this atomic."""
+    """Writes the arrays as a tfds data set; the final rename of tfds makes this atomic.
+
+    No other process may be preparing the same data set: leftovers of killed processes are deleted.
+    """
     import tensorflow_datasets as tfds
 
     family, _, config = name.partition("/")
@@ -256,6 +259,8 @@ def _prepare(name: str, root: Path, arrays: Arrays) -> Path:
                 yield index, {"image": image, "label": int(label)}
 
     Builder.name = family
+    for abandoned in (root / name).glob(f"incomplete.*_{_VERSION}"):
+        shutil.rmtree(abandoned)
     tfds.disable_progress_bar()  # writing takes a few seconds
     with contextlib.redirect_stdout(io.StringIO()):
         builder = Builder(data_dir=str(root), config=config or None, file_format="array_record")

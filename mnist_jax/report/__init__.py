@@ -6,7 +6,7 @@
 ``tensorboard.py``  the same figures in TensorBoard
 ``page.py``         numbers and figures as one self-contained HTML page
 
-Import this package before Matplotlib, which warns if it has no directory for its fonts; here it gets one.
+Import this package before Matplotlib: it chooses a directory for Matplotlib's files if the default cannot be written.
 """
 
 import os

@@ -96,7 +96,8 @@ class RunDirectory:
     def create(self, config: TrainConfig, data: Mapping[str, Any], model: str) -> None:
         """Creates the directory, locks it until :meth:`close`, and writes ``config.json`` and ``data.json``.
 
-        ``config.json`` comes first: wherever a process is killed, the run can be begun before it, and resumed after.
+        ``config.json`` comes first: a run that is killed before it can begin again, a run that is killed after it can
+        resume.
 
         Args:
             config: the run.

@@ -44,7 +44,7 @@ class Chunk:
     Attributes:
         state: the state after the chunk.
         total: sums over the epoch so far, on the host.
-        metrics: sums over the chunk, on the host; its loss is a difference of two totals, so it is rounded.
+        metrics: sums over the chunk, on the host; the loss is the rounded difference of two totals.
         step: steps taken since the start of the run.
         seconds: wall seconds of the chunk.
     """
@@ -122,7 +122,7 @@ class ChunkedEpoch:
             state: the state to start from; its buffers are donated.
             first_step: ``int(state.step)``, the steps taken so far.
             num_steps: maximum number of steps; training always stops at the end of the epoch.
-            total: sums over the part of the epoch that is trained already; None means zero.
+            total: sums over the epoch so far; None starts from zero.
 
         Yields:
             Each chunk.

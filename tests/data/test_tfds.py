@@ -130,6 +130,20 @@ def test_what_a_killed_download_left_is_removed(serve_small, monkeypatch, tfds_d
     assert {path.name for path in downloads.iterdir()} == set(SOURCES["mnist"].files)
 
 
+def test_what_a_killed_preparation_left_is_removed(serve_small, monkeypatch, tfds_dir):
+    start, arrays = serve_small
+    start("mnist")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *args, **options: None)  # a killed process deletes nothing
+        patch.setattr("etils.epath.Path.rmtree", lambda *args, **options: None, raising=False)
+        patch.setattr("tensorflow_datasets.core.DatasetInfo.write_to_directory", lambda *args, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            load_named("mnist", None)
+    assert [path.name.partition(".")[0] for path in (tfds_dir / "mnist").iterdir()] == ["incomplete"]
+    assert_same_arrays(load_named("mnist", None), arrays)
+    assert [path.name for path in (tfds_dir / "mnist").iterdir()] == ["1.0.0"]
+
+
 def test_two_at_once_prepare_once(serve_small):
     start, arrays = serve_small
     requests = start("mnist")

@@ -8,6 +8,7 @@ from conftest import assert_trees_close, make_split
 from mnist_jax import (
     Dataset,
     InputError,
+    Metrics,
     TrainConfig,
     build_optimizer,
     build_state,
@@ -84,7 +85,8 @@ def test_members_are_dealt_out_to_all_devices(plain_population):
         assert leaf.sharding.device_set == set(jax.devices())
         assert [shard.data.shape[0] for shard in leaf.addressable_shards] == [1, 1]
     order = population_order(plain_population.states, 0, DATASET.train.num_examples)
-    args = (plain_population.states, DATASET.train, order, SGD.batch_size, 0, 1)
+    total = Metrics(np.zeros(2, np.float32), np.zeros(2, np.int32), np.zeros(2, np.int32))  # on the host
+    args = (plain_population.states, DATASET.train, order, SGD.batch_size, 0, 1, total)
     program = _population_steps.lower(*args).compile().as_text()
     assert not any(word in program for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
 
