@@ -1,7 +1,6 @@
 """Caches decoded data sets, so that only the first load decompresses and parses them.
 
     arrays = load_cached([path, ...], lambda: decode(path, ...))
-    find_directory("TFDS_DATA_DIR", "tensorflow_datasets")   # ~/tensorflow_datasets, or a temporary one
 
 Copies are stored in ``$XDG_CACHE_HOME/mnist_jax`` (default ``~/.cache/mnist_jax``). The name of a copy is a hash of
 the path, size and modification time of each source file. Copies may be deleted at any time.
@@ -11,11 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
-import os
-import stat
-import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,11 +17,10 @@ import numpy as np
 
 from mnist_jax.atomic import atomic_write, clear_parts
 from mnist_jax.data.dataset import DIGITS, IMAGE_SHAPE, Arrays
+from mnist_jax.data.home import find_directory
 
 _ROLES = ("train_image", "train_label", "test_image", "test_label")
 _VERSION = 1  # increase when a reader returns other arrays for the same file
-_log = logging.getLogger("mnist_jax")
-_creating, _temporary_home = threading.Lock(), list[Path]()
 
 
 def load_cached(sources: Sequence[Path], decode: Callable[[], Arrays], num_classes: int = len(DIGITS)) -> Arrays:
@@ -70,54 +63,3 @@ def _cache_file(sources: Sequence[Path]) -> Path:
     identity = [_VERSION, *((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources)]
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
     return find_directory("XDG_CACHE_HOME", ".cache") / "mnist_jax" / f"{digest}.npz"
-
-
-def find_directory(variable: str, default: str) -> Path:
-    """Returns the directory that an environment variable names, or else a directory in the home directory.
-
-    If the latter is missing and cannot be created, as in many containers, it moves to :func:`temporary_home`.
-
-    Args:
-        variable: name of the environment variable.
-        default: path in the home directory.
-    """
-    value = os.environ.get(variable)
-    path = Path(value or f"~/{default}")
-    with contextlib.suppress(RuntimeError):  # no home directory
-        if value or os.access(path.expanduser(), os.F_OK) or can_create(path):
-            return path.expanduser()
-    return temporary_home(path) / default
-
-
-def can_create(path: Path) -> bool:
-    """Returns whether a directory can be created, or exists and can be written; ``~`` is the home directory."""
-    try:
-        path = path.expanduser().absolute()
-    except RuntimeError:  # no home directory
-        return False
-    nearest = next(each for each in (path, *path.parents) if os.access(each, os.F_OK))
-    return nearest.is_dir() and os.access(nearest, os.W_OK)
-
-
-def temporary_home(replaced: Path) -> Path:
-    """Returns a private directory in the temporary directory; the first call creates it and logs a notice.
-
-    Args:
-        replaced: the path that cannot be written, for the notice.
-    """
-    with _creating:  # data loads in a thread
-        if not _temporary_home:
-            _temporary_home.append(_create_private_directory())
-            _log.warning("%s cannot be written: caches and downloads go to %s", replaced, _temporary_home[0])
-        return _temporary_home[0]
-
-
-def _create_private_directory() -> Path:
-    """Creates a private directory in the temporary directory, or finds the one of an earlier process."""
-    user = os.getuid() if hasattr(os, "getuid") else None
-    path = Path(tempfile.gettempdir(), f"mnist_jax-{user}")
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    found = path.lstat()
-    is_private = user is None or (found.st_uid == user and not found.st_mode & 0o077)
-    return path if stat.S_ISDIR(found.st_mode) and is_private else Path(tempfile.mkdtemp(prefix="mnist_jax-"))

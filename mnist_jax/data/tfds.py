@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from mnist_jax.atomic import atomic_write
-from mnist_jax.data.cache import find_directory, load_cached
+from mnist_jax.data.cache import load_cached
 from mnist_jax.data.dataset import DIGITS, IMAGE_SHAPE, Arrays, check_labels
 from mnist_jax.data.download import DownloadError, download
 from mnist_jax.data.files import find_idx_files, read_idx_files
+from mnist_jax.data.home import find_directory
 from mnist_jax.errors import InputError
 from mnist_jax.jsonfile import read_json
 

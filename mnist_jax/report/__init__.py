@@ -12,7 +12,7 @@ Import this package before Matplotlib: it chooses a directory for Matplotlib's f
 import os
 from pathlib import Path
 
-from mnist_jax.data.cache import can_create, temporary_home
+from mnist_jax.data.home import can_create, temporary_home
 
 for _name, _default in (("XDG_CONFIG_HOME", "~/.config"), ("XDG_CACHE_HOME", "~/.cache")):
     _path = Path(os.environ.get(_name) or _default, "matplotlib")

@@ -1,15 +1,11 @@
 import os
-import stat
-import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import make_arrays
 
-from mnist_jax.data import cache
-from mnist_jax.data.cache import find_directory, load_cached
+from mnist_jax.data.cache import load_cached
 
 
 @pytest.fixture
@@ -129,57 +125,3 @@ def test_a_cache_that_cannot_be_written_is_done_without(source, tmp_path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     arrays = make_arrays()
     assert_loads(load_cached([source], lambda: arrays), arrays)
-
-
-@pytest.fixture
-def no_home(tmp_path, monkeypatch):
-    """Neither ``$HOME`` nor the user's entry in the list of users names a directory."""
-
-    def unknown(uid):
-        raise KeyError(uid)
-
-    for name in ("HOME", "USERPROFILE", "XDG_CACHE_HOME", "TFDS_DATA_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("pwd.getpwuid", unknown)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("mnist_jax.data.cache._temporary_home", [])
-    with pytest.raises(RuntimeError):
-        Path.home()
-
-
-@pytest.mark.parametrize("home", [None, "missing", "file"])
-def test_without_a_home_directory_a_temporary_one_is_used(source, tmp_path, monkeypatch, caplog, no_home, home):
-    (tmp_path / "file").write_text("in the way")
-    if home is not None:
-        monkeypatch.setenv("HOME", str(tmp_path / home))
-    if home == "missing":  # root can write everywhere
-        monkeypatch.setattr("os.access", lambda path, mode: mode == os.F_OK and Path(path).exists())
-    arrays = make_arrays()
-    assert_loads(load_cached([source], lambda: arrays), arrays)
-    assert_loads(load_cached([source], must_not_decode), arrays)
-    (temporary,) = tmp_path.glob("mnist_jax-*")
-    assert find_directory("TFDS_DATA_DIR", "tensorflow_datasets") == temporary / "tensorflow_datasets"
-    assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
-    assert caplog.messages == [f"~/.cache cannot be written: caches and downloads go to {temporary}"]
-
-
-def test_a_temporary_directory_of_somebody_else_is_not_used(tmp_path, no_home):
-    first = find_directory("TFDS_DATA_DIR", "tfds").parent
-    for change in (lambda: first.chmod(0o777), lambda: (first.rmdir(), first.symlink_to("/"))):
-        change()
-        cache._temporary_home.clear()
-        other = find_directory("TFDS_DATA_DIR", "tfds").parent
-        assert other.parent == tmp_path
-        assert other.name.startswith("mnist_jax-")
-        assert other != first
-
-
-def test_directories_of_the_environment_and_existing_ones_are_used(tmp_path, monkeypatch, caplog, no_home):
-    monkeypatch.setenv("TFDS_DATA_DIR", "/proc/nowhere")
-    assert find_directory("TFDS_DATA_DIR", "tfds") == Path("/proc/nowhere")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "tfds").mkdir()
-    monkeypatch.setattr("os.access", lambda path, mode: mode == os.F_OK and Path(path).exists())
-    monkeypatch.delenv("TFDS_DATA_DIR")
-    assert find_directory("TFDS_DATA_DIR", "tfds") == tmp_path / "tfds"
-    assert caplog.messages == []
