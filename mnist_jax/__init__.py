@@ -6,6 +6,13 @@ Every public name can be imported from here; ``__init__.pyi`` lists them. A name
 ``python -m mnist_jax.train --help`` does not wait for JAX.
 """
 
+import sys
+
+if sys.argv[0] == "-m" or sys.argv[0].endswith("mnist-jax"):  # a command starts: from here on a signal ends it at once
+    from mnist_jax.training.signals import leave_on_signals
+
+    leave_on_signals()
+
 from importlib.metadata import PackageNotFoundError, version
 
 import lazy_loader
