@@ -246,9 +246,11 @@ def _terminal() -> Iterator[None]:
         log.propagate = False
         logging.root.addHandler(others)
         logging.captureWarnings(not sys.warnoptions)
+        hook, sys.excepthook = sys.excepthook, lambda *_: None  # called meanwhile by threads of Orbax, after an error
         try:
             yield
         finally:
+            sys.excepthook = hook
             logging.captureWarnings(False)
             logging.root.removeHandler(others)
             log.removeHandler(handler)

@@ -290,10 +290,11 @@ sys.exit(run_command(fail))
 
 def test_log_lines_and_warnings_of_other_libraries_are_not_shown(tmp_path):
     code = """
-import logging, warnings
+import logging, sys, warnings
 from mnist_jax.cli.flags import run_command
 
 def command():
+    sys.excepthook(ValueError, ValueError("in a thread of C++"), None)
     warnings.warn("deprecated")
     logging.getLogger("absl").error("details")
     logging.warning("root")
@@ -302,10 +303,11 @@ def command():
 
 run_command(command)
 warnings.warn("outside")
+raise ValueError("outside")
 """
-    lines = run_in_shell("", code, tmp_path).stderr.splitlines()
-    assert lines[:2] == ["falling back to cpu", "a notice"]
-    assert re.fullmatch(r"<string>:\d+: UserWarning: outside", lines[2])
+    first, second, warning, *_, error = run_in_shell("", code, tmp_path).stderr.splitlines()
+    assert (first, second, error) == ("falling back to cpu", "a notice", "ValueError: outside")
+    assert re.fullmatch(r"<string>:\d+: UserWarning: outside", warning)
 
 
 def test_handlers_of_signals_are_restored():

@@ -81,15 +81,15 @@ def test_a_signal_while_the_handlers_are_set_is_not_lost(monkeypatch):
     assert [signal.getsignal(number) for number in NUMBERS] == before
 
 
-def start(code, *args, **options):
-    command = [sys.executable, "-c", f"from mnist_jax.training.signals import *\n{code}", *args]
+def start(code, redirection="", **options):
+    code = f"from mnist_jax.training.signals import *\nleave_on_signals()\n{code}"
+    command = ["bash", "-c", f'exec "$0" -c "$1" {redirection}', sys.executable, code]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_command_at_once(number, status):
     code = f"""
-leave_on_signals()
 try:
     with StopSignals() as stop:
         signal.raise_signal({number})
@@ -107,7 +107,7 @@ finally:
 
 def test_a_signal_does_not_wait_for_a_reader_of_stderr():
     reader, writer = os.pipe()
-    code = "import time\nleave_on_signals()\nos.write(2, bytes(65536))\nprint(flush=True)\ntime.sleep(60)"
+    code = "import time\nos.write(2, bytes(65536))\nprint(flush=True)\ntime.sleep(60)"
     with start(code, stderr=writer) as process:
         process.stdout.readline()
         process.send_signal(signal.SIGINT)  # waits
@@ -120,8 +120,8 @@ def test_a_signal_does_not_wait_for_a_reader_of_stderr():
 
 
 def test_without_a_stderr_no_other_file_is_written(tmp_path):
-    code = "leave_on_signals()\nfile = open('file', 'w')\nassert file.fileno() == 2\nsignal.raise_signal(signal.SIGINT)"
-    with start(code, cwd=tmp_path, preexec_fn=lambda: os.close(2)) as process:
+    code = "file = open('file', 'w')\nassert file.fileno() == 2\nsignal.raise_signal(signal.SIGINT)"
+    with start(code, "2>&-", cwd=tmp_path) as process:
         assert process.wait(60) == 130
     assert (tmp_path / "file").read_text() == ""
 
