@@ -271,7 +271,7 @@ def _run(command: Callable[[], object]) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"stopped: {interrupt}" if str(interrupt) else "stopped", file=sys.stderr)
         return getattr(interrupt, "exit_status", 130)
-    except OSError as error:  # from stdout: the library raises InputError for other files
+    except OSError as error:  # from stdout, or a file of a run
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python would flush stdout again at exit
         if isinstance(error, BrokenPipeError):  # the reader, ``head`` for example, has gone away
             return 141  # 128 + SIGPIPE; not every platform has signal.SIGPIPE

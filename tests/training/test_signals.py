@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -126,10 +127,10 @@ def test_without_a_stderr_no_other_file_is_written(tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_a_command_handles_signals_before_it_imports(run_python, tmp_path):
+@pytest.mark.parametrize("command", [("-m", "mnist_jax.train"), (str(Path(sys.executable).with_name("mnist-jax")),)])
+def test_a_command_handles_signals_before_it_imports(run_python, tmp_path, command):
     (tmp_path / "lazy_loader.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)")
-    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    done = run_python("-m", "mnist_jax.train", PYTHONPATH=path)
+    done = run_python(*command, PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     assert (done.returncode, done.stdout, done.stderr) == (143, "", "stopped\n")
 
 

@@ -21,10 +21,10 @@ from conftest import assert_trees_equal
 
 from mnist_jax import TrainConfig, fit, load_run
 
-CONFIG = TrainConfig(data="digits", hidden_sizes=(8,), epochs=12, quiet=True)
-COMMAND = [sys.executable, "-m", "mnist_jax.train", "--data", "digits", "--hidden-sizes", "8", "--epochs", "12"]
+CONFIG = TrainConfig(data="digits", hidden_sizes=(8,), epochs=8, quiet=True)
+COMMAND = [sys.executable, "-m", "mnist_jax.train", "--data", "digits", "--hidden-sizes", "8", "--epochs", "8"]
 NUM_TRIALS = 60
-EPOCH = r"epoch .*/12  loss .* examples/s"
+EPOCH = r"epoch .*/8  loss .* examples/s"
 
 
 class Ended(NamedTuple):
@@ -58,8 +58,8 @@ def interrupt(workdir, moment_s, numbers, gap_s=0.0):
 def check(ended):
     """Checks exit status, output and files, and returns how the process ended."""
     workdir, statuses = ended.workdir, [128 + number for number in ended.numbers]
-    if ended.status in [-number for number in ended.numbers]:  # Python had not come to our code
-        assert "mnist_jax" not in ended.err
+    if ended.status in [-number for number in ended.numbers] or "init_import_site" in ended.err:
+        assert "mnist_jax" not in ended.err  # Python itself was starting
         assert not workdir.exists()
         return "before"
     lines = [line for line in ended.err.splitlines() if not re.fullmatch(EPOCH, line)]
