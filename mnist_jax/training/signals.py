@@ -5,9 +5,9 @@
         while not stop.requested:
             ...
 
-Neither raises an exception, which a callback of JAX may swallow, and which may ruin an import or a save in progress. A
-signal that the process ignores, as those of a script with ``command &`` do, stays ignored. Outside the main thread
-nothing is handled.
+Neither raises an exception: a callback of JAX may swallow it, and it may ruin an import or a save in progress. A signal
+that was ignored before, as SIGINT is after ``command &`` in a script, stays ignored. Outside the main thread nothing is
+handled.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def _leave(number: int, frame: FrameType | None) -> None:
 def _handle_with(handler: Callable[[int, FrameType | None], None]) -> Callable[[], None]:
     """Sets the handler of both signals, and returns a function that restores their handlers."""
     is_main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
-    previous = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if is_main}
+    kept = (signal.SIG_IGN, None)  # None: a handler that was not set by Python, which cannot restore it
+    previous = {number: each for number, each in found.items() if each not in kept}
     for number in previous:
         signal.signal(number, handler)
 

@@ -127,13 +127,28 @@ def test_without_a_stderr_no_other_file_is_written(tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
-@pytest.mark.parametrize("command", [("-m", "mnist_jax.train"), (str(Path(sys.executable).with_name("mnist-jax")),)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("-m", "mnist_jax.train"),
+        ("-um", "mnist_jax"),
+        ("-mmnist_jax.runs",),
+        (str(Path(sys.executable).with_name("mnist-jax")),),
+    ],
+)
 def test_a_command_handles_signals_before_it_imports(run_python, tmp_path, command):
     (tmp_path / "lazy_loader.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)")
     done = run_python(*command, PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     assert (done.returncode, done.stdout, done.stderr) == (143, "", "stopped\n")
 
 
-def test_importing_the_library_leaves_signals_alone(run_python):
+@pytest.mark.parametrize("command", [("program.py",), ("-m", "program")])
+def test_importing_the_library_leaves_signals_alone(run_python, tmp_path, command):
     code = "from signal import *\nbefore = getsignal(SIGINT), getsignal(SIGTERM)\nimport mnist_jax\n"
-    assert run_python("-c", f"{code}assert before == (getsignal(SIGINT), getsignal(SIGTERM))").returncode == 0
+    code += "assert before == (getsignal(SIGINT), getsignal(SIGTERM))\nprint('imported')"
+    package = tmp_path / "elsewhere" / "program"
+    package.mkdir()
+    (package / "__init__.py").write_text(code)
+    (package / "__main__.py").write_text("")
+    package.with_suffix(".py").write_text(code)
+    assert run_python(*command).stdout == "imported\n"
