@@ -105,6 +105,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.uses_adam
 def test_signals_at_any_moment(whole, tmp_path):
     rng, (reference, seconds) = random.Random(0), whole
     trials = []
