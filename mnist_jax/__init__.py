@@ -6,6 +6,15 @@ Every public name can be imported from here; ``__init__.pyi`` lists them. A name
 ``python -m mnist_jax.train --help`` does not wait for JAX.
 """
 
+import sys
+
+if "".join(sys.argv[:1]).endswith("mnist-jax") or (
+    sys.argv[:1] == ["-m"] and any(word.removeprefix("-m").split(".")[0] == __name__ for word in sys.orig_argv)
+):  # a command starts: from here on a signal ends it at once
+    from mnist_jax.training.signals import leave_on_signals
+
+    leave_on_signals()
+
 from importlib.metadata import PackageNotFoundError, version
 
 import lazy_loader

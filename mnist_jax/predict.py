@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mnist_jax.atomic import atomic_write
 from mnist_jax.cli.flags import OneLineParser, run_command
 from mnist_jax.data.files import read_csv_images
 from mnist_jax.errors import InputError
@@ -114,26 +116,25 @@ def _write_comparison(file: str, picture: np.ndarray, prediction: Prediction) ->
         axes.set(xticks=[], yticks=[], title=title)
     figure.supxlabel(f"{prediction.class_name}   {100 * prediction.probabilities.max():.1f} %", fontsize=16)
     stem = Path("stdin") if file == "-" else Path(file).with_suffix("")
-    number = 1
-    while True:
-        path = stem.with_name(f"{stem.name}-seen{'' if number == 1 else f'-{number}'}.png")
-        try:
-            with path.open("xb") as output:
-                figure.savefig(output, dpi=120)
-            return path
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    path, number = stem.with_name(f"{stem.name}-seen.png"), 1
+    while os.path.lexists(path):
+        number += 1
+        path = stem.with_name(f"{stem.name}-seen-{number}.png")
+    try:
+        with atomic_write(path) as output:
+            figure.savefig(output, dpi=120)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    return path
 
 
 def _write_submission(path: Path, predictions: Sequence[Prediction]) -> None:
     lines = ["ImageId,Label", *(f"{number},{each.label}" for number, each in enumerate(predictions, start=1))]
+    if os.path.lexists(path):
+        raise _already_exists(path)
     try:
-        with path.open("x") as file:
-            file.write("\n".join(lines) + "\n")
-    except FileExistsError:
-        raise _already_exists(path) from None
+        with atomic_write(path) as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())
     except OSError as error:
         raise InputError(f"--submission {path}: cannot be written ({error.strerror})") from None
     print(f"wrote {len(predictions)} predictions to {path}", file=sys.stderr)

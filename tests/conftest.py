@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import importlib.metadata
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -26,6 +27,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     # It logs a line to stderr for each program that comes from the cache, and tests compare the stderr of commands.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 MNIST_DIR = os.environ["MNIST_JAX_TESTS_DATA_DIR"] or None
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in ``pytest &`` of a script
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # A proxy where nobody listens: whoever asks for an address beyond this machine is refused at once.
 for name in ("http_proxy", "https_proxy"):
     os.environ[name] = "http://127.0.0.1:9"

@@ -143,12 +143,10 @@ def test_show_takes_no_csv(run, picture, csv, capsys):
 
 
 def test_a_picture_that_cannot_be_shown_there_is_one_line(run, picture, monkeypatch, capsys):
-    def open_to_read(path, mode="r", *args, original=Path.open, **kwargs):
-        if "x" in mode:
-            raise PermissionError(13, "Permission denied")
-        return original(path, mode, *args, **kwargs)
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", open_to_read)
+    monkeypatch.setattr("mnist_jax.atomic.open", refuse, raising=False)
     assert main([run, picture, "--show"]) == 2
     assert capsys.readouterr().err == "error: seven-seen.png: cannot be written (Permission denied)\n"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -25,6 +26,8 @@ from typing import Any, Literal, NoReturn
 
 from mnist_jax.config import COMMON_FIELDS, FIELD_GROUPS, TrainConfig, check_effect
 from mnist_jax.errors import InputError, NonFiniteLossError, suggest
+from mnist_jax.training.progress import Stderr
+from mnist_jax.training.signals import leave_on_signals
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -218,14 +221,43 @@ def run_command(command: Callable[[], object]) -> int:
 
     Returns:
         0 for success, 1 after a non-finite loss or if the output cannot be written, 2 after bad input, 130 after
-        Ctrl-C, 143 after SIGTERM, 141 if the reader of the output has gone away.
+        Ctrl-C, 143 after SIGTERM, 141 if the reader of the output has gone away. A signal that does not stop training
+        ends the process with its status.
     """
-    # This handler shows notices the same way, whatever libraries do to the root logger.
-    log, handler = logging.getLogger("mnist_jax"), logging.StreamHandler()
-    log.addHandler(handler)
-    log.propagate = False
+    with contextlib.ExitStack() as stack:
+        stack.callback(leave_on_signals())
+        stack.enter_context(_terminal())
+        return _run(command)
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[None]:
+    """Shows notices of this library and of JAX on stderr, and hides log lines and warnings of other libraries."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed stream would become the next file opened
+        pass
+    os.close(descriptor)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have characters that it cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
+    stderr: Any = Stderr()
+    log, handler, others = logging.getLogger("mnist_jax"), logging.StreamHandler(stderr), logging.StreamHandler(stderr)
+    others.addFilter(logging.Filter("jax"))  # which warns of a device that it cannot use
+    with contextlib.redirect_stderr(stderr):
+        log.addHandler(handler)
+        log.propagate = False
+        logging.root.addHandler(others)
+        logging.captureWarnings(not sys.warnoptions)
+        hook, sys.excepthook = sys.excepthook, lambda *_: None  # called meanwhile by threads of Orbax, after an error
+        try:
+            yield
+        finally:
+            sys.excepthook = hook
+            logging.captureWarnings(False)
+            logging.root.removeHandler(others)
+            log.removeHandler(handler)
+            log.propagate = True
+
+
+def _run(command: Callable[[], object]) -> int:
     try:
         command()
         if sys.stdout is not None:  # None after ``>&-``
@@ -239,13 +271,10 @@ def run_command(command: Callable[[], object]) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"stopped: {interrupt}" if str(interrupt) else "stopped", file=sys.stderr)
         return getattr(interrupt, "exit_status", 130)
-    except OSError as error:  # from stdout: the library raises InputError for other files
+    except OSError as error:  # from stdout, or a file of a run
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python would flush stdout again at exit
         if isinstance(error, BrokenPipeError):  # the reader, ``head`` for example, has gone away
             return 141  # 128 + SIGPIPE; not every platform has signal.SIGPIPE
         print(f"error: {error}", file=sys.stderr)
         return 1
-    finally:
-        log.removeHandler(handler)
-        log.propagate = True
     return 0

@@ -17,7 +17,7 @@ import ipaddress
 import logging
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mnist_jax.cli.flags import OneLineParser, run_command
@@ -136,11 +136,16 @@ def serve(run: Path, host: str, listener: socket.socket) -> None:
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
         class Server(uvicorn.Server):
+            @contextlib.contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                yield  # ``stop`` catches them
+
+            async def on_tick(self, counter: int) -> bool:
+                return await super().on_tick(counter) or stop.requested is not None
+
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
-                if stop.requested:
-                    self.should_exit = True
-                else:
+                if not stop.requested:
                     print(f"{url}  -  {title}; stop with Ctrl-C", flush=True)
 
             async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mnist_jax.atomic import atomic_write
 from mnist_jax.core.calibration import Calibration
 
 if TYPE_CHECKING:
@@ -226,4 +227,5 @@ def sweep_results(
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=150)

@@ -19,6 +19,7 @@ from mnist_jax.training.progress import Progress
 if TYPE_CHECKING:
     from mnist_jax.training.run import Training
 
+_METRICS = ("loss", "accuracy")
 _log = logging.getLogger("mnist_jax")
 
 
@@ -103,38 +104,28 @@ class TensorBoard(Callback):
     """Writes loss, accuracy, learning rate and the learning curves as TensorBoard events."""
 
     def __init__(self) -> None:
-        self._writer: Any = None
+        self._events: Any = None
 
     def on_begin(self, training: Training) -> None:
-        """Opens the event file, and purges events later than the checkpoint of a resumed run."""
-        from tensorboardX import SummaryWriter
+        """Begins an event file, and purges events later than the checkpoint of a resumed run."""
+        from mnist_jax.report.tensorboard import EventFile
 
-        self._writer = SummaryWriter(str(training.directory.path), purge_step=training.step + 1)
+        self._events = EventFile(training.directory.path, purge_step=training.step + 1)
 
     def on_epoch_end(self, training: Training) -> None:
         """Adds the numbers of the epoch."""
         line = training.history[-1]
-        for name in ("loss", "accuracy"):
-            for split in ("train", "validation"):
-                self._writer.add_scalar(f"{name}/{split}", line[f"{split}_{name}"], training.step)
+        values = {f"{name}/{split}": line[f"{split}_{name}"] for name in _METRICS for split in ("train", "validation")}
         if "learning_rate" in line:
-            self._writer.add_scalar("learning_rate", line["learning_rate"], training.step)
+            values["learning_rate"] = line["learning_rate"]
+        self._events.add_scalars(values, training.step)
 
     def on_finish(self, training: Training) -> None:
         """Adds the numbers of the test split and the learning curves."""
-        from mnist_jax.report.tensorboard import show_in_tensorboard
-
-        for name in ("loss", "accuracy"):
-            self._writer.add_scalar(f"{name}/test", training.summary[f"test_{name}"], training.step)
+        self._events.add_scalars({f"{name}/test": training.summary[f"test_{name}"] for name in _METRICS}, training.step)
         curves = training.directory.path / "figures" / "learning_curves.png"
         if curves.exists():
-            show_in_tensorboard(self._writer, curves, training.step)
-
-    def on_close(self, training: Training) -> None:
-        """Closes the file."""
-        del training
-        if self._writer is not None:
-            self._writer.close()
+            self._events.add_image(curves, training.step)
 
 
 class ProgressReport(Callback):

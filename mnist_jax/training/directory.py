@@ -74,6 +74,8 @@ class RunDirectory:
             raise InputError(
                 f"resume: expected a run with a config.json in {self.path}, found none; leave out --resume to begin one"
             )
+        if self.checkpoints.exists() and not self.checkpoints.is_dir():
+            raise InputError(f"resume: expected a directory of checkpoints, got the file {self.checkpoints}")
         self._lock.enter_context(lock_directory(self.path))
         self.saved = read_config(path)
         for name in self.saved.differences(config):

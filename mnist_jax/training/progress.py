@@ -8,11 +8,35 @@ progress.end_epoch({"epoch": 1, "train_loss": 0.3, ...})
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+
+class Stderr:
+    """Writes to stderr as long as that is possible: a full disk or a reader that has gone away is no error."""
+
+    def __init__(self) -> None:
+        self._stream: Any = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  (None after ``2>&-``)
+
+    def write(self, text: str) -> None:
+        """Writes a text."""
+        self._try(self._stream.write, text)
+
+    def flush(self) -> None:
+        """Flushes what was written."""
+        self._try(self._stream.flush)
+
+    def _try(self, function: Callable[..., object], *args: str) -> None:
+        try:
+            function(*args)
+        except OSError:  # Python would flush the rest again at exit, and end with status 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Progress:
@@ -22,14 +46,21 @@ class Progress:
         self._num_epochs = num_epochs
         self._num_examples = num_examples
         self._quiet = quiet
-        self._shows_bar = not quiet and (bar or sys.stderr.isatty())
+        self._stderr: Any = Stderr()
+        self._shows_bar = not quiet and (bar or self._stderr.isatty())
         self._bar: Any = None
 
     def begin_epoch(self, epoch: int) -> None:
         """Opens the bar of an epoch."""
         if self._shows_bar:
+            from tqdm import tqdm
+
             self._bar = tqdm(
-                total=self._num_examples, desc=f"epoch {epoch}/{self._num_epochs}", unit=" examples", leave=False
+                total=self._num_examples,
+                desc=f"epoch {epoch}/{self._num_epochs}",
+                unit=" examples",
+                leave=False,
+                file=self._stderr,
             )
 
     def update(self, count: int, loss: float, accuracy: float) -> None:
@@ -47,7 +78,7 @@ class Progress:
                 f"  loss {line['train_loss']:.4f}  accuracy {line['train_accuracy']:.4f}"
                 f"  validation loss {line['validation_loss']:.4f}  accuracy {line['validation_accuracy']:.4f}"
                 f"  {line['examples_per_second']:,.0f} examples/s",
-                file=sys.stderr,
+                file=self._stderr,
                 flush=True,
             )
 

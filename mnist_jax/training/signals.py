@@ -1,20 +1,63 @@
-"""Turns SIGINT and SIGTERM into a flag that is polled between chunks of an epoch.
+"""Handles SIGINT and SIGTERM: a command leaves at once, and training stops at the end of a chunk.
 
-    with StopSignals() as stop:
-        while training and not stop.requested:
+    restore = leave_on_signals()        # a command, until restore()
+    with StopSignals() as stop:         # training
+        while not stop.requested:
             ...
 
-A signal handler cannot run inside a compiled program, and an exception would ruin a save in progress. So the first
-signal only sets a flag; a second one takes effect at once.
+Neither raises an exception: a callback of JAX may swallow it, and it may ruin an import or a save in progress. A signal
+that was ignored before, as SIGINT is after ``command &`` in a script, stays ignored. Outside the main thread nothing is
+handled.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 import threading
-from pathlib import Path
+from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def leave_on_signals() -> Callable[[], None]:
+    """Makes SIGINT and SIGTERM end the process at once, with exit status 130 or 143.
+
+    Returns:
+        A function that restores the handlers.
+    """
+    return _handle_with(_leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Ends the process without running anything else: no destructor of XLA, no ``finally``, no ``atexit``."""
+    del frame
+    _handle_with(lambda number, frame: os._exit(128 + number))  # a second signal need not wait for a blocked stderr
+    if sys.stderr is not None:  # else file descriptor 2 may be any file
+        with contextlib.suppress(OSError):
+            os.write(2, b"stopped\n")
+    os._exit(128 + number)
+
+
+def _handle_with(handler: Callable[[int, FrameType | None], None]) -> Callable[[], None]:
+    """Sets the handler of both signals, and returns a function that restores their handlers."""
+    is_main = threading.current_thread() is threading.main_thread()
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if is_main}
+    kept = (signal.SIG_IGN, None)  # None: a handler that was not set by Python, which cannot restore it
+    previous = {number: each for number, each in found.items() if each not in kept}
+    for number in previous:
+        signal.signal(number, handler)
+
+    def restore() -> None:
+        for number, each in previous.items():
+            signal.signal(number, each)
+
+    return restore
 
 
 class Stopped(KeyboardInterrupt):
@@ -35,7 +78,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Catches SIGINT and SIGTERM inside a ``with`` block; does nothing outside the main thread.
+    """Turns the first SIGINT or SIGTERM inside a ``with`` block into a flag; a second one acts as before the block.
 
     Attributes:
         requested: the signal received, or None.
@@ -43,12 +86,12 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
-        self._previous: dict[signal.Signals, Any] = {}
+        self._restore: Callable[[], None] = lambda: None
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+        self._restore = _handle_with(self._handle)
+        if self.requested:  # since the line above began
+            self._restore()
         return self
 
     def __exit__(
@@ -60,8 +103,3 @@ class StopSignals:
         del frame
         self.requested = signal.Signals(number)
         self._restore()
-
-    def _restore(self) -> None:
-        while self._previous:
-            number, handler = self._previous.popitem()
-            signal.signal(number, handler)

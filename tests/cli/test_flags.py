@@ -1,6 +1,9 @@
 import json
 import logging
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -245,3 +248,74 @@ def test_an_output_that_cannot_be_written_is_one_line(run_python, tmp_path, redi
     )
     done = run_python("-c", shell)
     assert (done.returncode, done.stderr) == (status, message)
+
+
+def run_in_shell(redirection, code, directory):
+    """Runs Python code with a redirection of the shell."""
+    command = ["bash", "-c", f'exec "$0" -c "$1" {redirection}', sys.executable, code]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("redirection", ["2> /dev/full", "2>&-", ">&- 2>&-", "2> >(exit)"])
+def test_a_stderr_that_cannot_be_written_is_no_error(tmp_path, redirection):
+    code = """
+import logging, sys, time
+from mnist_jax import InputError
+from mnist_jax.cli.flags import run_command
+from mnist_jax.training.progress import Progress
+
+def command():
+    time.sleep(0.1)  # until the reader has gone away
+    progress = Progress(1, 60, quiet=False, bar=True)
+    progress.begin_epoch(1)
+    progress.update(30, 0.5, 0.75)
+    names = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "examples_per_second")
+    progress.end_epoch({"epoch": 1, **dict.fromkeys(names, 0.5)})
+    logging.getLogger("mnist_jax").warning("a notice")
+    print("words", file=sys.stderr)
+    file = open("file", "w")
+    assert file.fileno() > 2  # else what C++ prints would go there
+    print("output")
+
+assert run_command(command) == 0
+def fail():
+    raise InputError("no")
+sys.exit(run_command(fail))
+"""
+    done = run_in_shell(redirection, code, tmp_path)
+    output = "" if ">&- " in redirection else "output\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, output, "")
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_log_lines_and_warnings_of_other_libraries_are_not_shown(tmp_path):
+    code = """
+import logging, sys, warnings
+from mnist_jax.cli.flags import run_command
+
+def command():
+    sys.excepthook(ValueError, ValueError("in a thread of C++"), None)
+    warnings.warn("deprecated")
+    logging.getLogger("absl").error("details")
+    logging.warning("root")
+    logging.getLogger("jax._src.xla_bridge").warning("falling back to cpu")
+    logging.getLogger("mnist_jax").warning("a notice")
+
+run_command(command)
+warnings.warn("outside")
+raise ValueError("outside")
+"""
+    first, second, warning, *_, error = run_in_shell("", code, tmp_path).stderr.splitlines()
+    assert (first, second, error) == ("falling back to cpu", "a notice", "ValueError: outside")
+    assert re.fullmatch(r"<string>:\d+: UserWarning: outside", warning)
+
+
+def test_handlers_of_signals_are_restored():
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+
+    def command():
+        assert all(signal.getsignal(number) not in before for number in numbers)
+
+    assert run_command(command) == 0
+    assert [signal.getsignal(number) for number in numbers] == before

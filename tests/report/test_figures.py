@@ -163,3 +163,14 @@ def test_the_figure_of_a_sweep_shows_each_trial(tmp_path, figures):
     at = {each.get_label(): np.rint(each.get_offsets()[:, 0]).tolist() for each in choices.collections}
     assert at["1 epoch"] == [0, 1]
     assert (tmp_path / "figures" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_figure_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def fail(figure, file, **options):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        learning_curves(make_history(2), tmp_path / "figures" / "curves.png", "title")
+    assert not [*(tmp_path / "figures").iterdir()]

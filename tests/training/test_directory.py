@@ -207,6 +207,15 @@ def test_resuming_anything_else_names_the_field(saved, tmp_path):
         RunDirectory.claim(saved)
 
 
+def test_checkpoints_that_are_a_file_are_refused_and_nothing_is_deleted(saved, tmp_path):
+    for name in ("checkpoints", "summary.json"):
+        (tmp_path / "run" / name).write_text("precious")
+    before = {path.name: path.read_text() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(InputError, match="resume: expected a directory of checkpoints, got the file .*run/checkpoints"):
+        RunDirectory.claim(saved)
+    assert {path.name: path.read_text() for path in (tmp_path / "run").iterdir()} == before
+
+
 def test_resuming_on_other_data_is_refused_and_changes_nothing(saved, tmp_path):
     before = {path.name: path.read_text() for path in (tmp_path / "run").iterdir()}
     with pytest.raises(InputError, match=r"resume: expected the data of .*data.json, .*1350.*, got .*60000.*"):

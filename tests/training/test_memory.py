@@ -55,7 +55,7 @@ def test_other_advice(limit, advice, monkeypatch):
 
 
 def test_the_users_own_model_and_state(monkeypatch, tmp_path):
-    def fail(*args):
+    def fail(*args, **options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
 
     monkeypatch.setattr(ChunkedEpoch, "run", fail)
