@@ -238,6 +238,7 @@ def _terminal() -> Iterator[None]:
     os.close(descriptor)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have characters that it cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs several lines when it starts on a GPU
     stderr: Any = Stderr()
     log, handler, others = logging.getLogger("mnist_jax"), logging.StreamHandler(stderr), logging.StreamHandler(stderr)
     others.addFilter(logging.Filter("jax"))  # which warns of a device that it cannot use

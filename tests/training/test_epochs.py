@@ -123,7 +123,8 @@ def test_the_first_loss_that_is_not_finite_is_named(epoch, example, chunk, from_
     split = Split(image, SPLIT.label)
     state = make_state(1e-3).replace(step=jnp.int32(11 * epoch))
     stepped, bad = state, 0
-    while np.isfinite((result := train_epoch(stepped, split, BATCH_SIZE, num_steps=1))[1].loss_sum):
+    on_device = jax.device_put(split)
+    while np.isfinite((result := train_epoch(stepped, on_device, BATCH_SIZE, num_steps=1))[1].loss_sum):
         stepped, bad = result[0], bad + 1
     epochs = ChunkedEpoch(state, split, BATCH_SIZE, from_host=from_host, longest=chunk)
     epochs._chunk_steps = chunk
