@@ -182,9 +182,9 @@ class TrainConfig:
         sizes = ("hidden_sizes", "channels", "kernel_sizes", "pool_sizes")
         check("at least 1 each", lambda value: all(size >= 1 for size in value), *sizes)
         check("in [0, 2**32)", lambda value: 0 <= value < 2**32, "seed")
-        expected = f"as long as channels {self.channels} and not empty"
+        expected = f"as long as channels {_shorten(self.channels)} and not empty"
         check(expected, lambda value: len(self.channels) == len(value) > 0, "kernel_sizes")
-        expected = f"one for all or as long as channels {self.channels}"
+        expected = f"one for all or as long as channels {_shorten(self.channels)}"
         check(expected, lambda value: len(value) in (1, len(self.channels)), "pool_sizes")
         check("at least 0", lambda value: value >= 0, "dense_size")
         fractions = ("dropout_rate", "warmup_fraction", "momentum", "b1", "b2", "label_smoothing", "ema_decay")
@@ -357,4 +357,5 @@ def _require(condition: bool, name: str, expected: str, value: Any) -> None:
 def _shorten(value: Any) -> str:
     """Returns at most 80 characters of a value, for messages."""
     text = str(value)
+    text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -61,6 +61,17 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {names[nearest[0]]}?" if nearest else ""
 
 
+def one_line(text: object) -> str:
+    """Returns at most 200 characters of a text from elsewhere, without line breaks and control characters.
+
+    Example:
+        >>> one_line(ValueError("two\\nlines"))
+        'two lines'
+    """
+    printable = "".join(char if char.isprintable() else " " for char in str(text)[:1000])
+    return " ".join(printable.split())[:200]
+
+
 def import_extra(module: str, extra: str) -> ModuleType:
     """Imports a module that an optional dependency provides.
 

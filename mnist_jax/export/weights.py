@@ -34,7 +34,7 @@ import numpy as np
 from mnist_jax.config import TrainConfig
 from mnist_jax.core.state import PyTree, TrainState
 from mnist_jax.data.dataset import DIGITS
-from mnist_jax.errors import InputError, import_extra
+from mnist_jax.errors import InputError, import_extra, one_line
 from mnist_jax.jsonfile import parse_json
 
 _FORMAT, _VERSION = "mnist_jax", 1
@@ -251,7 +251,7 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             header: dict[str, Any] = dict(file.metadata() or {})
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"expected a complete safetensors file ({' '.join(str(error).split())})") from None
+        raise InputError(f"expected a complete safetensors file ({one_line(error)})") from None
     for name in ("config", "class_names"):
         try:
             header |= {name: parse_json(header[name])} if name in header else {}

@@ -244,6 +244,16 @@ def test_safetensors_that_do_not_fit_are_named(tmp_path, small, change, message)
         load_export(path)
 
 
+def test_a_message_of_safetensors_is_one_printable_line(tmp_path):
+    path = tmp_path / "model.safetensors"
+    header = json.dumps({"a": {"dtype": "\x1b[31m" + "x" * 1000, "shape": [], "data_offsets": [0, 0]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(InputError, match=f"^{path}: expected a complete safetensors file") as caught:
+        load_export(path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300 + len(str(path))
+
+
 def test_the_reader_in_the_documentation(tmp_path, monkeypatch):
     config = TrainConfig(hidden_sizes=(16, 12))
     state = make_state(config)
