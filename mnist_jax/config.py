@@ -181,6 +181,11 @@ class TrainConfig:
         check("at least 1", lambda value: value >= 1, "checkpoint_every", "keep_checkpoints")
         sizes = ("hidden_sizes", "channels", "kernel_sizes", "pool_sizes")
         check("at least 1 each", lambda value: all(size >= 1 for size in value), *sizes)
+        check("below 2**31 each", lambda value: all(size < 2**31 for size in value), *sizes)
+        check("at most 1000 layers", lambda value: len(value) <= 1000, "hidden_sizes")  # each takes time to trace
+        check("at most 1000 rows in all", lambda value: sum(value) <= 1000, "kernel_sizes")  # as above
+        counts = ("batch_size", "microbatch_size", "epochs", "num_validation", "checkpoint_every", "keep_checkpoints")
+        check("below 2**31", lambda value: value < 2**31, *counts, "dense_size")
         check("in [0, 2**32)", lambda value: 0 <= value < 2**32, "seed")
         expected = f"as long as channels {_shorten(self.channels)} and not empty"
         check(expected, lambda value: len(self.channels) == len(value) > 0, "kernel_sizes")

@@ -17,9 +17,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import reprlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,23 @@ from filelock import FileLock, Timeout
 
 from mnist_jax.atomic import atomic_write
 from mnist_jax.config import TrainConfig
-from mnist_jax.errors import InputError, one_line
+from mnist_jax.errors import InputError, one_line, short_repr
 from mnist_jax.jsonfile import is_number, parse_json, read_json, read_text
 
 _LOCK = ".lock"  # held while a run trains
 _NOT_IDENTITY = ("path", "class_names", "model", "has_own_optimizer")  # of data.json; the others identify the data
-_DATA_TYPES: dict[str, tuple[str, Any]] = {
-    **dict.fromkeys(("name", "label_checksum"), ("text", str)),
-    **dict.fromkeys(("num_train", "num_validation", "num_test"), ("a whole number", int)),
-    "path": ("text or null", str | None),
-    "model": ("text or null", str | None),
-    "has_own_optimizer": ("true or false", bool),
+_DATA_CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("name", "label_checksum"), ("text", lambda value: isinstance(value, str))),
+    **dict.fromkeys(("path", "model"), ("text or null", lambda value: isinstance(value, str | None))),
+    **dict.fromkeys(
+        ("num_train", "num_validation", "num_test"),
+        ("a whole number below 2**31", lambda value: isinstance(value, int) and 0 <= value < 2**31),
+    ),
+    "has_own_optimizer": ("true or false", lambda value: isinstance(value, bool)),
+    "class_names": (
+        "a list of strings",
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    ),
 }
 _EPOCH_NUMBERS = ("seconds", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 _RUN_FILES = ("config.json", "data.json", "metrics.jsonl", "summary.json", "checkpoints", "figures")
@@ -142,7 +147,7 @@ class RunDirectory:
         expected, model = {name: saved.get(name) for name in identity}, data.get("model")
         if expected != identity:
             names = [name for name in identity if expected[name] != identity[name]]
-            was, now = (reprlib.repr({name: part[name] for name in names}) for part in (expected, identity))
+            was, now = (short_repr({name: part[name] for name in names}) for part in (expected, identity))
             raise InputError(f"resume: expected the data of {self.path / 'data.json'}, {was}, got {now}")
         if "model" in saved and saved["model"] != model:
             raise InputError(
@@ -166,7 +171,7 @@ class RunDirectory:
         for name, line in itertools.product(_EPOCH_NUMBERS, lines):
             if not is_number(line.get(name)):
                 raise InputError(
-                    f"{path}: expected a number as {name} of epoch {line['epoch']}, got {reprlib.repr(line.get(name))}"
+                    f"{path}: expected a number as {name} of epoch {line['epoch']}, got {short_repr(line.get(name))}"
                 )
         if len(lines) < num_epochs:
             raise InputError(f"{path}: expected a line for each of the {num_epochs} epochs trained, got {len(lines)}")
@@ -223,13 +228,10 @@ def read_data(directory: Path) -> dict[str, Any] | None:
     if data is None:
         return None
     if not isinstance(data, dict):
-        raise InputError(f"{path}: expected a JSON object, got {reprlib.repr(data)}")
-    names = data.get("class_names", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{path}: class_names must be a list of strings, got {reprlib.repr(names)}")
-    for name, (expected, kind) in _DATA_TYPES.items():
-        if name in data and not isinstance(data[name], kind):
-            raise InputError(f"{path}: {name} must be {expected}, got {reprlib.repr(data[name])}")
+        raise InputError(f"{path}: expected a JSON object, got {short_repr(data)}")
+    for name, (expected, is_valid) in _DATA_CHECKS.items():
+        if name in data and not is_valid(data[name]):
+            raise InputError(f"{path}: {name} must be {expected}, got {short_repr(data[name])}")
     return data
 
 
