@@ -229,7 +229,7 @@ class TrainConfig:
             raise InputError(f"config: must be a JSON object, got {type(fields).__name__}")
         known = [field.name for field in dataclasses.fields(cls)]
         for name in sorted(set(fields) - set(known)):
-            raise InputError(f"config: unknown field {name[:80]!r}{suggest(name[:80], known)}")
+            raise InputError(f"config: unknown field {_shorten(repr(name))}{suggest(name[:80], known)}")
         try:
             return cls(**fields)
         except _NoEffectError:  # earlier versions saved fields without effect

@@ -73,3 +73,5 @@ def test_messages_show_the_beginning_of_a_value():
         InputError, match=r"^kernel_sizes must be as long as channels \([1, ]{76}\.\.\. and not empty, got"
     ):
         TrainConfig(model="cnn", channels=[1] * 1000)
+    with pytest.raises(InputError, match=r"^config: unknown field '(\\x00){19}\.\.\.$"):
+        TrainConfig.from_json(json.dumps({"\0" * 80: 1}))
