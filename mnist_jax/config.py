@@ -181,10 +181,15 @@ class TrainConfig:
         check("at least 1", lambda value: value >= 1, "checkpoint_every", "keep_checkpoints")
         sizes = ("hidden_sizes", "channels", "kernel_sizes", "pool_sizes")
         check("at least 1 each", lambda value: all(size >= 1 for size in value), *sizes)
+        check("below 2**31 each", lambda value: all(size < 2**31 for size in value), *sizes)
+        check("at most 1000 layers", lambda value: len(value) <= 1000, "hidden_sizes")  # each takes time to trace
+        check("at most 1000 rows in all", lambda value: sum(value) <= 1000, "kernel_sizes")  # as above
+        counts = ("batch_size", "microbatch_size", "epochs", "num_validation", "checkpoint_every", "keep_checkpoints")
+        check("below 2**31", lambda value: value < 2**31, *counts, "dense_size")
         check("in [0, 2**32)", lambda value: 0 <= value < 2**32, "seed")
-        expected = f"as long as channels {self.channels} and not empty"
+        expected = f"as long as channels {_shorten(self.channels)} and not empty"
         check(expected, lambda value: len(self.channels) == len(value) > 0, "kernel_sizes")
-        expected = f"one for all or as long as channels {self.channels}"
+        expected = f"one for all or as long as channels {_shorten(self.channels)}"
         check(expected, lambda value: len(value) in (1, len(self.channels)), "pool_sizes")
         check("at least 0", lambda value: value >= 0, "dense_size")
         fractions = ("dropout_rate", "warmup_fraction", "momentum", "b1", "b2", "label_smoothing", "ema_decay")
@@ -224,7 +229,7 @@ class TrainConfig:
             raise InputError(f"config: must be a JSON object, got {type(fields).__name__}")
         known = [field.name for field in dataclasses.fields(cls)]
         for name in sorted(set(fields) - set(known)):
-            raise InputError(f"config: unknown field {name[:80]!r}{suggest(name[:80], known)}")
+            raise InputError(f"config: unknown field {_shorten(repr(name))}{suggest(name[:80], known)}")
         try:
             return cls(**fields)
         except _NoEffectError:  # earlier versions saved fields without effect
@@ -357,4 +362,5 @@ def _require(condition: bool, name: str, expected: str, value: Any) -> None:
 def _shorten(value: Any) -> str:
     """Returns at most 80 characters of a value, for messages."""
     text = str(value)
+    text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import reprlib
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -59,6 +60,27 @@ def suggest(name: str, known: Iterable[str]) -> str:
     names = {each.lstrip("-"): each for each in known}
     nearest = difflib.get_close_matches(name.lstrip("-").lower(), names, n=1)
     return f"; did you mean {names[nearest[0]]}?" if nearest else ""
+
+
+def one_line(text: object) -> str:
+    """Returns at most 200 characters of a text from elsewhere, without line breaks and control characters.
+
+    Example:
+        >>> one_line(ValueError("two\\nlines"))
+        'two lines'
+    """
+    printable = "".join(char if char.isprintable() else " " for char in str(text)[:1000])
+    return " ".join(printable.split())[:200]
+
+
+def short_repr(value: object) -> str:
+    """Returns the beginning and the end of ``repr(value)``, in one line of at most 200 characters.
+
+    Example:
+        >>> short_repr("x" * 1000), short_repr([1] * 1000)
+        ("'xxxxxxxxxxxx...xxxxxxxxxxxxx'", '[1, 1, 1, 1, 1, 1, ...]')
+    """
+    return one_line(reprlib.repr(value))
 
 
 def import_extra(module: str, extra: str) -> ModuleType:

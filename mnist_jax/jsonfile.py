@@ -6,6 +6,7 @@ summary = read_json(Path("runs/mine/summary.json"))
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,34 @@ def read_json(path: Path) -> Any:
         OSError: the file cannot be read.
         ValueError: it is too large or is not JSON.
     """
+    return parse_json(read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """Reads a file in UTF-8.
+
+    Args:
+        path: a file of at most 16 MiB.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is too large or is not UTF-8.
+    """
     with path.open("rb") as file:
         content = file.read(_LARGEST_FILE + 1)
     if len(content) > _LARGEST_FILE:
         raise ValueError(f"larger than {_LARGEST_FILE} bytes")
-    return parse_json(content)
+    return content.decode()
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a JSON value is a finite number that fits a float.
+
+    Example:
+        >>> [is_number(value) for value in (3, 0.5, True, "3", float("nan"), 10**400)]
+        [True, True, False, False, False, False]
+    """
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -67,3 +67,11 @@ def test_messages_show_the_beginning_of_a_value():
     with pytest.raises(InputError, match=r"^epochs must be at least 1, got -1{76}\.\.\.$"):
         TrainConfig(epochs=-int("1" * 1000))
     assert _shorten("x" * 80) == "x" * 80
+    with pytest.raises(InputError, match=r"^model must be one of mlp, cnn, got a\\n\\x1bb$"):
+        TrainConfig(model="a\n\x1bb")
+    with pytest.raises(
+        InputError, match=r"^kernel_sizes must be as long as channels \([1, ]{76}\.\.\. and not empty, got"
+    ):
+        TrainConfig(model="cnn", channels=[1] * 1000)
+    with pytest.raises(InputError, match=r"^config: unknown field '(\\x00){19}\.\.\.$"):
+        TrainConfig.from_json(json.dumps({"\0" * 80: 1}))

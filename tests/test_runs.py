@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from rundirs import SUMMARY, write_runs
+from rundirs import SUMMARY, write_run, write_runs
 
 from mnist_jax.runs import main, runs_table
 from mnist_jax.training.runs import find_runs
@@ -33,6 +33,19 @@ def test_numbers_are_flush_right(runs):
     lines = runs_table([wide, found[3]]).splitlines()
     for name in ("123,456,789", "     12,345"):
         assert sum(line.find(name) == lines[1].find("123,456,789") for line in lines) == 1
+
+
+@pytest.mark.parametrize("change", [{"model": [1]}, {"test_accuracy": 10**400}, {"test_accuracy": float("nan")}])
+def test_a_run_with_a_summary_of_other_types_is_skipped(tmp_path, change):
+    write_run(tmp_path / "hostile", 2000, summary={**SUMMARY, **change})
+    write_run(tmp_path / "good", 1000, summary=SUMMARY)
+    assert [run.path.name for run in find_runs(tmp_path)] == ["good"]
+
+
+def test_each_run_is_one_printable_line(tmp_path):
+    write_run(tmp_path / "a\nb", 2000, summary={**SUMMARY, "model": "\x1b[31m"})
+    line = runs_table(find_runs(tmp_path)).splitlines()[1]
+    assert re.split(r" {2,}", line)[:3] == [rf"{tmp_path}/a\nb", "digits", r"\x1b[31m"]
 
 
 def test_bad_input_is_one_line_and_status_2(tmp_path, capsys):

@@ -27,7 +27,7 @@ from mnist_jax.data.dataset import DIGITS, IMAGE_SHAPE, Arrays, check_labels
 from mnist_jax.data.download import DownloadError, download
 from mnist_jax.data.files import find_idx_files, read_idx_files
 from mnist_jax.data.home import find_directory
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, one_line
 from mnist_jax.jsonfile import read_json
 
 # The stock builders use 3.x, so both versions can be in one data directory.
@@ -168,7 +168,7 @@ def _decode(directory: Path) -> Arrays:
     except InputError:
         raise
     except Exception as error:  # tensorflow-datasets and array_record have no common error for damage
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise InputError(
             f"{directory}: expected readable prepared data ({reason}); delete the directory to rebuild it"
         ) from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import jax
@@ -101,8 +101,7 @@ def load_stablehlo(path: str | os.PathLike[str]) -> Callable[[Any], jax.Array]:
         function = jax.jit(jax.export.deserialize(bytearray(content[:length])).call)
         result = function.lower(jax.ShapeDtypeStruct((2, 28, 28, 1), jax.numpy.uint8)).out_info
     except Exception as error:  # JAX has no specific error for a file of another version
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: cannot be loaded by JAX {jax.__version__}: {reason}") from None
+        raise InputError(f"{path}: cannot be loaded by JAX {jax.__version__}: {one_line(error)}") from None
     if not _is_logits(result):
         raise InputError(f"{path}: expected a function that returns logits [B, K], got another")
     return function

@@ -30,7 +30,7 @@ from typing import Any
 from mnist_jax.config import TrainConfig, effective_config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import InputError
-from mnist_jax.jsonfile import parse_json, read_json
+from mnist_jax.jsonfile import parse_json, read_json, read_text
 from mnist_jax.sweep.space import Hyperparameters, Search, Trial
 from mnist_jax.training.directory import is_unused, lock_directory, new_directory, write_whole
 from mnist_jax.training.signals import StopSignals
@@ -239,7 +239,7 @@ def _read_trials(path: Path, drawn: Sequence[Hyperparameters]) -> list[Trial]:
     if not file.exists():
         return []
     try:
-        text = file.read_text()
+        text = read_text(file)
         # The hyperparameters come from ``drawn``, since JSON turns tuples into lists.
         lines = map(parse_json, text.splitlines())
         trials = [Trial(**{**line, "hyperparameters": drawn[line["number"]]}) for line in lines]

@@ -30,7 +30,7 @@ import orbax.checkpoint as ocp
 
 from mnist_jax.atomic import sync
 from mnist_jax.core.state import TrainState
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, one_line
 from mnist_jax.jsonfile import read_json
 
 _RANKED_BY, _PROGRESS = "validation_accuracy", "progress"
@@ -134,7 +134,7 @@ def _plain(path: Path) -> Iterator[Path]:
 
 def _write_error(error: Exception, path: Path) -> OSError:
     is_full = "RESOURCE_EXHAUSTED" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
-    reason = "no space left" if is_full else " ".join(str(error).split())[:200]
+    reason = "no space left" if is_full else one_line(error)
     return OSError(f"{path}: the checkpoint cannot be written ({reason}); earlier ones are as they were")
 
 
@@ -170,7 +170,8 @@ def restore_checkpoint(
     Args:
         directory: directory of the checkpoints, or a run directory with ``checkpoints/`` in it. Another process may
             add and delete checkpoints meanwhile.
-        like: a state with the same shapes, for example from ``create_train_state``.
+        like: a state with the same shapes, for example from ``create_train_state``; those of ``jax.eval_shape`` are
+            enough.
         step: the step to restore; None takes the newest intact checkpoint.
         set_aside: rename damaged checkpoints to ``STEP.damaged``, which is required before training continues here;
             False changes nothing on disk.
@@ -244,7 +245,7 @@ def _restore(path: Path, place: Path, like: TrainState) -> TrainState:
     except InputError:
         raise
     except Exception as error:  # Orbax has no specific error
-        raise InputError(f"{path}: cannot be restored: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"{path}: cannot be restored: {one_line(error)}") from None
 
 
 def find_checkpoints(directory: str | os.PathLike[str]) -> Path:
@@ -290,7 +291,7 @@ def _checksums(path: Path) -> dict[str, int]:
 def _find_damage(path: Path) -> str | None:
     """Describes the damage of a checkpoint, or returns None; Orbax misses some damage, and its messages are long."""
     try:
-        saved = dict(read_json(path / _CHECKSUMS))
+        saved = {**read_json(path / _CHECKSUMS)}
         found = _checksums(path)
     except FileNotFoundError:
         return f"it has no {_CHECKSUMS}: it is unfinished, or not by this library"
@@ -299,11 +300,12 @@ def _find_damage(path: Path) -> str | None:
     if not saved:
         return f"{_CHECKSUMS} is damaged"
     damaged = sorted(name for name in saved if saved[name] != found.get(name))  # other files are no damage
-    return f"{damaged[0]} is damaged" if damaged else None
+    return f"{ascii(damaged[0])[1:-1][:80]} is damaged" if damaged else None
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])  # shapes have none
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _check_fits(path: Path, stored: Any, like: TrainState) -> None:
@@ -329,5 +331,5 @@ def _describe_leaves(tree: Any) -> dict[str, str]:
 
 def _describe_leaf(leaf: Any) -> str:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
     return f"{leaf.dtype}{list(leaf.shape)}"

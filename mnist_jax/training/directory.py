@@ -15,9 +15,10 @@ Sweeps create and lock their directories with the same functions.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,25 @@ from filelock import FileLock, Timeout
 
 from mnist_jax.atomic import atomic_write, clear_parts, sync
 from mnist_jax.config import TrainConfig
-from mnist_jax.errors import InputError
-from mnist_jax.jsonfile import parse_json, read_json
+from mnist_jax.errors import InputError, one_line, short_repr
+from mnist_jax.jsonfile import is_number, parse_json, read_json, read_text
 
 _LOCK = ".lock"  # held while a run trains
 _NOT_IDENTITY = ("path", "class_names", "model", "has_own_optimizer")  # of data.json; the others identify the data
+_DATA_CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("name", "label_checksum"), ("text", lambda value: isinstance(value, str))),
+    **dict.fromkeys(("path", "model"), ("text or null", lambda value: isinstance(value, str | None))),
+    **dict.fromkeys(
+        ("num_train", "num_validation", "num_test"),
+        ("a whole number below 2**31", lambda value: isinstance(value, int) and 0 <= value < 2**31),
+    ),
+    "has_own_optimizer": ("true or false", lambda value: isinstance(value, bool)),
+    "class_names": (
+        "a list of strings",
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    ),
+}
+_EPOCH_NUMBERS = ("seconds", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 _RUN_FILES = ("config.json", "data.json", "metrics.jsonl", "summary.json", "checkpoints", "figures")
 
 
@@ -138,10 +153,12 @@ class RunDirectory:
         identity = {name: value for name, value in data.items() if name not in _NOT_IDENTITY}
         expected, model = {name: saved.get(name) for name in identity}, data.get("model")
         if expected != identity:
-            raise InputError(f"resume: expected the data of {self.path / 'data.json'}, {expected}, got {identity}")
+            names = [name for name in identity if expected[name] != identity[name]]
+            was, now = (short_repr({name: part[name] for name in names}) for part in (expected, identity))
+            raise InputError(f"resume: expected the data of {self.path / 'data.json'}, {was}, got {now}")
         if "model" in saved and saved["model"] != model:
             raise InputError(
-                f"resume: the run has {describe_model(saved['model'])}, got {describe_model(model)}: "
+                f"resume: the run in {self.path} has {describe_model(saved['model'])}, got {describe_model(model)}: "
                 "pass the same model to fit"
             )
 
@@ -153,11 +170,16 @@ class RunDirectory:
         """
         path = self.path / "metrics.jsonl"
         try:
-            lines = [parse_json(line) for line in path.read_text().splitlines()] if path.exists() else []
-        except ValueError as error:
+            lines = [parse_json(line) for line in read_text(path).splitlines()] if path.exists() else []
+        except (OSError, ValueError) as error:
             raise InputError(f"{path}: expected a JSON object on each line ({error})") from None
         if not all(isinstance(line, dict) and line.get("epoch") == epoch for epoch, line in enumerate(lines, start=1)):
             raise InputError(f"{path}: expected epochs 1, 2, ... one on each line, got something else")
+        for name, line in itertools.product(_EPOCH_NUMBERS, lines):
+            if not is_number(line.get(name)):
+                raise InputError(
+                    f"{path}: expected a number as {name} of epoch {line['epoch']}, got {short_repr(line.get(name))}"
+                )
         if len(lines) < num_epochs:
             raise InputError(f"{path}: expected a line for each of the {num_epochs} epochs trained, got {len(lines)}")
         return lines[:num_epochs]
@@ -173,7 +195,7 @@ class RunDirectory:
 
 def describe_model(name: str | None) -> str:
     """Describes the model in ``data.json`` for messages; None stands for the model of the config."""
-    return "the model of its config" if name is None else f"a custom model, {name}"
+    return "the model of its config" if name is None else f"a custom model, {one_line(name)}"
 
 
 def _check_free(path: Path) -> None:
@@ -204,22 +226,30 @@ def read_config(path: Path) -> TrainConfig:
         InputError: the file is not a config; the message names the file.
     """
     try:
-        return TrainConfig.from_json(path.read_text())
-    except ValueError as error:  # invalid text or encoding
+        return TrainConfig.from_json(read_text(path))
+    except (OSError, ValueError) as error:  # invalid text or encoding
         raise InputError(f"{path}: {error}") from None
 
 
-def read_data(directory: Path) -> Any:
+def read_data(directory: Path) -> dict[str, Any] | None:
     """Returns ``data.json`` of a run, which describes its data and model; None if there is no such file.
 
     Raises:
-        InputError: the file cannot be read or is not JSON.
+        InputError: the file cannot be read, or is not as :func:`~mnist_jax.training.run.describe_data` describes.
     """
     path = directory / "data.json"
     try:
-        return read_json(path) if path.exists() else None
+        data = read_json(path) if path.exists() else None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected a JSON object ({error})") from None
+    if data is None:
+        return None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected a JSON object, got {short_repr(data)}")
+    for name, (expected, is_valid) in _DATA_CHECKS.items():
+        if name in data and not is_valid(data[name]):
+            raise InputError(f"{path}: {name} must be {expected}, got {short_repr(data[name])}")
+    return data
 
 
 def new_directory(parent: Path, stem: str) -> Path:

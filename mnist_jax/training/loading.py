@@ -6,10 +6,12 @@ load_class_names("runs/mine")   # K names
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 
 from mnist_jax.config import TrainConfig
@@ -68,7 +70,8 @@ def load_run(
     # Without data.json any number will do, see build_state.
     num_train = max(data.get("num_train", 0), config.batch_size)
     num_steps = config.epochs * count_steps(num_train, config.batch_size)
-    like = build_state(config, num_steps, model=model, tx=tx, num_classes=len(load_class_names(directory)))
+    build = functools.partial(build_state, config, num_steps, num_classes=len(load_class_names(directory)))
+    like = jax.eval_shape(functools.partial(build, model=model, tx=tx))  # allocates nothing, whatever the config says
     if model is not None and data.get("model") != like.recipe.model.name:
         given = describe_model(like.recipe.model.name)
         raise InputError(f"{directory}: the run has {describe_model(data.get('model'))}, got {given}")

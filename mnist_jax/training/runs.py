@@ -17,7 +17,7 @@ from typing import Any
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
-from mnist_jax.jsonfile import read_json
+from mnist_jax.jsonfile import is_number, read_json, read_text
 from mnist_jax.training.directory import read_config
 
 
@@ -81,7 +81,7 @@ def _read_run(path: Path) -> RunInfo | None:
     try:
         config = read_config(path / "config.json")
         newest = history if history.exists() else path / "config.json"
-        num_epochs = len(history.read_text().splitlines()) if history.exists() else 0
+        num_epochs = len(read_text(history).splitlines()) if history.exists() else 0
         content = read_json(summary) if summary.exists() else {}
         if content:
             _check_summary(content)
@@ -91,8 +91,10 @@ def _read_run(path: Path) -> RunInfo | None:
 
 
 def _check_summary(summary: Mapping[str, Any]) -> None:
-    """Raises ``LookupError`` or ``TypeError`` unless a summary has the numbers that ``mnist-jax runs`` shows."""
+    """Raises ``LookupError`` or ``TypeError`` unless a summary has the values that ``mnist-jax runs`` shows."""
     names = ("num_parameters", "validation_accuracy", "test_accuracy")
     for number in (*(summary[name] for name in names), summary["seconds"]["train"]):
-        if not isinstance(number, int | float):
+        if not is_number(number):
             raise TypeError(f"expected a number, got {number!r}")
+    if not isinstance(summary.get("model", ""), str):
+        raise TypeError("expected the name of a model")

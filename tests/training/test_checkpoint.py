@@ -32,6 +32,14 @@ def saved_steps(directory):
     return sorted(int(path.name) for path in directory.iterdir())
 
 
+def test_shapes_are_enough_to_restore(tmp_path):
+    state = make_state(ema_decay=0.9)
+    save_checkpoint(tmp_path, state)
+    restored = restore_checkpoint(tmp_path, jax.eval_shape(lambda: make_state(ema_decay=0.9)))
+    assert_trees_equal(restored, state.replace(recipe=restored.recipe))
+    assert restored.step.devices() == state.step.devices()
+
+
 @pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9}])
 def test_a_restored_state_is_the_saved_one_bit_for_bit(tmp_path, options):
     state, _ = train_step(make_state(**options), make_split(4)._asdict())
@@ -107,13 +115,19 @@ def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, caplog, capfd):
         restore_checkpoint(tmp_path, state)
 
 
-@pytest.mark.parametrize("content", ["5", "{}", "[]", '{"metrics/metrics": 1}'])
-def test_wrong_checksums_are_damage(tmp_path, content):
+@pytest.mark.parametrize(
+    "content",
+    ["5", "{}", "[]", '{"metrics/metrics": 1}', '[[1, 2], ["a", 3]]', '{"a\\n\\u001b": 1}', f'{{"{"x" * 999}": 1}}'],
+)
+def test_wrong_checksums_are_damage(tmp_path, content, caplog):
     state = make_state()
     for step in range(2):
         save_checkpoint(tmp_path, at_step(state, step))
     (tmp_path / "1" / "checksums.json").write_text(content)
     assert restore_checkpoint(tmp_path, state).step == 0
+    (line,) = caplog.messages
+    assert line.isprintable()
+    assert len(line.removeprefix(str(tmp_path))) < 200
 
 
 def test_a_damaged_number_beside_a_checkpoint_is_damage(tmp_path):

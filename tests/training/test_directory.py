@@ -7,7 +7,15 @@ import json
 import pytest
 
 from mnist_jax import InputError, TrainConfig
-from mnist_jax.training.directory import RunDirectory, lock_directory, new_directory, write_whole
+from mnist_jax.training.directory import (
+    RunDirectory,
+    describe_model,
+    lock_directory,
+    new_directory,
+    read_config,
+    read_data,
+    write_whole,
+)
 
 DATA = {"name": "digits", "num_train": 1350}
 
@@ -174,6 +182,16 @@ def test_a_run_is_never_overwritten(config, tmp_path, name):
     assert (tmp_path / "run" / name).read_text() == "precious"
 
 
+def test_a_config_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(InputError, match=rf"^{tmp_path}: .*Is a directory"):
+        read_config(tmp_path)
+    path = tmp_path / "config.json"
+    with path.open("wb") as file:
+        file.truncate(2**24 + 1)  # takes no space
+    with pytest.raises(InputError, match=f"^{path}: larger than 16777216 bytes$"):
+        read_config(path)
+
+
 def test_resuming_may_change_the_epochs_and_how_it_is_shown(saved):
     more = dataclasses.replace(saved, epochs=99, quiet=True, data=None)
     with contextlib.closing(RunDirectory.claim(more)) as directory:
@@ -221,9 +239,37 @@ def test_resuming_on_other_data_is_refused_and_changes_nothing(saved, tmp_path):
     with pytest.raises(InputError, match=r"resume: expected the data of .*data.json, .*1350.*, got .*60000.*"):
         check(saved, {**DATA, "num_train": 60000})
     assert {path.name: path.read_text() for path in (tmp_path / "run").iterdir()} == before
+    with pytest.raises(InputError, match=r"data.json, {'num_train': 1350}, got {'num_train': 'x+\.\.\.x+'}$"):
+        check(saved, {**DATA, "num_train": "x" * 1000})
     (tmp_path / "run" / "data.json").write_text("{")
     with pytest.raises(InputError, match="data.json: expected a JSON object"):
         check(saved, DATA)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1], r"expected a JSON object, got \[1\]"),
+        ({"class_names": True}, "class_names must be a list of strings, got True"),
+        ({"class_names": [0, 1]}, r"class_names must be a list of strings, got \[0, 1\]"),
+        ({"num_train": "1350"}, r"num_train must be a whole number below 2\*\*31, got '1350'"),
+        ({"num_train": 10**400}, r"num_train must be a whole number below 2\*\*31, got 10+\.\.\.0+"),
+        ({"name": [[["x" * 30] * 6] * 6] * 6}, "name must be text, got .{200}"),
+        ({"label_checksum": [{}]}, r"label_checksum must be text, got \[{}\]"),
+        ({"path": 3}, "path must be text or null, got 3"),
+        ({"model": [1] * 1000}, r"model must be text or null, got \[1, 1, 1, 1, 1, 1, \.\.\.\]"),
+        ({"has_own_optimizer": 1}, "has_own_optimizer must be true or false, got 1"),
+    ],
+)
+def test_data_of_other_types_is_named(tmp_path, content, message):
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"^{tmp_path}/data.json: {message}$"):
+        read_data(tmp_path)
+
+
+def test_the_name_of_a_model_stays_in_its_line():
+    assert describe_model("a\n\x1bb" + "c" * 1000) == f"a custom model, a b{'c' * 197}"
+    assert describe_model(None) == "the model of its config"
 
 
 def test_a_place_that_cannot_be_written_is_named(config, tmp_path):
@@ -245,17 +291,26 @@ def test_a_place_that_cannot_be_written_is_named(config, tmp_path):
 
 def test_the_history_comes_back_as_far_as_asked(saved):
     workdir = RunDirectory.claim(saved)
-    history = [{"epoch": 1, "train_loss": 0.5}, {"epoch": 2, "train_loss": 0.25}]
+    names = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds")
+    history = [{"epoch": epoch, **dict.fromkeys(names, 0.5 / epoch)} for epoch in (1, 2)]
     workdir.write_history(history)
     assert workdir.read_history(2) == history
     assert workdir.read_history(1) == history[:1]
     with pytest.raises(InputError, match="metrics.jsonl: expected a line for each of the 3 epochs trained, got 2"):
         workdir.read_history(3)
+    for value in ("0.5", None, True, float("nan"), 10**400):
+        workdir.write_history([history[0], {**history[1], "seconds": value}])
+        with pytest.raises(InputError, match="metrics.jsonl: expected a number as seconds of epoch 2, got "):
+            workdir.read_history(1)
     (workdir.path / "metrics.jsonl").write_text("1\n2\n")
     with pytest.raises(InputError, match="metrics.jsonl: expected epochs 1, 2, ... one on each line"):
         workdir.read_history(1)
     (workdir.path / "metrics.jsonl").write_text("{}\nnonsense\n")
     with pytest.raises(InputError, match="metrics.jsonl: expected a JSON object on each line"):
+        workdir.read_history(1)
+    (workdir.path / "metrics.jsonl").unlink()
+    (workdir.path / "metrics.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"metrics.jsonl: expected a JSON object on each line .*Is a directory"):
         workdir.read_history(1)
 
 
