@@ -106,7 +106,7 @@ def find_run(name: str | None) -> Path:
 
 def describe_run(run: Path, config: TrainConfig) -> str:
     """Returns the description of a run for the page."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, OverflowError):
         summary = read_json(run / "summary.json")
         return f"{config.model} on {summary['dataset']}, {100 * summary['test_accuracy']:.2f} % test accuracy"
     return f"{config.model} on {Path(config.data or 'mnist').stem}, training not finished"

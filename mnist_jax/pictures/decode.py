@@ -147,10 +147,12 @@ def _to_grey(image: Image.Image) -> np.ndarray:
     if image.mode[0] in "IF":  # 16 or 32 bits per pixel
         numbers = np.array(image, np.float32)
         np.nan_to_num(numbers, copy=False)
-        peak = float(max(numbers.max(), -numbers.min()))
-        if peak > 255 or 0 < peak <= 1:
+        lowest = min(float(numbers.min()), 0.0)
+        numbers -= lowest
+        peak = float(numbers.max())
+        if peak > 0 and (lowest < 0 or peak <= 1 or peak > 255):
             numbers *= 255 / peak
-        image = Image.fromarray(numbers)
+        image = Image.fromarray(np.minimum(numbers, 255, out=numbers))
     else:
         mode = "RGBA" if image.has_transparency_data else "L" if image.mode == "L" else "RGB"
         if image.mode != mode:

@@ -15,6 +15,7 @@ Sweeps create and lock their directories with the same functions.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import time
@@ -301,6 +302,7 @@ def write_whole(path: Path, text: str) -> None:
 
     Raises:
         InputError: it cannot be written.
+        OSError: the disk is full.
     """
     try:
         clear_parts(path.parent, path.name, min_age_s=0)
@@ -314,5 +316,7 @@ def _in_use(path: Path) -> InputError:
     return InputError(f"workdir {path} is in use by another process: wait for it, or name another directory")
 
 
-def _not_writable(path: Path, error: OSError) -> InputError:
+def _not_writable(path: Path, error: OSError) -> OSError | InputError:
+    if error.errno == errno.ENOSPC:
+        return OSError(f"{path}: cannot be written (no space left)")
     return InputError(f"workdir must be a writable directory, got {path} ({error.strerror})")

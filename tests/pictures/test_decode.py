@@ -52,11 +52,15 @@ def test_any_mode_of_a_png(image):
         ("GIF", draw_seven()),
         ("TIFF", draw_seven()),
         ("TIFF", Image.fromarray(np.asarray(draw_seven(), np.float32) / 255)),
+        ("TIFF", Image.fromarray(np.asarray(draw_seven(), np.float32) / 255 * 2 - 1)),
         ("TIFF", Image.fromarray(np.asarray(draw_seven(), np.int32) * 200)),
+        ("TIFF", Image.fromarray(np.asarray(draw_seven(), np.int32) - 255)),
     ],
 )
 def test_any_format(format, image):
-    assert distance(prepare_image(read_picture(encode(image, format), "seven")), SEVEN) < 2
+    picture = read_picture(encode(image, format), "seven")
+    assert 0 <= picture.min() < picture.max() <= 255
+    assert distance(prepare_image(picture), SEVEN) < 2
 
 
 def test_grey_pixels_are_read_as_they_are():

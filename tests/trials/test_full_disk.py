@@ -21,7 +21,7 @@ pytestmark = [
 CONFIG = TrainConfig(data="digits", hidden_sizes=(4,), batch_size=450, epochs=3, quiet=True)
 COMMAND = ["--data", "digits", "--hidden-sizes", "4", "--batch-size", "450", "--epochs", "3", "--quiet"]
 STEPS = [3, 6, 9]  # of the checkpoints
-KILOBYTES = [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 768, 1024, 1536, 2048]
+KILOBYTES = [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
 
 
 @pytest.fixture(scope="module")
