@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnist_jax.atomic import atomic_write
+from mnist_jax.atomic import atomic_write, clear_parts
 from mnist_jax.core.calibration import Calibration
 
 if TYPE_CHECKING:
@@ -227,5 +227,6 @@ def sweep_results(
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_parts(path.parent, path.name, min_age_s=0)
     with atomic_write(path) as file:
         figure.savefig(file, dpi=150)

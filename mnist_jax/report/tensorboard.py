@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_jax.atomic import atomic_write
+from mnist_jax.atomic import atomic_write, clear_parts
 
 if TYPE_CHECKING:
     from tensorboardX.proto.event_pb2 import Event
@@ -66,6 +66,7 @@ def replace_events(directory: Path, figures: Iterable[Path], step: int) -> None:
     """
     last = set(directory.glob("events.out.tfevents.*.evaluate"))
     new = directory / f"{_file_name()}.evaluate"
+    clear_parts(directory, "events.out.tfevents.*.evaluate", min_age_s=0)
     with atomic_write(new) as file:
         file.write(_record(_event(file_version="brain.Event:2")))
         file.writelines(_record(_image_event(path, step)) for path in figures)

@@ -86,7 +86,7 @@ def save_checkpoint(
         path.rename(directory / str(step))
     for each in (directory, directory.parent):
         sync(each)
-    _delete_old(directory, keep)
+    delete_old(directory, keep)
 
 
 def _check_space(directory: Path, state: TrainState) -> None:
@@ -144,7 +144,7 @@ def _discard(path: Path, trash: Path) -> None:
         path.rename(trash / f"{path.name}.old")
 
 
-def _delete_old(directory: Path, keep: int) -> None:
+def delete_old(directory: Path, keep: int) -> None:
     """Deletes all but the newest checkpoints and the best."""
     steps = saved_steps(directory)
     best = max(steps, key=lambda step: (_read_rank(directory, step), step))

@@ -22,7 +22,13 @@ def restore_run(training: Training) -> None:
         InputError: the data or the model differs, fewer epochs are requested than are trained already, or the files of
             the run cannot be read.
     """
-    from mnist_jax.training.checkpoint import clear_unfinished, read_progress, restore_checkpoint, saved_steps
+    from mnist_jax.training.checkpoint import (
+        clear_unfinished,
+        delete_old,
+        read_progress,
+        restore_checkpoint,
+        saved_steps,
+    )
 
     directory, config = training.directory, training.config
     if directory.saved is None:
@@ -45,6 +51,7 @@ def restore_run(training: Training) -> None:
     training.seconds_before = before["total"]
     if epoch := progress.get("epoch"):
         training.set_epoch_sums(epoch["loss_sum"], epoch["correct"], epoch["count"], epoch["seconds"])
+    delete_old(directory.checkpoints, config.keep_checkpoints)  # a kill may have come before it
 
 
 def _check_epochs(config: TrainConfig, saved: TrainConfig, num_epochs: int) -> None:
