@@ -32,7 +32,8 @@ from mnist_jax.report.draw import draw_evaluation
 from mnist_jax.report.numbers import describe_evaluation, examples_csv, results_table
 from mnist_jax.report.page import html_report
 from mnist_jax.report.tensorboard import replace_events
-from mnist_jax.training.directory import lock_directory, read_data, write_whole
+from mnist_jax.training.directory import read_data
+from mnist_jax.training.workdir import lock_directory, write_whole
 
 if TYPE_CHECKING:
     import optax

@@ -32,8 +32,8 @@ from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.jsonfile import parse_json, read_json, read_text
 from mnist_jax.sweep.space import Hyperparameters, Search, Trial
-from mnist_jax.training.directory import is_unused, lock_directory, new_directory, write_whole
 from mnist_jax.training.signals import StopSignals
+from mnist_jax.training.workdir import is_unused, lock_directory, new_directory, write_whole
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,29 +8,22 @@ directory.write_summary({...})
 config.json      the TrainConfig          summary.json   final numbers
 metrics.jsonl    one object per epoch     checkpoints/   Orbax
 figures/*.png    learning curves          events.out.tfevents.*   TensorBoard
-
-Sweeps create and lock their directories with the same functions.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from mnist_jax.atomic import atomic_write, clear_parts, sync
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError, one_line, short_repr
 from mnist_jax.jsonfile import is_number, parse_json, read_json, read_text
+from mnist_jax.training.workdir import in_use, lock_directory, new_directory, write_whole
 
-_LOCK = ".lock"  # held while a run trains
 _NOT_IDENTITY = ("path", "class_names", "model", "has_own_optimizer")  # of data.json; the others identify the data
 _DATA_CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("name", "label_checksum"), ("text", lambda value: isinstance(value, str))),
@@ -130,7 +123,7 @@ class RunDirectory:
         if self.saved is None:
             self._lock.enter_context(lock_directory(self.path))
             if (self.path / "config.json").exists():
-                raise _in_use(self.path)  # another process created it after claim()
+                raise in_use(self.path)  # another process created it after claim()
         (self.path / "summary.json").unlink(missing_ok=True)  # outdated once the run continues
         write_whole(self.path / "config.json", config.to_json())
         write_whole(self.path / "data.json", json.dumps(data, indent=2) + "\n")
@@ -210,16 +203,6 @@ def _check_free(path: Path) -> None:
         )
 
 
-def is_unused(path: Path) -> bool:
-    """Returns whether a directory is missing or empty; a lock or an unfinished file of a killed process does not count.
-
-    Example:
-        >>> is_unused(Path("no_such_directory"))
-        True
-    """
-    return not path.exists() or all(entry.name == _LOCK or entry.suffix == ".part" for entry in path.iterdir())
-
-
 def read_config(path: Path) -> TrainConfig:
     """Reads the ``config.json`` of a run.
 
@@ -251,72 +234,3 @@ def read_data(directory: Path) -> dict[str, Any] | None:
         if name in data and not is_valid(data[name]):
             raise InputError(f"{path}: {name} must be {expected}, got {short_repr(data[name])}")
     return data
-
-
-def new_directory(parent: Path, stem: str) -> Path:
-    """Creates a new directory ``parent/stem-<time>``, with a number appended if that exists.
-
-    Raises:
-        InputError: the directory cannot be created.
-    """
-    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, attempt = parent / name, 0
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                path.mkdir()
-                return path
-            except FileExistsError:
-                attempt += 1
-                path = parent / f"{name}-{attempt}"
-    except OSError as error:
-        raise _not_writable(parent, error) from None
-
-
-@contextlib.contextmanager
-def lock_directory(path: Path) -> Iterator[None]:
-    """Creates a directory if it is missing, and locks it against other processes.
-
-    Raises:
-        InputError: the directory cannot be written, or another process holds the lock.
-    """
-    lock = FileLock(path / _LOCK, timeout=0)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        sync(path.parent)
-        lock.acquire()
-    except Timeout:
-        raise _in_use(path) from None
-    except OSError as error:
-        raise _not_writable(path, error) from None
-    try:
-        yield
-    finally:
-        (path / _LOCK).unlink(missing_ok=True)
-        lock.release()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file atomically, in a directory that this process has locked.
-
-    Raises:
-        InputError: it cannot be written.
-        OSError: the disk is full.
-    """
-    try:
-        clear_parts(path.parent, path.name, min_age_s=0)
-        with atomic_write(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise _not_writable(path.parent, error) from None
-
-
-def _in_use(path: Path) -> InputError:
-    return InputError(f"workdir {path} is in use by another process: wait for it, or name another directory")
-
-
-def _not_writable(path: Path, error: OSError) -> OSError | InputError:
-    if error.errno == errno.ENOSPC:
-        return OSError(f"{path}: cannot be written (no space left)")
-    return InputError(f"workdir must be a writable directory, got {path} ({error.strerror})")

@@ -20,7 +20,7 @@ from pages import DIGITS, SEVEN, picture, serving
 
 from mnist_jax import InputError, TrainConfig, build_state
 from mnist_jax.demo import __main__ as demo
-from mnist_jax.demo import connections, server
+from mnist_jax.demo import connections, limits, server
 from mnist_jax.demo.server import LARGEST_BODY, create_app
 from mnist_jax.pictures.predictor import Prediction, Predictor
 
@@ -130,7 +130,7 @@ def test_what_is_announced_too_large_is_refused_before_it_is_sent(address, heade
 
 
 def test_a_body_without_end_is_cut_off(address, monkeypatch):
-    monkeypatch.setattr(server, "_LARGEST_DISCARDED", 12_000_000)
+    monkeypatch.setattr(limits, "_LARGEST_DISCARDED", 12_000_000)
     with pytest.raises(ConnectionError):
         ask(address, (bytes(2**16) for _ in iter(int, 1)))
     assert ask(address, b"next")[0] == 200
@@ -324,7 +324,7 @@ def test_uploads_hold_a_limited_amount_of_memory(monkeypatch, chunked):
 
 
 def test_a_slow_body_is_given_up(monkeypatch):
-    monkeypatch.setattr(server, "_BODY_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "BODY_SECONDS", 0.2)
     with serving(create_app(fake_predictor, DIGITS)) as address, start_sending(address) as connection:
         answer = b"".join(iter(lambda: connection.recv(2**16), b""))
     assert answer.startswith(b"HTTP/1.1 408 ")

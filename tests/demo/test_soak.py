@@ -27,10 +27,10 @@ pytestmark = [
 SERVER = """
 import uvicorn
 from mnist_jax import Predictor, TrainConfig, build_state
-from mnist_jax.demo import connections, server
+from mnist_jax.demo import connections, limits, server
 from mnist_jax.demo.__main__ import listen
 
-connections.IDLE_SECONDS = server._BODY_SECONDS = 1.0
+connections.IDLE_SECONDS = limits.BODY_SECONDS = 1.0
 predictor = Predictor(build_state(TrainConfig(hidden_sizes=(8,))))
 with listen("127.0.0.1", 0) as listener:
     print(listener.getsockname()[1], flush=True)

@@ -8,10 +8,10 @@ import pytest
 from conftest import assert_trees_equal
 
 from mnist_jax import Callback, InputError, TrainConfig, fit, restore_checkpoint
-from mnist_jax.training.directory import lock_directory
 from mnist_jax.training.epochs import ChunkedEpoch
 from mnist_jax.training.run import summarise
 from mnist_jax.training.runs import find_runs
+from mnist_jax.training.workdir import lock_directory
 
 pytestmark = pytest.mark.uses_adam
 SMALL = TrainConfig(data="digits", hidden_sizes=(8,), epochs=2, batch_size=100, quiet=True)  # 14 steps an epoch
