@@ -8,7 +8,8 @@ Every public name can be imported from here; ``__init__.pyi`` lists them. A name
 
 import sys
 
-if "".join(sys.argv[:1]).endswith("mnist-jax") or (
+# "-m" stands for the module to run while Python imports its package; orig_argv has the name.
+if "".join(sys.argv[:1]).rpartition("/")[2] == "mnist-jax" or (
     sys.argv[:1] == ["-m"] and any(word.removeprefix("-m").split(".")[0] == __name__ for word in sys.orig_argv)
 ):  # a command starts: from here on a signal ends it at once
     from mnist_jax.training.signals import leave_on_signals

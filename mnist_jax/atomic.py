@@ -8,6 +8,7 @@ clear_parts(path.parent)   # deletes the leftovers of killed processes
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import secrets
@@ -16,9 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+_RANDOM = "[0-9a-f]" * 8  # in the names of unfinished files
+
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: int = 0o666, *, durable: bool = True) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, mode: int = 0o666, *, durable: bool = True, exclusive: bool = False) -> Iterator[BinaryIO]:
     """Opens a new file beside ``path`` and renames it to ``path`` at the end of the block.
 
     If the block raises, the new file is deleted and ``path`` stays as it was. A killed process leaves the new file
@@ -28,8 +31,10 @@ def atomic_write(path: Path, mode: int = 0o666, *, durable: bool = True) -> Iter
         path: file to write or replace; its directory must exist.
         mode: permissions of the file, before the umask.
         durable: wait until the file is on the disk; False for a cache, which may be lost in a power cut.
+        exclusive: never replace an existing file.
 
     Raises:
+        FileExistsError: ``exclusive``, and ``path`` exists.
         OSError: the file cannot be written.
 
     Example:
@@ -47,11 +52,25 @@ def atomic_write(path: Path, mode: int = 0o666, *, durable: bool = True) -> Iter
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        part.replace(path)
+        if exclusive:
+            _rename_to_new(part, path)
+        else:
+            part.replace(path)
         if durable:
             sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _rename_to_new(part: Path, path: Path) -> None:
+    try:
+        os.link(part, path)  # a rename would replace ``path``
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        part.replace(path)
 
 
 def sync(path: Path) -> None:
@@ -62,9 +81,19 @@ def sync(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except OSError:
-        if not path.is_dir():  # not every system can open and sync a directory
+    except OSError as error:  # not every system can open and sync a directory
+        if not path.is_dir() or error.errno not in (errno.EACCES, errno.EINVAL, errno.EISDIR, errno.ENOTSUP):
             raise
+
+
+def is_part(path: Path) -> bool:
+    """Returns whether a path has the name of an unfinished file of :func:`atomic_write`.
+
+    Example:
+        >>> is_part(Path("config.json.0badf00d.part")), is_part(Path("film.part"))
+        (True, False)
+    """
+    return path.match(f"*.{_RANDOM}.part")
 
 
 def clear_parts(directory: Path, name: str = "*", min_age_s: float = 3600.0) -> None:
@@ -72,11 +101,11 @@ def clear_parts(directory: Path, name: str = "*", min_age_s: float = 3600.0) -> 
 
     Args:
         directory: directory of the files.
-        name: name of the file that they were writing; default any.
+        name: name of the file that they were writing, or a pattern; default any.
         min_age_s: least seconds since an unfinished file was changed. The default spares the files of living processes,
             as no write takes an hour; use 0 only if no other process can be writing ``name``.
     """
-    for part in directory.glob(f"{name}.{'[0-9a-f]' * 8}.part"):
+    for part in directory.glob(f"{name}.{_RANDOM}.part"):
         with contextlib.suppress(OSError):
             if time.time() - part.stat().st_mtime >= min_age_s:
                 part.unlink()

@@ -27,6 +27,7 @@ import numpy as np
 
 from mnist_jax.cli.flags import OneLineParser, run_command
 from mnist_jax.data import Split, load_dataset
+from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError
 from mnist_jax.report.draw import draw_evaluation
 from mnist_jax.report.numbers import describe_evaluation, examples_csv, results_table
@@ -99,6 +100,7 @@ def evaluate_run(
         True
     """
     start_time = time.perf_counter()
+    prepare_matplotlib()
     with ThreadPoolExecutor() as pool:  # imports these while JAX starts and the checkpoint is read
         for module in ("sklearn.metrics", "matplotlib.backends.backend_agg", "tensorboardX"):
             pool.submit(importlib.import_module, module)

@@ -9,7 +9,7 @@ JAX is imported inside the functions, so that ``--help`` and a wrong flag are an
 from __future__ import annotations
 
 import argparse
-import importlib
+import glob
 import json
 import os
 import re
@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_jax.atomic import atomic_write
+from mnist_jax.atomic import atomic_write, clear_parts
 from mnist_jax.cli.flags import OneLineParser, run_command
 from mnist_jax.data.files import read_csv_images
+from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError
 from mnist_jax.pictures.decode import read_file, read_picture
 from mnist_jax.pictures.normalize import prepare_image
@@ -104,7 +105,7 @@ def _to_line(prediction: Prediction, class_names: Sequence[str]) -> str:
 
 def _write_comparison(file: str, picture: np.ndarray, prediction: Prediction) -> Path:
     """Writes a picture beside the network input, and returns the path."""
-    importlib.import_module("mnist_jax.report")  # before Matplotlib
+    prepare_matplotlib()
 
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
@@ -121,7 +122,8 @@ def _write_comparison(file: str, picture: np.ndarray, prediction: Prediction) ->
         number += 1
         path = stem.with_name(f"{stem.name}-seen-{number}.png")
     try:
-        with atomic_write(path) as output:
+        clear_parts(path.parent, glob.escape(path.name))
+        with atomic_write(path, exclusive=True) as output:
             figure.savefig(output, dpi=120)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
@@ -133,8 +135,11 @@ def _write_submission(path: Path, predictions: Sequence[Prediction]) -> None:
     if os.path.lexists(path):
         raise _already_exists(path)
     try:
-        with atomic_write(path) as file:
+        clear_parts(path.parent, glob.escape(path.name))
+        with atomic_write(path, exclusive=True) as file:
             file.write("".join(f"{line}\n" for line in lines).encode())
+    except FileExistsError:
+        raise _already_exists(path) from None
     except OSError as error:
         raise InputError(f"--submission {path}: cannot be written ({error.strerror})") from None
     print(f"wrote {len(predictions)} predictions to {path}", file=sys.stderr)

@@ -1,10 +1,11 @@
+import errno
 import os
 import stat
 import time
 
 import pytest
 
-from mnist_jax.atomic import atomic_write, clear_parts
+from mnist_jax.atomic import atomic_write, clear_parts, sync
 
 
 def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path):
@@ -85,3 +86,35 @@ def test_what_killed_processes_left_is_deleted_but_no_file_that_is_being_written
     clear_parts(tmp_path, "two", min_age_s=0)
     assert {path.name for path in tmp_path.iterdir()} == {"mine.part", "one"}
     clear_parts(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_an_exclusive_file_replaces_none_that_appears_meanwhile(tmp_path, monkeypatch, has_links):
+    if not has_links:
+
+        def refuse(source, target):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr("os.link", refuse)
+    path = tmp_path / "file"
+    with atomic_write(path, exclusive=True) as file:
+        file.write(b"first")
+    with pytest.raises(FileExistsError), atomic_write(path, exclusive=True) as file:
+        file.write(b"second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("number", "is_error"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_directory_that_a_system_cannot_sync_is_no_error_but_a_broken_disk_is(
+    tmp_path, monkeypatch, number, is_error
+):
+    def fail(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.fsync", fail)
+    if is_error:
+        with pytest.raises(OSError, match="Input/output error"):
+            sync(tmp_path)
+    else:
+        sync(tmp_path)

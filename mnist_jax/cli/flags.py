@@ -22,12 +22,12 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TextIO
 
 from mnist_jax.config import COMMON_FIELDS, FIELD_GROUPS, TrainConfig, check_effect
 from mnist_jax.errors import InputError, NonFiniteLossError, suggest
-from mnist_jax.training.progress import Stderr
 from mnist_jax.training.signals import leave_on_signals
+from mnist_jax.training.stderr import Stderr
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -237,8 +237,9 @@ def _terminal() -> Iterator[None]:
         pass
     os.close(descriptor)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have characters that it cannot encode
-        sys.stdout.reconfigure(errors="backslashreplace")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs several lines when it starts on a GPU
+        # Each line is written at once, so that a signal loses none.
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else XLA logs several warnings when it starts on a GPU
     stderr: Any = Stderr()
     log, handler, others = logging.getLogger("mnist_jax"), logging.StreamHandler(stderr), logging.StreamHandler(stderr)
     others.addFilter(logging.Filter("jax"))  # which warns of a device that it cannot use
@@ -247,15 +248,30 @@ def _terminal() -> Iterator[None]:
         log.propagate = False
         logging.root.addHandler(others)
         logging.captureWarnings(not sys.warnoptions)
-        hook, sys.excepthook = sys.excepthook, lambda *_: None  # called meanwhile by threads of Orbax, after an error
+        hook, sys.excepthook = (
+            sys.excepthook,
+            lambda *_: None,
+        )  # Orbax calls it in its threads, after errors that it also raises
         try:
             yield
         finally:
             sys.excepthook = hook
+            _drop_unwritten(sys.__stderr__)
             logging.captureWarnings(False)
             logging.root.removeHandler(others)
             log.removeHandler(handler)
             log.propagate = True
+
+
+def _drop_unwritten(stream: TextIO | None) -> None:
+    """Flushes a stream, or drops its text if that is impossible: Python would try again at exit, and fail."""
+    if stream is not None:
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
 
 
 def _run(command: Callable[[], object]) -> int:
@@ -273,9 +289,9 @@ def _run(command: Callable[[], object]) -> int:
         print(f"stopped: {interrupt}" if str(interrupt) else "stopped", file=sys.stderr)
         return getattr(interrupt, "exit_status", 130)
     except OSError as error:  # from stdout, or a file of a run
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python would flush stdout again at exit
+        _drop_unwritten(sys.stdout)
         if isinstance(error, BrokenPipeError):  # the reader, ``head`` for example, has gone away
             return 141  # 128 + SIGPIPE; not every platform has signal.SIGPIPE
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.strerror or error}", file=sys.stderr)
         return 1
     return 0

@@ -28,10 +28,9 @@ def load_cached(sources: Sequence[Path], decode: Callable[[], Arrays], num_class
 
     A damaged copy is replaced. A cache that cannot be written is ignored.
     """
-    path = _cache_file(sources)
     with (
         contextlib.suppress(Exception),  # NumPy and zipfile have no common error for damage
-        path.open("rb") as cached,
+        _cache_file(sources).open("rb") as cached,
         np.load(cached) as copy,
     ):
         arrays = {role: copy[role] for role in _ROLES}
@@ -39,6 +38,7 @@ def load_cached(sources: Sequence[Path], decode: Callable[[], Arrays], num_class
             return arrays
     arrays = decode()
     with contextlib.suppress(OSError):
+        path = _cache_file(sources)
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_parts(path.parent)
         with atomic_write(path, mode=0o600, durable=False) as file:  # the source files may be private

@@ -1,4 +1,4 @@
-"""Finds directories for caches and downloads, also where the home directory is missing or cannot be written.
+"""Finds directories for caches and downloads, even if the home directory is missing or read-only.
 
 find_directory("TFDS_DATA_DIR", "tensorflow_datasets")   # ~/tensorflow_datasets, or one in the temporary directory
 """
@@ -32,6 +32,15 @@ def find_directory(variable: str, default: str) -> Path:
         if value or os.access(path.expanduser(), os.F_OK) or can_create(path):
             return path.expanduser()
     return temporary_home(path) / default
+
+
+def prepare_matplotlib() -> None:
+    """Gives Matplotlib a directory for its files if it cannot write its own; call this before importing it."""
+    for variable, default in (("XDG_CONFIG_HOME", "~/.config"), ("XDG_CACHE_HOME", "~/.cache")):
+        path = Path(os.environ.get(variable) or default, "matplotlib")
+        if "MPLCONFIGDIR" not in os.environ and not can_create(path):
+            with contextlib.suppress(OSError):  # no temporary directory either
+                os.environ["MPLCONFIGDIR"] = str(temporary_home(path) / "matplotlib")
 
 
 def can_create(path: Path) -> bool:

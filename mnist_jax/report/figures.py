@@ -8,6 +8,7 @@ reliability_diagram(Calibration.compute(test.probabilities, test.label), path, t
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,6 +228,6 @@ def sweep_results(
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    clear_parts(path.parent, path.name, min_age_s=0)
+    clear_parts(path.parent, glob.escape(path.name), min_age_s=0)
     with atomic_write(path) as file:
         figure.savefig(file, dpi=150)

@@ -29,6 +29,7 @@ from typing import Any
 
 from mnist_jax.config import TrainConfig, effective_config
 from mnist_jax.data import Dataset, load_dataset
+from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError
 from mnist_jax.jsonfile import parse_json, read_json, read_text
 from mnist_jax.sweep.space import Hyperparameters, Search, Trial
@@ -129,6 +130,7 @@ def run_sweep(config: TrainConfig, search: Search) -> Sweep:
         }
         title = f"{search.method} search, {config.model} on {dataset.name}"
         lines = [dataclasses.asdict(trial) for trial in sweep.trials]
+        prepare_matplotlib()
         sweep_results(lines, scales, path / "figures" / "sweep.png", title)
         return sweep
 
@@ -184,7 +186,7 @@ def _read_saved(config: TrainConfig) -> dict[str, Any] | None:
             saved = read_json(path / "sweep.json")
             return {part: {**saved[part]} for part in ("config", "search", "data")}
         if not is_unused(path):
-            raise _in_use(path)
+            raise _not_empty(path)
         return None
     except FileNotFoundError:
         raise InputError(
@@ -221,12 +223,12 @@ def _open_directory(
                 )
     with lock_directory(path):
         if saved is None and not is_unused(path):  # another process began a sweep meanwhile
-            raise _in_use(path)
+            raise _not_empty(path)
         write_whole(path / "sweep.json", text + "\n")
         yield path
 
 
-def _in_use(path: Path) -> InputError:
+def _not_empty(path: Path) -> InputError:
     return InputError(f"workdir {path} exists: name another directory, or continue the sweep in it with --resume")
 
 

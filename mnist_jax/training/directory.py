@@ -13,6 +13,7 @@ figures/*.png    learning curves          events.out.tfevents.*   TensorBoard
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ _DATA_CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("path", "model"), ("text or null", lambda value: isinstance(value, str | None))),
     **dict.fromkeys(
         ("num_train", "num_validation", "num_test"),
-        ("a whole number below 2**31", lambda value: isinstance(value, int) and 0 <= value < 2**31),
+        ("a whole number below 2**31", lambda value: type(value) is int and 0 <= value < 2**31),
     ),
     "has_own_optimizer": ("true or false", lambda value: isinstance(value, bool)),
     "class_names": (
@@ -69,6 +70,8 @@ class RunDirectory:
                 _check_free(directory.path)
         except OSError as error:
             directory.close()
+            if error.errno == errno.ENOSPC:
+                raise
             raise InputError(f"workdir {str(config.workdir)[:80]}: cannot be used ({error.strerror})") from None
         except BaseException:
             directory.close()

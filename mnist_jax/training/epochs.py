@@ -44,7 +44,7 @@ class Chunk:
     Attributes:
         state: the state after the chunk.
         total: sums over the epoch so far, on the host.
-        metrics: sums over the chunk, on the host; the loss is the rounded difference of two totals.
+        metrics: sums over the chunk, on the host; ``loss_sum`` is a difference of float32 totals, so it is rounded.
         step: steps taken since the start of the run.
         seconds: wall seconds of the chunk.
     """

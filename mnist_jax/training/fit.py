@@ -20,7 +20,7 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data import Dataset
 from mnist_jax.errors import NonFiniteLossError
 from mnist_jax.training.callbacks import Callback
-from mnist_jax.training.prepare import compile_run, explain_memory, prepare_run
+from mnist_jax.training.prepare import compile_run, prepare_run
 from mnist_jax.training.resume import restore_run
 from mnist_jax.training.run import Run, Training, describe_data, summarise
 from mnist_jax.training.signals import Stopped
@@ -76,7 +76,9 @@ def fit(
     """
     with contextlib.ExitStack() as stack:
         training = prepare_run(config, dataset, (model, tx, state), callbacks, stack)
-        stack.enter_context(explain_memory(training, model, tx, state))
+        from mnist_jax.training.memory import explain_run_memory  # loads JAX
+
+        stack.enter_context(explain_run_memory(training, model, tx, state))
         programs = compile_run(training, model, tx, state)
         restore_run(training)
         training.directory.create(training.config, describe_data(training), training.model)

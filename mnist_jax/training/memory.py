@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
+import psutil
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.core.state import TrainState
@@ -20,6 +20,9 @@ from mnist_jax.data.dataset import Split
 from mnist_jax.errors import InputError
 from mnist_jax.training.build import build_state
 from mnist_jax.training.epochs import ChunkedEpoch
+
+if TYPE_CHECKING:
+    from mnist_jax.training.run import Training
 
 _SIGNS = ("RESOURCE_EXHAUSTED", "Out of memory", "Failed to allocate")  # XLA has no type for this error
 
@@ -45,14 +48,32 @@ def explain_out_of_memory(advise: Callable[[], str]) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if not any(sign in str(error) for sign in _SIGNS):
             raise
+        try:
+            advice = advise()
+        except Exception:  # the device may have no memory left to find out
+            advice = "use a smaller batch_size or model"
         kind, size = jax.devices()[0].device_kind, _format(memory_limit())
-        raise InputError(f"out of memory on {kind}, which has {size}: {advise()}") from None
+        raise InputError(f"out of memory on {kind}, which has {size}: {advice}") from None
+
+
+def explain_run_memory(
+    training: Training, model: Any, tx: Any, state: TrainState | None
+) -> contextlib.AbstractContextManager[None]:
+    """Returns :func:`explain_out_of_memory` for a run with the user's own ``model``, ``tx`` or ``state``, or None."""
+
+    def advise() -> str:
+        if state is not None:
+            return "use a smaller batch_size or model"
+        dataset = training.dataset
+        return advise_on_batch(training.config, dataset.train, dataset.num_classes, model, tx)
+
+    return explain_out_of_memory(advise)
 
 
 def memory_limit() -> int:
     """Returns the bytes that programs may use on the first device: on CPU, the memory of the machine."""
     statistics = jax.devices()[0].memory_stats() or {}
-    return statistics.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return statistics.get("bytes_limit") or psutil.virtual_memory().total
 
 
 def advise_on_batch(config: TrainConfig, train: Split, num_classes: int, model: Any = None, tx: Any = None) -> str:

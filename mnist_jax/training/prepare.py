@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mnist_jax.config import MODEL_FIELDS, OPTIMIZER_FIELDS, RECIPE_FIELDS, TrainConfig
 from mnist_jax.data import Dataset, Split, is_name, load_dataset
+from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError
 from mnist_jax.training.callbacks import Callback, arrange_callbacks
 from mnist_jax.training.directory import RunDirectory
@@ -135,21 +136,6 @@ def _start_loading(config: TrainConfig, dataset: Dataset | None) -> Future[tuple
     return future
 
 
-def explain_memory(
-    training: Training, model: Any, tx: Any, state: TrainState | None
-) -> contextlib.AbstractContextManager[None]:
-    """Returns a context that turns an out-of-memory error of the run into a line that says what would fit."""
-    from mnist_jax.training.memory import advise_on_batch, explain_out_of_memory
-
-    def advise() -> str:
-        if state is not None:
-            return "use a smaller batch_size or model"
-        dataset = training.dataset
-        return advise_on_batch(training.config, dataset.train, dataset.num_classes, model, tx)
-
-    return explain_out_of_memory(advise)
-
-
 def compile_run(training: Training, model: Any, tx: Any, state: TrainState | None) -> Programs:
     """Creates the state of a run and compiles its programs, all at the same time."""
     import jax
@@ -187,7 +173,7 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
 
     validation_program, evaluate_validation = compile_evaluation(validation)
     test_program, evaluate_test = compile_evaluation(test)
-    importlib.import_module("mnist_jax.report")  # before Matplotlib
+    prepare_matplotlib()
     with ThreadPoolExecutor() as pool:
         compiling = [pool.submit(program.compile) for program in (epochs, validation_program, test_program)]
         for module in ("tensorboardX", "orbax.checkpoint", "matplotlib.figure"):  # during compilation

@@ -8,35 +8,10 @@ progress.end_epoch({"epoch": 1, "train_loss": 0.3, ...})
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-
-class Stderr:
-    """Writes to stderr as long as that is possible: a full disk or a reader that has gone away is no error."""
-
-    def __init__(self) -> None:
-        self._stream: Any = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  (None after ``2>&-``)
-
-    def write(self, text: str) -> None:
-        """Writes a text."""
-        self._try(self._stream.write, text)
-
-    def flush(self) -> None:
-        """Flushes what was written."""
-        self._try(self._stream.flush)
-
-    def _try(self, function: Callable[..., object], *args: str) -> None:
-        try:
-            function(*args)
-        except OSError:  # Python would flush the rest again at exit, and end with status 120
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+from mnist_jax.training.stderr import Stderr
 
 
 class Progress:

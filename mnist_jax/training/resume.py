@@ -51,7 +51,7 @@ def restore_run(training: Training) -> None:
     training.seconds_before = before["total"]
     if epoch := progress.get("epoch"):
         training.set_epoch_sums(epoch["loss_sum"], epoch["correct"], epoch["count"], epoch["seconds"])
-    delete_old(directory.checkpoints, config.keep_checkpoints)  # a kill may have come before it
+    delete_old(directory.checkpoints, config.keep_checkpoints)  # a killed process may have saved without deleting
 
 
 def _check_epochs(config: TrainConfig, saved: TrainConfig, num_epochs: int) -> None:

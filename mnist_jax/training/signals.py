@@ -54,8 +54,8 @@ def _handle_with(handler: Callable[[int, FrameType | None], None]) -> Callable[[
         signal.signal(number, handler)
 
     def restore() -> None:
-        for number, each in previous.items():
-            signal.signal(number, each)
+        while previous:  # once: somebody else may have set a handler meanwhile
+            signal.signal(*previous.popitem())
 
     return restore
 

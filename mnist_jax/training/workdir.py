@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mnist_jax.atomic import atomic_write, clear_parts, sync
+from mnist_jax.atomic import atomic_write, clear_parts, is_part, sync
 from mnist_jax.errors import InputError
 
 _LOCK = ".lock"  # held while a process writes
@@ -49,7 +50,7 @@ def is_unused(path: Path) -> bool:
         >>> is_unused(Path("no_such_directory"))
         True
     """
-    return not path.exists() or all(entry.name == _LOCK or entry.suffix == ".part" for entry in path.iterdir())
+    return not path.exists() or all(entry.name == _LOCK or is_part(entry) for entry in path.iterdir())
 
 
 @contextlib.contextmanager
@@ -83,7 +84,7 @@ def write_whole(path: Path, text: str) -> None:
         OSError: the disk is full.
     """
     try:
-        clear_parts(path.parent, path.name, min_age_s=0)
+        clear_parts(path.parent, glob.escape(path.name), min_age_s=0)
         with atomic_write(path) as file:
             file.write(text.encode())
     except OSError as error:
@@ -97,5 +98,5 @@ def in_use(path: Path) -> InputError:
 
 def _not_writable(path: Path, error: OSError) -> OSError | InputError:
     if error.errno == errno.ENOSPC:
-        return OSError(f"{path}: cannot be written (no space left)")
+        return OSError(errno.ENOSPC, f"{path}: cannot be written (no space left)")
     return InputError(f"workdir must be a writable directory, got {path} ({error.strerror})")

@@ -235,7 +235,7 @@ def test_success_is_0_and_a_bug_keeps_its_traceback():
 @pytest.mark.parametrize(
     ("redirection", "status", "message"),
     [
-        ("> /dev/full", 1, "error: [Errno 28] No space left on device\n"),
+        ("> /dev/full", 1, "error: No space left on device\n"),
         (">&-", 0, ""),
     ],
 )
@@ -248,6 +248,27 @@ def test_an_output_that_cannot_be_written_is_one_line(run_python, tmp_path, redi
     )
     done = run_python("-c", shell)
     assert (done.returncode, done.stderr) == (status, message)
+
+
+def test_output_before_an_error_of_a_file_or_a_signal_is_not_lost(tmp_path):
+    code = """
+import os, signal, sys
+from mnist_jax.cli.flags import run_command
+
+def fail():
+    print("first")
+    raise OSError(28, "file: cannot be written")
+
+def stop():
+    print("second")
+    os.kill(os.getpid(), signal.SIGINT)
+
+assert run_command(fail) == 1
+run_command(stop)
+"""
+    done = run_in_shell("", code, tmp_path)
+    assert (done.returncode, done.stdout) == (130, "first\nsecond\n")
+    assert done.stderr == "error: file: cannot be written\nstopped\n"
 
 
 def run_in_shell(redirection, code, directory):

@@ -4,9 +4,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from conftest import make_arrays
 
 from mnist_jax.data import home as home_module
-from mnist_jax.data.home import find_directory
+from mnist_jax.data.cache import load_cached
+from mnist_jax.data.home import find_directory, prepare_matplotlib
 
 
 @pytest.fixture
@@ -60,3 +62,28 @@ def test_directories_of_the_environment_and_existing_ones_are_used(tmp_path, mon
     monkeypatch.delenv("TFDS_DATA_DIR")
     assert find_directory("TFDS_DATA_DIR", "tfds") == tmp_path / "tfds"
     assert caplog.messages == []
+
+
+def test_without_any_directory_nothing_is_cached(tmp_path, monkeypatch, no_home):
+    def fail():
+        raise FileNotFoundError("no usable temporary directory")
+
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
+    monkeypatch.setattr("os.environ", {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR"})
+    prepare_matplotlib()
+    assert "MPLCONFIGDIR" not in os.environ
+    source, arrays = tmp_path / "source", make_arrays()
+    source.write_text("data")
+    for _ in range(2):
+        assert load_cached([source], lambda: arrays) is arrays
+
+
+def test_matplotlib_gets_a_directory_only_where_it_has_none(tmp_path, monkeypatch, no_home):
+    monkeypatch.setattr("os.environ", {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR"})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    prepare_matplotlib()
+    assert "MPLCONFIGDIR" not in os.environ
+    monkeypatch.delenv("HOME")
+    prepare_matplotlib()
+    (temporary,) = tmp_path.glob("mnist_jax-*")
+    assert os.environ["MPLCONFIGDIR"] == str(temporary / "matplotlib")

@@ -68,6 +68,19 @@ def test_the_users_own_model_and_state(monkeypatch, tmp_path):
         fit(config, state=create_train_state(model, tx, jax.random.key(0)))
 
 
+def test_advice_that_runs_out_of_memory_itself_is_one_line():
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    def advise():
+        raise error
+
+    with (
+        pytest.raises(InputError, match="GB: use a smaller batch_size or model$"),
+        memory.explain_out_of_memory(advise),
+    ):
+        raise error
+
+
 def test_other_errors_of_the_device_pass():
     with pytest.raises(jax.errors.JaxRuntimeError, match="^INTERNAL: cosmic ray$"), memory.explain_out_of_memory(str):
         raise jax.errors.JaxRuntimeError("INTERNAL: cosmic ray")

@@ -152,3 +152,13 @@ def test_importing_the_library_leaves_signals_alone(run_python, tmp_path, comman
     (package / "__main__.py").write_text("")
     package.with_suffix(".py").write_text(code)
     assert run_python(*command).stdout == "imported\n"
+
+
+def test_a_handler_that_was_set_after_a_signal_is_kept():
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested == signal.SIGINT
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    signal.signal(signal.SIGINT, before)
