@@ -75,7 +75,7 @@ def _draw() -> bytes:
 
 def _time_demo(path: str, picture: bytes, repeats: int) -> dict[str, list[float]]:
     command = [sys.executable, "-m", "mnist_jax.demo", path, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             assert server.stdout is not None
             (url,) = re.findall(r"http://\S+", server.stdout.readline())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_jax.atomic import atomic_write
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, one_line
 
 ANSWER_TIMEOUT_S = 3.5  # until the first answer, so that being offline costs seconds
 STALL_TIMEOUT_S = 15.0  # without data during the download
@@ -72,7 +72,7 @@ def _reason(error: Exception) -> str:
     cause = getattr(error, "reason", error)  # of a URLError
     if isinstance(cause, TimeoutError):
         return f"no data for {STALL_TIMEOUT_S:g} s"
-    return " ".join(str(cause).split()) or type(cause).__name__
+    return one_line(cause) or type(cause).__name__
 
 
 def _open(url: str) -> Any:

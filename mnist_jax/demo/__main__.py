@@ -157,9 +157,21 @@ def serve(run: Path, host: str, listener: socket.socket) -> None:
                 await closing
 
         app = create_app(predictor, class_names, title=title, allowed_hosts=hosts)
-        Server(server_config(app)).run([listener])
+        with _errors_on_stderr():
+            Server(server_config(app)).run([listener])
     if stop.requested:
         raise _Ended(128 + stop.requested)
+
+
+@contextlib.contextmanager
+def _errors_on_stderr() -> Iterator[None]:
+    """Writes the errors that uvicorn logs, with tracebacks, to stderr; ``run_command`` hides logs of libraries."""
+    log, handler = logging.getLogger("uvicorn"), logging.StreamHandler()
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _any_picture() -> bytes:

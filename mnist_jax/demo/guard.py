@@ -64,7 +64,8 @@ class Guard:
     def _refuse(self, headers: Headers) -> Response | None:
         host, origin = headers.get("host", ""), headers.get("origin")
         if "*" not in self._allowed_hosts and _host_name(host) not in self._allowed_hosts:
-            error = f"expected a request to {', '.join(self._allowed_hosts)}, got one to {host[:80]!r}"
+            names = ", ".join(self._allowed_hosts)
+            error = f"Host must be one of {names}, got {host[:80]!r}; start the demo with --host"
             return JSONResponse({"error": error}, 400)
         if origin is not None and origin.partition("://")[2].lower() != host.lower():  # browsers add it to every POST
             return JSONResponse({"error": f"expected a request from this site, got one from {origin[:80]!r}"}, 403)

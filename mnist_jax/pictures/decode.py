@@ -12,6 +12,7 @@ import ctypes
 import functools
 import io
 import os
+import re
 import struct
 import threading
 import warnings
@@ -21,13 +22,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, _imaging
 
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, one_line
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _MAX_PIXELS = 24_000_000
 _MAX_JPEG_PIXELS = 50_000_000  # photographs of phones; the JPEG decoder scales down early
 _LONGEST_SIDE = 20_000
 _MAX_SCANS = 100  # of a JPEG, as in libtiff; 10 MB can hold 250,000, which take half an hour
+# Marker, length and number of components; the marker alone also occurs by chance, as in the film of a "motion photo".
+_SCAN_HEADER = re.compile(rb"\xff\xda\x00(?:\x06\x00|\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 _MAX_SIDE = 1000  # larger pictures are scaled down
 _SMALL_SIDE, _SMALL_FILE = 512, 2**16  # pixels, bytes
 
@@ -68,7 +71,7 @@ def read_picture(content: bytes, name: str) -> np.ndarray:
     except UnidentifiedImageError:
         raise InputError(f"{name}: expected a PNG, JPEG, WebP, BMP, GIF or TIFF picture, got something else") from None
     except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
-        raise InputError(f"{name}: the picture is damaged or truncated ({' '.join(str(error).split())})") from None
+        raise InputError(f"{name}: the picture is damaged or truncated ({one_line(error)})") from None
 
 
 def is_small_png(content: bytes) -> bool:
@@ -131,7 +134,7 @@ def _check_cost(image: Image.Image, content: bytes, name: str) -> None:
         width, height = max(width, image.tag_v2.get(322, 0)), max(height, image.tag_v2.get(323, 0))  # type: ignore[attr-defined]
     if width * height > (_MAX_JPEG_PIXELS if is_jpeg else _MAX_PIXELS) or max(width, height) > _LONGEST_SIDE:
         raise _too_large(name, f"{width}x{height}")
-    if is_jpeg and content.count(b"\xff\xda") > _MAX_SCANS:
+    if is_jpeg and sum(1 for _ in _SCAN_HEADER.finditer(content)) > _MAX_SCANS:
         raise InputError(f"{name}: expected a JPEG of at most {_MAX_SCANS} scans, got more")
 
 
@@ -147,10 +150,11 @@ def _to_grey(image: Image.Image) -> np.ndarray:
     if image.mode[0] in "IF":  # 16 or 32 bits per pixel
         numbers = np.array(image, np.float32)
         np.nan_to_num(numbers, copy=False)
+        np.clip(numbers, -1e38, 1e38, out=numbers)  # so that differences are finite
         lowest = min(float(numbers.min()), 0.0)
         numbers -= lowest
         peak = float(numbers.max())
-        if peak > 0 and (lowest < 0 or peak <= 1 or peak > 255):
+        if peak > 1e-30 and (lowest < 0 or peak <= 1 or peak > 255):
             numbers *= 255 / peak
         image = Image.fromarray(np.minimum(numbers, 255, out=numbers))
     else:

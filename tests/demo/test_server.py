@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import logging
+import os
 import re
 import signal
 import socket
@@ -19,10 +20,13 @@ import pytest
 from pages import DIGITS, SEVEN, picture, serving
 
 from mnist_jax import InputError, TrainConfig, build_state
+from mnist_jax.cli.flags import run_command
 from mnist_jax.demo import __main__ as demo
 from mnist_jax.demo import connections, limits, server
 from mnist_jax.demo.server import LARGEST_BODY, create_app
+from mnist_jax.pictures import predictor as predictor_module
 from mnist_jax.pictures.predictor import Prediction, Predictor
+from mnist_jax.training import loading
 
 
 def fake_predictor(content):
@@ -212,9 +216,13 @@ def test_classes_that_are_no_digits_have_their_names_on_the_page():
         (
             {"Host": "evil.example"},
             400,
-            "expected a request to 127.0.0.1, localhost, ::1, got one to 'evil.example'",
+            "Host must be one of 127.0.0.1, localhost, ::1, got 'evil.example'; start the demo with --host",
         ),
-        ({"Host": "[::1"}, 400, "expected a request to 127.0.0.1, localhost, ::1, got one to '[::1'"),
+        (
+            {"Host": "[::1"},
+            400,
+            "Host must be one of 127.0.0.1, localhost, ::1, got '[::1'; start the demo with --host",
+        ),
         (
             {"Origin": "http://evil.example"},
             403,
@@ -247,6 +255,33 @@ def test_an_internal_error_is_json_too(caplog):
     assert (status, answer) == (500, {"error": "internal error; see the terminal of the server"})
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert "RuntimeError: 5 bytes" in caplog.text
+
+
+def test_the_traceback_of_an_internal_error_is_on_stderr(capsys, tmp_path, monkeypatch):
+    def fail_after_first(content, contents=[]):  # noqa: B006
+        contents.append(content)
+        if len(contents) > 1:
+            raise RuntimeError(f"{len(content)} bytes")
+
+    monkeypatch.setattr(loading, "load_run", lambda run: (TrainConfig(), None))
+    monkeypatch.setattr(loading, "load_class_names", lambda run: DIGITS)
+    monkeypatch.setattr(predictor_module, "Predictor", lambda *_: fail_after_first)
+    handlers = list(logging.getLogger("uvicorn").handlers)
+
+    def ask_and_stop(address):
+        try:
+            return ask(address, b"digit")[0]
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with demo.listen("127.0.0.1", 0) as listener, ThreadPoolExecutor(1) as pool:
+        status = pool.submit(ask_and_stop, f"127.0.0.1:{listener.getsockname()[1]}")
+        assert run_command(lambda: demo.serve(tmp_path, "127.0.0.1", listener)) == 130
+    errors = capsys.readouterr().err
+    assert status.result() == 500
+    assert errors.count("Traceback (most recent call last):") == 1
+    assert errors.endswith("\nRuntimeError: 5 bytes\nstopped\n")
+    assert logging.getLogger("uvicorn").handlers == handlers
 
 
 class SlowPredictor:

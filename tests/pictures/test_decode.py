@@ -63,6 +63,15 @@ def test_any_format(format, image):
     assert distance(prepare_image(picture), SEVEN) < 2
 
 
+@pytest.mark.parametrize("extremes", [(-np.inf, np.inf), (-3e38, 3e38), (0, np.inf), (np.nan, -np.inf), (0, 1e-44)])
+def test_extreme_numbers_stay_finite(extremes):
+    numbers = np.zeros((28, 28), np.float32)
+    numbers[10, 10:12] = extremes
+    picture = read_picture(encode(Image.fromarray(numbers), "TIFF"), "x")
+    assert np.isfinite(picture).all()
+    assert 0 <= picture.min() <= picture.max() <= 255
+
+
 def test_grey_pixels_are_read_as_they_are():
     np.testing.assert_array_equal(read_picture(encode(draw_seven()), "seven.png"), grey(draw_seven()))
 
@@ -152,6 +161,21 @@ def test_the_scans_of_a_jpeg_are_limited():
     assert repeat(100).shape == (280, 280)
     with pytest.raises(InputError, match=r"^x: expected a JPEG of at most 100 scans, got more$"):
         repeat(101)
+
+
+def test_bytes_after_a_jpeg_are_ignored():
+    content = encode(draw_seven(), "JPEG")
+    appended = np.random.default_rng(0).bytes(8_000_000)  # as long as the film of a "motion photo"
+    assert appended.count(b"\xff\xda") > 100
+    np.testing.assert_array_equal(read_picture(content + appended, "x"), read_picture(content, "x"))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_scans_of_any_number_of_components_are_limited(mode):
+    content = encode(draw_seven().convert(mode), "JPEG")
+    start = content.index(b"\xff\xda")
+    with pytest.raises(InputError, match=r"^x: expected a JPEG of at most 100 scans, got more$"):
+        read_picture(content[:start] + 101 * content[start:-2] + b"\xff\xd9", "x")
 
 
 def test_a_jpeg_may_have_the_pixels_of_a_phone(monkeypatch):
