@@ -68,7 +68,7 @@ def download(url: str, path: Path, *, size: int, sha256: str) -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         error.close()
-        return f"expected status 200, got {error.code} {error.reason}"
+        return f"expected status 200, got {error.code} {one_line(error.reason)}"
     cause = getattr(error, "reason", error)  # of a URLError
     if isinstance(cause, TimeoutError):
         return f"no data for {STALL_TIMEOUT_S:g} s"
