@@ -79,9 +79,14 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS.keys())
+SLOW = ("cnn",)  # another CNN is in the quick tests
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in MODELS]
+)
 def state(request):
-    return create_train_state(request.param, optax.sgd(0.1), jax.random.key(0))
+    return create_train_state(MODELS[request.param], optax.sgd(0.1), jax.random.key(0))
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,9 @@ def test_scan_is_the_loop():
     assert_trees_close(jax.tree.map(lambda leaf: leaf.sum(0), metrics), total)
 
 
-@pytest.mark.parametrize("model", [MLP(hidden_sizes=(8,)), CNN(channels=(2, 3), dense_size=5)])
+@pytest.mark.parametrize(
+    "model", [MLP(hidden_sizes=(8,)), pytest.param(CNN(channels=(2, 3), dense_size=5), marks=pytest.mark.slow)]
+)
 def test_vmap_is_one_by_one(model):
     tx = optax.sgd(0.1, momentum=0.9)
     keys = jax.random.split(jax.random.key(3), 3)
@@ -124,7 +126,13 @@ def test_a_mask_in_the_batch_counts_everywhere():
     assert train_step(state, batch)[1].count == eval_step(state, batch).count == 3
 
 
-@pytest.mark.parametrize("model", [MLP(hidden_sizes=(8,), dropout_rate=0.0), CNN((2, 3), dense_size=5, dropout_rate=0)])
+@pytest.mark.parametrize(
+    "model",
+    [
+        MLP(hidden_sizes=(8,), dropout_rate=0.0),
+        pytest.param(CNN((2, 3), dense_size=5, dropout_rate=0), marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("microbatch_size", [1, 3, 4, 12, 13])
 @pytest.mark.parametrize("masked", [False, True])
 def test_microbatches_add_up_to_the_batch(model, microbatch_size, masked):

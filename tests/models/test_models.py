@@ -87,8 +87,8 @@ def test_a_size_for_each_convolution_or_one_for_all(sizes):
     ("padding", "dense_size", "batch_norm", "pool_sizes"),
     [
         ("valid", 4, False, (1, 3, 1)),
-        ("same", 0, False, (2,)),
-        ("valid", 0, True, (2,)),
+        pytest.param("same", 0, False, (2,), marks=pytest.mark.slow),
+        pytest.param("valid", 0, True, (2,), marks=pytest.mark.slow),
         ("same", 4, True, (1, 3, 1)),
     ],
 )

@@ -238,6 +238,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
     clear_unfinished(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_readers_beside_a_training_always_find_a_whole_checkpoint(tmp_path, caplog):
     state = make_state()
     save_checkpoint(tmp_path, state)

@@ -125,7 +125,7 @@ def test_the_same_seed_is_the_same_run_and_another_seed_another(tmp_path, run):
     assert other.history[0]["train_loss"] != run.history[0]["train_loss"]
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, model):
     options = {"model": model, "ema_decay": 0.9}
     straight = fit(small(tmp_path, "straight", epochs=4, **options))

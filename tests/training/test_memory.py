@@ -12,11 +12,11 @@ from mnist_jax.training.optimizer import build_optimizer
 
 # 400 TB of parameters: the operating system refuses at once what is that much more than it has.
 TOO_LARGE = TrainConfig(data="digits", hidden_sizes=(10**7, 10**7), epochs=1, optimizer="sgd", ema_decay=None)
-CNN = TrainConfig(model="cnn", channels=(2,), kernel_sizes=(3,), dense_size=4, batch_size=64, optimizer="sgd")
+SMALL = TrainConfig(hidden_sizes=(16,), batch_size=64, optimizer="sgd", ema_decay=None)
 
 
 def needed_bytes(microbatch_size):
-    config = dataclasses.replace(CNN, microbatch_size=microbatch_size)
+    config = dataclasses.replace(SMALL, microbatch_size=microbatch_size)
     return ChunkedEpoch(build_state(config), make_split(128), config.batch_size).num_bytes()
 
 
@@ -36,7 +36,7 @@ def test_the_largest_microbatch_that_fits_is_named(monkeypatch):
     needed = needed_bytes(16)
     assert needed_bytes(32) > needed
     monkeypatch.setattr(memory, "memory_limit", lambda: needed + 1)
-    advice = memory.advise_on_batch(CNN, make_split(128), 10)
+    advice = memory.advise_on_batch(SMALL, make_split(128), 10)
     assert advice == f"use microbatch_size 16, for which an epoch needs {needed / 1e6:.1f} MB, or a smaller batch_size"
 
 
@@ -45,12 +45,12 @@ def test_the_largest_microbatch_that_fits_is_named(monkeypatch):
     [
         (10**15, "an epoch needs 0.2 MB; another program may be using the device"),
         (110_000, "an epoch needs 0.2 MB even with microbatch_size 1; use a smaller model"),
-        (1_000, "parameters and optimizer state need 0.0 MB; use a smaller model"),
+        (1_000, "parameters and optimizer state need 0.1 MB; use a smaller model"),
     ],
 )
 def test_other_advice(limit, advice, monkeypatch):
     monkeypatch.setattr(memory, "memory_limit", lambda: limit)
-    config = dataclasses.replace(CNN, batch_size=2)
+    config = dataclasses.replace(SMALL, batch_size=2)
     assert memory.advise_on_batch(config, make_split(128), 10) == advice
 
 
@@ -59,7 +59,7 @@ def test_the_users_own_model_and_state(monkeypatch, tmp_path):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
 
     monkeypatch.setattr(ChunkedEpoch, "run", fail)
-    model, tx = MLP((4,)), build_optimizer(CNN, 1)
+    model, tx = MLP((4,)), build_optimizer(SMALL, 1)
     config = TrainConfig(data="digits", epochs=1, quiet=True, workdir=str(tmp_path / "model"))
     with pytest.raises(InputError, match=" MB; another program may be using the device"):
         fit(config, model=model, tx=tx)
