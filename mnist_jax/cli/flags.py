@@ -97,6 +97,14 @@ class OneLineParser(argparse.ArgumentParser):
             raise InputError(message)
 
 
+class _SplitCommas(argparse.Action):
+    """Stores whole numbers that are separated by spaces or commas."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        convert = _converter(int, optional=False)
+        setattr(namespace, self.dest, [convert(text) for value in values for text in value.split(",")])
+
+
 class _Formatter(argparse.HelpFormatter):
     """Wraps each paragraph of a description by itself, except for indented ones and the example."""
 
@@ -196,7 +204,7 @@ def _options(name: str, kind: Any) -> dict[str, Any]:
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(kind) is tuple:
-        return {"nargs": "*", **_options(name, typing.get_args(kind)[0])}
+        return {"nargs": "*", "action": _SplitCommas, "metavar": "INT"}
     if kind in (int, float):
         return {"type": _converter(kind, optional), "metavar": kind.__name__.upper()}
     return {"type": _converter(str, optional), "metavar": "DIR" if name.endswith("dir") else "NAME"}

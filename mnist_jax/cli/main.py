@@ -34,7 +34,7 @@ def main(args: Sequence[str] | None = None, prog: str = "mnist-jax") -> int:
         commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
         for name, (_, help_) in COMMANDS.items():
             commands.add_parser(name, help=help_, add_help=False)
-        parser.parse_args(arguments[:1])
+        parser.parse_args(arguments[:1] or ["--help"])
 
     status = run_command(command)
     if status:

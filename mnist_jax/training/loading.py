@@ -21,6 +21,7 @@ from mnist_jax.data import class_names_of
 from mnist_jax.errors import InputError
 from mnist_jax.training.build import build_state, check_device
 from mnist_jax.training.directory import describe_model, read_config, read_data
+from mnist_jax.training.runs import find_runs
 
 
 def load_run(
@@ -92,5 +93,7 @@ def load_class_names(directory: str | os.PathLike[str]) -> tuple[str, ...]:
 def _read_run(directory: Path) -> TrainConfig:
     path = directory / "config.json"
     if not path.is_file():
-        raise InputError(f"{directory}: expected a run with a config.json, found none")
+        runs = [str(run.path) for run in find_runs(directory)[:3]] if directory.is_dir() else []
+        end = f"; name one of its runs, such as {', '.join(runs)}" if runs else ""
+        raise InputError(f"{directory}: expected a run with a config.json, found none{end}")
     return read_config(path)

@@ -40,6 +40,14 @@ for name in {[*COMMANDS]}:
     assert re.findall("^loaded: .*$", done.stdout, flags=re.MULTILINE) == ["loaded: []"] * len(COMMANDS)
 
 
+def test_without_a_command_it_helps(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    text = capsys.readouterr().out
+    assert (ended.value.code, text.count("usage: mnist-jax COMMAND")) == (0, 1)
+    assert all(help_ in text for _, help_ in COMMANDS.values())
+
+
 @pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_help_fits_80_columns_and_ends_with_an_example_that_parses(capsys, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "80")
@@ -83,7 +91,6 @@ def test_the_version_is_that_of_the_package(capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "the following arguments are required: COMMAND"),
         (["walk"], "command must be one of train, evaluate, predict, demo, export, sweep, runs, got walk"),
         (["trian"], r"command must be one of train, .*, runs, got trian; did you mean train\?"),
         (["--quiet"], "unknown flag --quiet"),

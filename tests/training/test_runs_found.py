@@ -1,7 +1,9 @@
+import re
+
 import pytest
 from rundirs import SUMMARY, write_runs
 
-from mnist_jax import TrainConfig
+from mnist_jax import InputError, TrainConfig, load_run
 from mnist_jax.training.runs import find_runs, newest_run
 
 
@@ -27,3 +29,10 @@ def test_the_newest_is_a_finished_one(runs, tmp_path):
     assert newest_run(runs) == runs / "new"
     assert newest_run(runs / "empty") is None
     assert newest_run(tmp_path / "nowhere") is None
+
+
+def test_a_directory_of_runs_in_place_of_a_run_is_answered_with_their_names(runs):
+    names = ", ".join(str(runs / name) for name in ("going", "new", "started"))
+    message = f"{runs}: expected a run with a config.json, found none; name one of its runs, such as {names}"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        load_run(runs)
