@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import glob
 import os
 import secrets
 import time
@@ -18,20 +19,24 @@ from pathlib import Path
 from typing import BinaryIO
 
 _RANDOM = "[0-9a-f]" * 8  # in the names of unfinished files
+_ABANDONED_S = 3600.0  # no write takes an hour
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: int = 0o666, *, durable: bool = True, exclusive: bool = False) -> Iterator[BinaryIO]:
+def atomic_write(
+    path: Path, mode: int = 0o666, *, durable: bool = True, exclusive: bool = False, locked: bool = False
+) -> Iterator[BinaryIO]:
     """Opens a new file beside ``path`` and renames it to ``path`` at the end of the block.
 
     If the block raises, the new file is deleted and ``path`` stays as it was. A killed process leaves the new file
-    behind, as ``NAME.<8 hexadecimal digits>.part``, for :func:`clear_parts`.
+    behind, as ``NAME.<8 hexadecimal digits>.part``, which a later write of the same file deletes.
 
     Args:
         path: file to write or replace; its directory must exist.
         mode: permissions of the file, before the umask.
         durable: wait until the file is on the disk; False for a cache, which may be lost in a power cut.
         exclusive: never replace an existing file.
+        locked: no other process can be writing the file, so what is unfinished can be deleted at any age.
 
     Raises:
         FileExistsError: ``exclusive``, and ``path`` exists.
@@ -45,6 +50,7 @@ def atomic_write(path: Path, mode: int = 0o666, *, durable: bool = True, exclusi
         ...     [path.name for path in Path(directory).iterdir()]
         ['file.txt']
     """
+    clear_parts(path.parent, glob.escape(path.name), 0.0 if locked else _ABANDONED_S)
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         with open(part, "xb", opener=functools.partial(os.open, mode=mode)) as file:
@@ -96,14 +102,14 @@ def is_part(path: Path) -> bool:
     return path.match(f"*.{_RANDOM}.part")
 
 
-def clear_parts(directory: Path, name: str = "*", min_age_s: float = 3600.0) -> None:
+def clear_parts(directory: Path, name: str = "*", min_age_s: float = _ABANDONED_S) -> None:
     """Deletes the unfinished files that killed processes left in :func:`atomic_write`.
 
     Args:
         directory: directory of the files.
         name: name of the file that they were writing, or a pattern; default any.
-        min_age_s: least seconds since an unfinished file was changed. The default spares the files of living processes,
-            as no write takes an hour; use 0 only if no other process can be writing ``name``.
+        min_age_s: least seconds since an unfinished file was changed. The default spares the files of living processes;
+            use 0 only if no other process can be writing ``name``.
     """
     for part in directory.glob(f"{name}.{_RANDOM}.part"):
         with contextlib.suppress(OSError):

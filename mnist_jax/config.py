@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from mnist_jax.errors import InputError, suggest
+from mnist_jax.errors import InputError, printable, suggest
 from mnist_jax.jsonfile import parse_json
 
 Model = Literal["mlp", "cnn"]
@@ -361,6 +361,5 @@ def _require(condition: bool, name: str, expected: str, value: Any) -> None:
 
 def _shorten(value: Any) -> str:
     """Returns at most 80 characters of a value, for messages."""
-    text = str(value)
-    text = text if text.isprintable() else ascii(text)[1:-1]
+    text = printable(str(value))
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -69,8 +69,18 @@ def one_line(text: object) -> str:
         >>> one_line(ValueError("two\\nlines"))
         'two lines'
     """
-    printable = "".join(char if char.isprintable() else " " for char in str(text)[:1000])
-    return " ".join(printable.split())[:200]
+    spaced = "".join(char if char.isprintable() else " " for char in str(text)[:1000])
+    return " ".join(spaced.split())[:200]
+
+
+def printable(text: str) -> str:
+    """Returns a text in which line breaks and control characters, if there are any, are escaped.
+
+    Example:
+        >>> printable("two\\nlines")
+        'two\\\\nlines'
+    """
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def short_repr(value: object) -> str:

@@ -9,7 +9,7 @@ JAX is imported inside the functions, so that ``--help`` and a wrong flag are an
 from __future__ import annotations
 
 import argparse
-import glob
+import io
 import json
 import os
 import re
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_jax.atomic import atomic_write, clear_parts
+from mnist_jax.atomic import atomic_write
 from mnist_jax.cli.flags import OneLineParser, run_command
 from mnist_jax.data.files import read_csv_images
 from mnist_jax.data.home import prepare_matplotlib
@@ -117,17 +117,18 @@ def _write_comparison(file: str, picture: np.ndarray, prediction: Prediction) ->
         axes.set(xticks=[], yticks=[], title=title)
     figure.supxlabel(f"{prediction.class_name}   {100 * prediction.probabilities.max():.1f} %", fontsize=16)
     stem = Path("stdin") if file == "-" else Path(file).with_suffix("")
-    path, number = stem.with_name(f"{stem.name}-seen.png"), 1
-    while os.path.lexists(path):
-        number += 1
-        path = stem.with_name(f"{stem.name}-seen-{number}.png")
-    try:
-        clear_parts(path.parent, glob.escape(path.name))
-        with atomic_write(path, exclusive=True) as output:
-            figure.savefig(output, dpi=120)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-    return path
+    content, number = io.BytesIO(), 1
+    figure.savefig(content, dpi=120)
+    while True:
+        path = stem.with_name(f"{stem.name}-seen{'' if number == 1 else f'-{number}'}.png")
+        try:
+            with atomic_write(path, exclusive=True) as output:
+                output.write(content.getbuffer())
+            return path
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _write_submission(path: Path, predictions: Sequence[Prediction]) -> None:
@@ -135,7 +136,6 @@ def _write_submission(path: Path, predictions: Sequence[Prediction]) -> None:
     if os.path.lexists(path):
         raise _already_exists(path)
     try:
-        clear_parts(path.parent, glob.escape(path.name))
         with atomic_write(path, exclusive=True) as file:
             file.write("".join(f"{line}\n" for line in lines).encode())
     except FileExistsError:

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Sequence
 
 from mnist_jax.cli.flags import OneLineParser, run_command
+from mnist_jax.errors import printable
 from mnist_jax.training.runs import RunInfo, find_runs
 
 
 def runs_table(runs: Sequence[RunInfo]) -> str:
     """Returns a text table with one line per run."""
     rows: list[tuple[str, ...]] = [("run", "data", "model", "parameters", "epochs", "validation", "test", "training")]
-    rows += [tuple(map(_printable, _to_row(run))) for run in runs]
+    rows += [tuple(map(printable, _to_row(run))) for run in runs]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     num_texts = 3  # text columns are aligned left, the others right
     return "\n".join(
@@ -37,10 +38,6 @@ def _to_row(run: RunInfo) -> tuple[str, ...]:
         f"{summary['test_accuracy']:.2%}",
         f"{summary['seconds']['train']:.1f} s",
     )
-
-
-def _printable(cell: str) -> str:
-    return cell if cell.isprintable() else ascii(cell)[1:-1]
 
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.runs") -> int:

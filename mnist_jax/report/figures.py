@@ -8,14 +8,13 @@ reliability_diagram(Calibration.compute(test.probabilities, test.label), path, t
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnist_jax.atomic import atomic_write, clear_parts
+from mnist_jax.atomic import atomic_write
 from mnist_jax.core.calibration import Calibration
 
 if TYPE_CHECKING:
@@ -228,6 +227,5 @@ def sweep_results(
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    clear_parts(path.parent, glob.escape(path.name), min_age_s=0)
-    with atomic_write(path) as file:
+    with atomic_write(path, locked=True) as file:
         figure.savefig(file, dpi=150)

@@ -9,13 +9,12 @@ The formats are those of ``mnist_jax.export``. JAX is imported inside the functi
 from __future__ import annotations
 
 import functools
-import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnist_jax.atomic import atomic_write, clear_parts
+from mnist_jax.atomic import atomic_write
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.export import FORMATS
@@ -116,7 +115,6 @@ def _to_bytes(format: str, config: TrainConfig, state: TrainState, class_names: 
 
 def _write_new(path: Path, content: bytes) -> None:
     try:
-        clear_parts(path.parent, glob.escape(path.name))
         with atomic_write(path, exclusive=True) as file:
             file.write(content)
     except OSError as error:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mnist_jax.atomic import atomic_write, clear_parts, is_part, sync
+from mnist_jax.atomic import atomic_write, is_part, sync
 from mnist_jax.errors import InputError
 
 _LOCK = ".lock"  # held while a process writes
@@ -84,8 +83,7 @@ def write_whole(path: Path, text: str) -> None:
         OSError: the disk is full.
     """
     try:
-        clear_parts(path.parent, glob.escape(path.name), min_age_s=0)
-        with atomic_write(path) as file:
+        with atomic_write(path, locked=True) as file:
             file.write(text.encode())
     except OSError as error:
         raise _not_writable(path.parent, error) from None
