@@ -109,9 +109,10 @@ def clear_parts(directory: Path, name: str = "*", min_age_s: float = _ABANDONED_
         directory: directory of the files.
         name: name of the file that they were writing, or a pattern; default any.
         min_age_s: least seconds since an unfinished file was changed. The default spares the files of living processes;
-            use 0 only if no other process can be writing ``name``.
+            0 deletes every one, also if the clock was set back, and may be used only if no other process can be
+            writing ``name``.
     """
     for part in directory.glob(f"{name}.{_RANDOM}.part"):
         with contextlib.suppress(OSError):
-            if time.time() - part.stat().st_mtime >= min_age_s:
+            if min_age_s <= 0 or time.time() - part.stat().st_mtime >= min_age_s:
                 part.unlink()

@@ -88,6 +88,15 @@ def test_what_killed_processes_left_is_deleted_but_no_file_that_is_being_written
     clear_parts(tmp_path / "missing")
 
 
+def test_a_locked_file_has_no_leftovers_even_if_the_clock_was_set_back(tmp_path):
+    part = tmp_path / "figure.png.0badf00d.part"
+    part.write_text("")
+    os.utime(part, (time.time() + 86_400,) * 2)
+    with atomic_write(tmp_path / "figure.png", locked=True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+
+
 @pytest.mark.parametrize("has_links", [True, False])
 def test_an_exclusive_file_replaces_none_that_appears_meanwhile(tmp_path, monkeypatch, has_links):
     if not has_links:
