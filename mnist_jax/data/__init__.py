@@ -4,6 +4,7 @@
     dataset = load_dataset("fashion_mnist")       # by name
     dataset = load_dataset("path/to/idx_files")   # four IDX files, raw or .gz
     dataset = load_dataset("train.csv")           # Kaggle's digit-recognizer
+    dataset = load_dataset("mnist+digits")        # MNIST, with scikit-learn's digits added to the training split
 
 Loading does not import JAX, so a program can load its data while JAX starts.
 """
@@ -30,6 +31,9 @@ __all__ = ["Dataset", "Split", "class_names_of", "is_name", "load_dataset", "pre
 
 _log = logging.getLogger("mnist_jax")
 
+_MNIST_AND_DIGITS = "mnist+digits"
+_NAMES = (*SOURCES, "digits", _MNIST_AND_DIGITS)
+
 
 def load_dataset(
     name_or_path: str | os.PathLike[str] | None = None,
@@ -43,8 +47,8 @@ def load_dataset(
     (``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``). If it is in neither, it is downloaded into the latter.
 
     Args:
-        name_or_path: ``mnist``, ``fashion_mnist``, ``kmnist``, ``emnist/digits``, ``digits``, a directory of four
-            IDX files, or a Kaggle CSV. None means ``mnist``; if MNIST is neither on disk nor reachable, it means
+        name_or_path: ``mnist``, ``fashion_mnist``, ``kmnist``, ``emnist/digits``, ``digits``, ``mnist+digits``, a
+            directory of four IDX files, or a Kaggle CSV. None means ``mnist``; if MNIST is neither on disk nor reachable, it means
             ``digits``, and a notice is logged.
         data_dir: directory of MNIST's IDX files or of prepared tfds data; default ``$MNIST_JAX_DATA_DIR``.
         num_validation: number of examples to hold out from the end of the training set; None means 5,000, or a
@@ -71,8 +75,10 @@ def load_dataset(
         return dataclasses.replace(digits, notice=notice)
     if name == "digits":
         return Dataset.from_arrays(load_digits(), name, num_validation)
-    if name in SOURCES:
+    if name in (*SOURCES, _MNIST_AND_DIGITS):
         try:
+            if name == _MNIST_AND_DIGITS:
+                return _add_digits(_load_named("mnist", data_dir, num_validation))
             return _load_named(name, data_dir, num_validation)
         except DownloadError as error:
             raise InputError(f"data {name}: not on disk, and the download failed: {error}; {_advice(name)}") from None
@@ -89,7 +95,7 @@ def is_name(data: str | None) -> bool:
         >>> is_name("mnist"), is_name("path/to/mnist")
         (True, False)
     """
-    return data is None or data in (*SOURCES, "digits")
+    return data is None or data in _NAMES
 
 
 def class_names_of(name: str | None) -> tuple[str, ...]:
@@ -111,6 +117,14 @@ def _load_named(name: str, data_dir: str | os.PathLike[str] | None, num_validati
     )
 
 
+def _add_digits(dataset: Dataset) -> Dataset:
+    """Adds the training examples of scikit-learn's digits to a training split, so that it has other styles of writing."""
+    arrays = load_digits()
+    image = np.concatenate([dataset.train.image, arrays["train_image"]])
+    label = np.concatenate([dataset.train.label, arrays["train_label"]])
+    return dataclasses.replace(dataset, train=Split(image, label), name=_MNIST_AND_DIGITS)
+
+
 def _load_path(path: Path, num_validation: int | None) -> Dataset:
     absolute = str(path.resolve())
     if path.is_dir():
@@ -124,10 +138,9 @@ def _load_path(path: Path, num_validation: int | None) -> Dataset:
     if path.is_file():
         arrays = load_cached([path], lambda: read_csv(path))
         return Dataset.from_arrays(arrays, path.stem, num_validation, path=absolute)
-    known = [*SOURCES, "digits"]
     raise InputError(
-        f"data must be one of {', '.join(known)}, or an existing directory of IDX files or CSV file, "
-        f"got {str(path)!r}{suggest(str(path), known)}"
+        f"data must be one of {', '.join(_NAMES)}, or an existing directory of IDX files or CSV file, "
+        f"got {str(path)!r}{suggest(str(path), _NAMES)}"
     )
 
 
@@ -141,6 +154,6 @@ def _data_directory(data_dir: str | os.PathLike[str] | None) -> Path | None:
 
 
 def _advice(name: str) -> str:
-    if name == "mnist":
+    if name in ("mnist", _MNIST_AND_DIGITS):
         return "put the four IDX files into a directory and pass it as --data-dir, or use --data digits"
     return f"pass a directory of its four IDX files as --data, or prepare {name} in {default_tfds_dir()}"

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from mnist_jax.data.strokes import CENTRE, INK_SIDE, SIDE, crop, render_ink, resize
 from mnist_jax.errors import InputError
 
 _MIN_SIDE = 8
@@ -22,9 +23,11 @@ _WORKING_SIDE = 240  # longer side in pixels at which ink is searched
 _MAP_SIDE = 64  # longer side at which the background is estimated
 _WINDOWS = (0.4, 0.2, 0.1)  # largest stroke widths, as shares of the longer side; the first that works is used
 _MIN_CONTRAST = 16.0  # of 255
-
-_SIDE, _INK_SIDE, _CENTRE = 28, 20, 14  # pixels, as in MNIST
-_STROKE_WIDTH = 3.4  # pixels; MNIST's mean is 3.1, but slightly wider strokes are classified best
+# A picture of two tones is a tight crop if it is small, or its ink comes close to all four sides.
+_MIN_SEPARABILITY = 0.75
+_SMALL_SIDE = 64  # longer side in pixels
+_MAX_GAP = 0.1  # between ink and each side, as a share of the longer side
+_PADDING = 0.2  # as a share of the longer side
 
 
 def prepare_image(picture: np.ndarray) -> np.ndarray:
@@ -56,30 +59,67 @@ def prepare_image(picture: np.ndarray) -> np.ndarray:
         raise InputError("expected finite pixels, got NaN or infinity")
     if _is_prepared(grey):
         return grey.astype(np.uint8)[..., None]
-    ink = _find_ink(_shrink(grey, _WORKING_SIDE))
-    return _centre(_scale(_even_strokes(ink)))
+    grey = _pad_tight_crop(_shrink(grey, _WORKING_SIDE))
+    return render_ink(_find_ink(_enlarge(grey, _SMALL_SIDE)))
 
 
 def _is_prepared(grey: np.ndarray) -> bool:
     """Returns whether an image already has the background, scale and centre of MNIST."""
-    if grey.shape != (_SIDE, _SIDE) or grey.max() < 200:
+    if grey.shape != (SIDE, SIDE) or grey.max() < 200:
         return False
     centre = ndimage.center_of_mass(grey)
-    return max(_crop(grey, 0.5).shape) in (_INK_SIDE - 1, _INK_SIDE) and all(
-        abs(middle - _CENTRE) <= 1 for middle in centre
+    return max(crop(grey, 0.5).shape) in (INK_SIDE - 1, INK_SIDE) and all(
+        abs(middle - CENTRE) <= 1 for middle in centre
     )
 
 
 def _shrink(image: np.ndarray, side: int) -> np.ndarray:
     """Scales down so that the longer side is at most ``side`` pixels."""
     factor = side / max(image.shape)
-    return image if factor >= 1 else _resize(image, factor)
+    return image if factor >= 1 else resize(image, factor)
 
 
-def _resize(image: np.ndarray, factor: float) -> np.ndarray:
-    height, width = (max(1, round(length * factor)) for length in image.shape)
-    filter_ = Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC
-    return np.asarray(Image.fromarray(image).resize((width, height), filter_))
+def _enlarge(image: np.ndarray, side: int) -> np.ndarray:
+    """Scales up so that the longer side is at least ``side`` pixels."""
+    factor = side / max(image.shape)
+    return image if factor <= 1 else resize(image, factor)
+
+
+def _pad_tight_crop(grey: np.ndarray) -> np.ndarray:
+    """Adds paper around a small picture, or one that was cropped to its ink; others stay as they are."""
+    threshold, separability = _otsu(grey)
+    if separability < _MIN_SEPARABILITY:
+        return grey
+    ink = grey < threshold
+    sides = (ink[0], ink[-1], ink[:, 0], ink[:, -1])
+    if np.concatenate(sides).mean() > 0.5:
+        ink, sides = ~ink, tuple(~side for side in sides)
+    if max(ink.shape) > _SMALL_SIDE:
+        rows, columns = np.nonzero(ink)
+        height, width = ink.shape
+        gap = max(rows.min(), height - 1 - rows.max(), columns.min(), width - 1 - columns.max())
+        has_edge = min(ink.shape) > 0.4 * max(ink.shape) and any(side.all() for side in sides)  # of paper
+        if gap > _MAX_GAP * max(ink.shape) or has_edge:
+            return grey
+    return np.pad(grey, round(_PADDING * max(ink.shape)), constant_values=np.median(grey[~ink]))
+
+
+def _otsu(image: np.ndarray) -> tuple[float, float]:
+    """Returns the threshold that separates the pixels best, and the share of their variance that it explains.
+
+    Reference: Otsu, "A Threshold Selection Method from Gray-Level Histograms", 1979,
+    https://doi.org/10.1109/TSMC.1979.4310076.
+    """
+    lowest, unit = float(image.min()), float(np.ptp(image)) / 255
+    if not unit:
+        return lowest, 0.0
+    count = np.bincount(np.rint((image - lowest) / unit).astype(np.uint8).ravel(), minlength=256) / image.size
+    level = np.arange(256)
+    below, mean = np.cumsum(count)[:-1], np.cumsum(count * level)
+    between = (mean[-1] * below - mean[:-1]) ** 2 / (below * (1 - below))  # both classes have pixels
+    best = int(between.argmax())
+    variance = float(count @ (level - mean[-1]) ** 2)
+    return lowest + unit * (best + 0.5), float(between[best] / variance)
 
 
 def _find_ink(grey: np.ndarray) -> np.ndarray:
@@ -108,7 +148,7 @@ def _find_ink(grey: np.ndarray) -> np.ndarray:
     peak = float(np.percentile(contrast[mask], 90))
     near = ndimage.maximum_filter(mask.view(np.uint8), 3) > 0
     ink = np.where(near, np.clip(contrast / peak, 0, 1), 0)
-    return _crop(ink, 0.04)
+    return crop(ink, 0.04)
 
 
 def _no_ink() -> InputError:
@@ -186,48 +226,3 @@ def _select(ink: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, bool]:
             selected[mask] = kept[labels[mask] - 1]
             return selected, bool(contact[main_part] == 0)
         kept |= near
-
-
-def _crop(ink: np.ndarray, threshold: float) -> np.ndarray:
-    rows, columns = np.flatnonzero((ink > threshold).any(1)), np.flatnonzero((ink > threshold).any(0))
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
-def _even_strokes(ink: np.ndarray) -> np.ndarray:
-    """Gives strokes a width of ``_STROKE_WIDTH`` and binarises the ink, as MNIST's scans are."""
-    unit = 4  # working pixels per final pixel
-    factor = unit * _INK_SIDE / max(ink.shape)
-    if factor < 0.7:
-        ink = ndimage.maximum_filter(ink, 3)  # else scaling down would lose hairlines
-    scaled = np.pad(_resize(ink, factor), 3 * unit)
-    mask = scaled > scaled.max() / 2
-    inside = ndimage.distance_transform_edt(mask)
-    width = 4 * float(inside[mask].mean()) / unit
-    # Compensates for scaling to 20 pixels afterwards, which changes the width again.
-    margin = (_STROKE_WIDTH - width) / (2 - 2 * _STROKE_WIDTH / _INK_SIDE) * unit
-    distance = inside - ndimage.distance_transform_edt(~mask) + margin
-    # Thin strokes keep a line along their middle.
-    middle = (inside == ndimage.maximum_filter(inside, 3)) & mask & (distance < 0.8 * unit)
-    if middle.any():
-        line = 0.8 * unit - ndimage.distance_transform_edt(~middle)
-        distance = np.maximum(distance, np.where(mask, line, -1))
-    return _crop(np.clip(distance + 0.5, 0, 1).astype(np.float32), 0.5)
-
-
-def _scale(ink: np.ndarray) -> np.ndarray:
-    """Scales the longer side to 20 pixels, and the maximum to 1."""
-    scaled = ink if max(ink.shape) == _INK_SIDE else _resize(ink, _INK_SIDE / max(ink.shape))
-    return np.clip(scaled / scaled.max(), 0, 1)
-
-
-def _centre(ink: np.ndarray) -> np.ndarray:
-    """Puts the centre of mass on pixel (14, 14) of 28x28."""
-    height, width = ink.shape
-    image = np.zeros((_SIDE, _SIDE), np.float32)
-    centre = ndimage.center_of_mass(ink)
-    top, left = (
-        min(max(0, round(_CENTRE - middle)), _SIDE - length)
-        for middle, length in zip(centre, (height, width), strict=True)
-    )
-    image[top : top + height, left : left + width] = ink
-    return np.round(255 * image).astype(np.uint8)[..., None]
