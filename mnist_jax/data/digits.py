@@ -17,8 +17,6 @@ from mnist_jax.data.cache import load_cached
 from mnist_jax.data.dataset import Arrays
 
 _NUM_TEST = 297
-# The originals are means over 4x4 pixels of a scan, in which thin strokes are pale. With 0.75, loops stay closed.
-_GAMMA = 0.75
 
 
 def load_digits() -> Arrays:
@@ -42,7 +40,7 @@ def _render_digits() -> Arrays:
 
     data = load()
     order = np.random.default_rng(0).permutation(len(data.target))
-    ink = (data.images[order] / 16).astype(np.float32) ** _GAMMA  # [N, 8, 8] in [0, 1]
+    ink = (data.images[order] / 16).astype(np.float32)  # [N, 8, 8] in [0, 1]
     image = np.stack([strokes.render_ink(strokes.crop(each, 0.0)) for each in ink])
     label = data.target[order].astype(np.int32)
     return {

@@ -56,7 +56,8 @@ def _even_strokes(ink: np.ndarray) -> np.ndarray:
     if factor < 0.7:
         ink = ndimage.maximum_filter(ink, 3)  # else scaling down would lose hairlines
     scaled = np.pad(resize(ink, factor), 3 * _UNIT)
-    mask = scaled > scaled.max() / 2
+    labels, _ = ndimage.label(scaled > scaled.max() / 3, np.ones((3, 3)))
+    mask = np.isin(labels, labels[scaled > scaled.max() / 2])  # faint ink counts if it is connected with strong ink
     inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
     width = 4 * float(inside[mask].mean()) / _UNIT
     # Compensates for scaling to 20 pixels afterwards, which changes the width again.
