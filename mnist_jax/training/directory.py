@@ -214,7 +214,9 @@ def read_config(path: Path) -> TrainConfig:
     """
     try:
         return TrainConfig.from_json(read_text(path))
-    except (OSError, ValueError) as error:  # invalid text or encoding
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # invalid text or encoding
         raise InputError(f"{path}: {error}") from None
 
 

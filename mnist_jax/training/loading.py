@@ -20,8 +20,8 @@ from mnist_jax.core.state import TrainState
 from mnist_jax.data import class_names_of
 from mnist_jax.errors import InputError
 from mnist_jax.training.build import build_state, check_device
-from mnist_jax.training.directory import describe_model, read_config, read_data
-from mnist_jax.training.runs import find_runs
+from mnist_jax.training.directory import describe_model, read_data
+from mnist_jax.training.runs import read_run_config
 
 
 def load_run(
@@ -59,7 +59,7 @@ def load_run(
     from mnist_jax.training.checkpoint import restore_checkpoint  # loads Orbax
 
     directory = Path(directory)
-    config = _read_run(directory)
+    config = read_run_config(directory)
     check_device()
     data = read_data(directory) or {}
     if state is not None:
@@ -86,14 +86,5 @@ def load_class_names(directory: str | os.PathLike[str]) -> tuple[str, ...]:
         InputError: the directory holds no run.
     """
     directory = Path(directory)
-    config, data = _read_run(directory), read_data(directory) or {}
+    config, data = read_run_config(directory), read_data(directory) or {}
     return tuple(data.get("class_names") or class_names_of(config.data))
-
-
-def _read_run(directory: Path) -> TrainConfig:
-    path = directory / "config.json"
-    if not path.is_file():
-        runs = [str(run.path) for run in find_runs(directory)[:3]] if directory.is_dir() else []
-        end = f"; name one of its runs, such as {', '.join(runs)}" if runs else ""
-        raise InputError(f"{directory}: expected a run with a config.json, found none{end}")
-    return read_config(path)

@@ -18,7 +18,9 @@ from typing import Any
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.jsonfile import is_number, read_json, read_text
-from mnist_jax.training.directory import read_config
+from mnist_jax.training.directory import describe_model, read_config, read_data
+
+_OF_ONE_RUN = ("workdir", "resume", "progress", "quiet")  # fields that a new run does not take over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,44 @@ def newest_run(directory: str | os.PathLike[str] = "runs") -> Path | None:
     if not Path(directory).is_dir():
         return None
     return next((run.path for run in find_runs(directory) if run.summary), None)
+
+
+def read_run_config(directory: Path) -> TrainConfig:
+    """Reads the config of a run.
+
+    Raises:
+        InputError: the directory holds no run, or its ``config.json`` is not a config.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        runs = [str(run.path) for run in find_runs(directory)[:3]] if directory.is_dir() else []
+        end = f"; name one of its runs, such as {', '.join(runs)}" if runs else ""
+        raise InputError(f"{directory}: expected a run with a config.json, found none{end}")
+    return read_config(path)
+
+
+def config_to_repeat(path: str | os.PathLike[str]) -> TrainConfig:
+    """Returns the config of a new run with the same training as an earlier one.
+
+    ``workdir``, ``resume``, ``progress`` and ``quiet`` are not taken over.
+
+    Args:
+        path: the ``config.json`` of the earlier run, or its directory.
+
+    Raises:
+        InputError: there is no config, or its run was trained with the user's own model or optimizer.
+    """
+    path = Path(path)
+    directory = path.parent if path.name == "config.json" else path
+    if directory.is_dir():
+        config, data = read_run_config(directory), read_data(directory) or {}
+    else:
+        config, data = read_config(path), {}
+    if data.get("model") is not None or data.get("has_own_optimizer"):
+        own = "a custom optimizer" if data.get("model") is None else describe_model(data["model"])
+        raise InputError(f"{path}: the run has {own}, which its config does not describe: train it with fit in Python")
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    return dataclasses.replace(config, **{name: defaults[name] for name in _OF_ONE_RUN})
 
 
 def _read_run(path: Path) -> RunInfo | None:
