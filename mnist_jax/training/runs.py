@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, one_line
 from mnist_jax.jsonfile import is_number, read_json, read_text
 from mnist_jax.training.directory import describe_model, read_config, read_data
 
@@ -67,7 +67,7 @@ def find_runs(directory: str | os.PathLike[str] = "runs") -> list[RunInfo]:
         raise InputError(f"{directory}: no such directory; train a run first, or name the directory") from None
     except OSError as error:
         raise InputError(f"{directory}: expected a directory of runs ({error.strerror})") from None
-    runs = [run for run in map(_read_run, paths) if run is not None]
+    runs = [run for run in map(_find_run, paths) if run is not None]
     return sorted(runs, key=lambda run: (run.modified, run.path.name), reverse=True)
 
 
@@ -116,18 +116,35 @@ def config_to_repeat(path: str | os.PathLike[str]) -> TrainConfig:
     return dataclasses.replace(config, **{name: defaults[name] for name in _OF_ONE_RUN})
 
 
-def _read_run(path: Path) -> RunInfo | None:
-    history, summary = path / "metrics.jsonl", path / "summary.json"
+def read_run(directory: str | os.PathLike[str]) -> RunInfo:
+    """Reads the config and the results of a run, finished or not.
+
+    Raises:
+        InputError: the directory holds no run, or a file is not as expected.
+    """
+    directory = Path(directory)
+    config = read_run_config(directory)
     try:
-        config = read_config(path / "config.json")
-        newest = history if history.exists() else path / "config.json"
-        num_epochs = len(read_text(history).splitlines()) if history.exists() else 0
-        content = read_json(summary) if summary.exists() else {}
-        if content:
-            _check_summary(content)
-        return RunInfo(path, config, num_epochs, {**content}, newest.stat().st_mtime)
-    except (InputError, LookupError, OSError, TypeError, ValueError):
+        return _read_results(directory, config)
+    except (LookupError, OSError, TypeError, ValueError) as error:
+        raise InputError(f"{directory / 'summary.json'}: expected the results of a run ({one_line(error)})") from None
+
+
+def _find_run(path: Path) -> RunInfo | None:
+    try:
+        return _read_results(path, read_config(path / "config.json"))
+    except (LookupError, OSError, TypeError, ValueError):
         return None
+
+
+def _read_results(path: Path, config: TrainConfig) -> RunInfo:
+    history, summary = path / "metrics.jsonl", path / "summary.json"
+    newest = history if history.exists() else path / "config.json"
+    num_epochs = len(read_text(history).splitlines()) if history.exists() else 0
+    content = read_json(summary) if summary.exists() else {}
+    if content:
+        _check_summary(content)
+    return RunInfo(path, config, num_epochs, {**content}, newest.stat().st_mtime)
 
 
 def _check_summary(summary: Mapping[str, Any]) -> None:
