@@ -92,7 +92,7 @@ class RunDirectory:
         self.saved = read_config(path)
         for name in self.saved.differences(config):
             was, now = getattr(self.saved, name), getattr(config, name)
-            if name != "epochs" and not (name == "data" and now is None):
+            if name not in ("epochs", "early_stopping") and not (name == "data" and now is None):
                 raise InputError(f"resume: {name} must be {was!r} as in {path}, got {now!r}")
 
     @property

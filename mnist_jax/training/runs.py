@@ -20,8 +20,6 @@ from mnist_jax.errors import InputError, one_line
 from mnist_jax.jsonfile import is_number, read_json, read_text
 from mnist_jax.training.directory import describe_model, read_config, read_data
 
-_OF_ONE_RUN = ("workdir", "resume", "progress", "quiet")  # fields that a new run does not take over
-
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
@@ -112,8 +110,7 @@ def config_to_repeat(path: str | os.PathLike[str]) -> TrainConfig:
     if data.get("model") is not None or data.get("has_own_optimizer"):
         own = "a custom optimizer" if data.get("model") is None else describe_model(data["model"])
         raise InputError(f"{path}: the run has {own}, which its config does not describe: train it with fit in Python")
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    return dataclasses.replace(config, **{name: defaults[name] for name in _OF_ONE_RUN})
+    return dataclasses.replace(config, workdir=None, resume=False, progress=False, quiet=False)
 
 
 def read_run(directory: str | os.PathLike[str]) -> RunInfo:
