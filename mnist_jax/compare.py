@@ -47,7 +47,7 @@ def _results(run: RunInfo, history: _History) -> dict[str, str]:
     summary, last = run.summary, history[-1] if history else {}
     seconds = summary.get("seconds", {})
     return {
-        "status": "finished" if summary else "unfinished",
+        "status": ("stopped early" if "stop_reason" in summary else "finished") if summary else "unfinished",
         "epochs trained": str(len(history)) if summary else f"{len(history)}/{run.config.epochs}",
         "parameters": _format("{:,}", summary.get("num_parameters")),
         "validation accuracy": _format(_PERCENT, last.get("validation_accuracy")),

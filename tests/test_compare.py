@@ -24,7 +24,7 @@ def write(path, num_epochs=2, **options):
 def runs(tmp_path):
     write(tmp_path / "mine", summary=SUMMARY, workdir="mine", quiet=True)
     seconds = {"train": 2, "total": 3.75}
-    summary = {**SUMMARY, "test_accuracy": 0.5, "test_loss": 1.5, "seconds": seconds}
+    summary = {**SUMMARY, "test_accuracy": 0.5, "test_loss": 1.5, "stop_reason": "enough", "seconds": seconds}
     write(tmp_path / "other", summary=summary, hidden_sizes=(), ema_decay=None, seed=3)
     write(tmp_path / "going", num_epochs=1, model="cnn")
     write_run(tmp_path / "started", 1000, num_epochs=0)
@@ -43,7 +43,7 @@ def test_the_table_has_what_differs_and_the_results(runs, capsys):
         ["hidden_sizes", "512 256", "none", "512 256", "512 256"],
         ["ema_decay", "0.999", "None", "0.999", "0.999"],
         ["seed", "0", "3", "0", "0"],
-        ["status", "finished", "finished", "unfinished", "unfinished"],
+        ["status", "finished", "stopped early", "unfinished", "unfinished"],
         ["epochs trained", "2", "2", "1/2", "0/2"],
         ["parameters", "12,345", "12,345", "-", "-"],
         ["validation accuracy", "97.50%", "97.50%", "90.00%", "-"],
