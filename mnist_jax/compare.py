@@ -13,6 +13,7 @@ from typing import Any
 
 from mnist_jax.cli.flags import OneLineParser, run_command
 from mnist_jax.cli.table import text_table
+from mnist_jax.config import TrainConfig, check_effect
 from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError, printable
 from mnist_jax.jsonfile import is_number
@@ -34,7 +35,7 @@ def compare_table(runs: Sequence[RunInfo], histories: Sequence[_History]) -> str
     configs = [run.config.training_fields() for run in runs]
     rows = [["", *_short_names(runs)]]
     rows += [
-        [name, *(_to_text(config[name]) for config in configs)]
+        [name, *(_field(run.config, name) for run in runs)]
         for name in configs[0]
         if any(config[name] != configs[0][name] for config in configs)
     ]
@@ -63,7 +64,13 @@ def _format(form: str, value: Any) -> str:
     return form.format(value) if is_number(value) else "-"
 
 
-def _to_text(value: Any) -> str:
+def _field(config: TrainConfig, name: str) -> str:
+    """Returns the value of a field as text; "-" if it has no effect in this config."""
+    try:
+        check_effect(name, vars(config))
+    except InputError:
+        return "-"
+    value = getattr(config, name)
     return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 

@@ -40,7 +40,7 @@ def test_the_table_has_what_differs_and_the_results(runs, capsys):
     assert rows(capsys.readouterr().out) == [
         ["", "mine", "other", "going", "started"],
         ["model", "mlp", "mlp", "cnn", "mlp"],
-        ["hidden_sizes", "512 256", "none", "512 256", "512 256"],
+        ["hidden_sizes", "512 256", "none", "-", "512 256"],
         ["ema_decay", "0.999", "None", "0.999", "0.999"],
         ["seed", "0", "3", "0", "0"],
         ["status", "finished", "stopped early", "unfinished", "unfinished"],
