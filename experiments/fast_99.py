@@ -18,24 +18,11 @@ import sys
 
 from experiment import main
 
-from mnist_jax import TrainConfig
+from mnist_jax import preset
 
 CLAIM = "99 % after one epoch (https://github.com/tuomaso/train_mnist_fast)"
 TARGETS = {"test_accuracy": 0.99}
-CONFIG = TrainConfig(
-    model="cnn",
-    channels=(16, 48),
-    dropout_rate=0.0,
-    batch_size=256,
-    epochs=1,
-    optimizer="adam",
-    learning_rate=1e-2,
-    schedule="one_cycle",
-    b1=0.7,
-    b2=0.9,
-    label_smoothing=0.2,
-    ema_decay=None,
-)
+CONFIG = preset("fast")
 
 if __name__ == "__main__":
     sys.exit(main(CONFIG, __doc__))

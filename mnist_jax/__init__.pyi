@@ -44,6 +44,7 @@ from .pictures.normalize import prepare_image as prepare_image
 from .pictures.predictor import Prediction as Prediction
 from .pictures.predictor import Predictor as Predictor
 from .pictures.predictor import predict_image as predict_image
+from .presets import preset as preset
 from .sweep.run import Sweep as Sweep
 from .sweep.run import run_sweep as run_sweep
 from .sweep.space import Search as Search

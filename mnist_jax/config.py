@@ -44,8 +44,8 @@ FIELD_GROUPS = {
     "model": MODEL_FIELDS,
     "optimizer": (*OPTIMIZER_FIELDS, *LOSS_FIELDS),
     "augmentation": AUGMENTATION_FIELDS,
-    "run": ("batch_size", "microbatch_size", "epochs", "seed", "checkpoint_every", "keep_checkpoints", "workdir",
-            "resume", "progress", "quiet"),
+    "run": ("batch_size", "microbatch_size", "epochs", "early_stopping", "seed", "checkpoint_every", "keep_checkpoints",
+            "workdir", "resume", "progress", "quiet"),
 }
 COMMON_FIELDS = ("data", "data_dir", "model", "hidden_sizes", "optimizer", "learning_rate", "schedule", "augment_shift",
                  "augment_rotation", "batch_size", "epochs", "seed", "workdir", "resume")
@@ -152,6 +152,8 @@ class TrainConfig:
     default: the fastest, 32 for the cnn on CPU and the whole batch otherwise"""
     epochs: int = 10
     """passes over the training split"""
+    early_stopping: int | None = None
+    """stop after this many epochs without a lower validation loss; default: train all epochs"""
     seed: int = 0
     """seed of initialisation, shuffling, dropout and augmentation, in [0, 2**32)"""
 
@@ -162,7 +164,8 @@ class TrainConfig:
     workdir: str | None = None
     """directory of the run; default: runs/<dataset>-<model>-<time>"""
     resume: bool = False
-    """continue the run in --workdir; --epochs may grow, the rest of the training must stay the same"""
+    """continue the run in --workdir; --epochs may grow and --early-stopping change, the rest of the training must
+    stay the same"""
     progress: bool = False
     """show a bar for each epoch even if stderr is not a terminal, as in a notebook or a log"""
     quiet: bool = False
@@ -177,14 +180,14 @@ class TrainConfig:
                 value = getattr(self, name)
                 _require(value is None or is_valid(value), name, expected, value)
 
-        check("at least 1", lambda value: value >= 1, "batch_size", "microbatch_size", "epochs", "num_validation")
-        check("at least 1", lambda value: value >= 1, "checkpoint_every", "keep_checkpoints")
+        epochs = ("epochs", "early_stopping", "checkpoint_every", "keep_checkpoints")
+        counts = ("batch_size", "microbatch_size", "num_validation", *epochs)
+        check("at least 1", lambda value: value >= 1, *counts)
         sizes = ("hidden_sizes", "channels", "kernel_sizes", "pool_sizes")
         check("at least 1 each", lambda value: all(size >= 1 for size in value), *sizes)
         check("below 2**31 each", lambda value: all(size < 2**31 for size in value), *sizes)
         check("at most 1000 layers", lambda value: len(value) <= 1000, "hidden_sizes")  # each takes time to trace
         check("at most 1000 rows in all", lambda value: sum(value) <= 1000, "kernel_sizes")  # as above
-        counts = ("batch_size", "microbatch_size", "epochs", "num_validation", "checkpoint_every", "keep_checkpoints")
         check("below 2**31", lambda value: value < 2**31, *counts, "dense_size")
         check("in [0, 2**32)", lambda value: 0 <= value < 2**32, "seed")
         expected = f"as long as channels {_shorten(self.channels)} and not empty"

@@ -6,8 +6,9 @@
 evaluation.json    all numbers              examples.csv    one line per example
 figures/*.png      confusion matrix, ...    report.html     one self-contained page with all of it
 
-The files go into the run directory for the run's own test split, else into ``RUN/<data>-<split>``. JAX is imported
-inside :func:`evaluate_run`, so that ``--help`` and a wrong flag are answered at once.
+The files go into the run directory for the run's own test split, else into ``RUN/<data>-<split>``; with ``--best``,
+into ``RUN/best`` or ``RUN/<data>-<split>-best``. JAX is imported inside :func:`evaluate_run`, so that ``--help`` and a
+wrong flag are answered at once.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def evaluate_run(
     data: str | None = None,
     data_dir: str | None = None,
     split: str = "test",
+    best: bool = False,
     model: Any = None,
     tx: optax.GradientTransformation | None = None,
 ) -> RunReport:
@@ -80,6 +82,7 @@ def evaluate_run(
         data: data set, as for ``load_dataset``; None for the one the run was trained on.
         data_dir: as for ``load_dataset``; None for the directory that the run used.
         split: ``test``, ``validation`` or ``train``.
+        best: evaluate the checkpoint with the best validation accuracy, instead of the newest.
         model: the model, if the run was trained with your own, as for :func:`mnist_jax.load_run`.
         tx: the optimizer, if the run was trained with your own.
 
@@ -108,7 +111,7 @@ def evaluate_run(
         from mnist_jax.core.per_example import per_example_gradient_norms
         from mnist_jax.training.loading import load_run
 
-        config, state = load_run(run, model=model, tx=tx)
+        config, state = load_run(run, model=model, tx=tx, best=best)
         num_validation = config.num_validation if data is None else None
         trained_on = read_data(Path(run)) or {}
         if data is None and data_dir is None:
@@ -118,9 +121,9 @@ def evaluate_run(
     part_start = time.perf_counter()
     seconds = {"start": part_start - start_time}
     examples: Split = getattr(dataset, split)
-    directory = Path(run)
-    if split != "test" or not dataset.identity().items() <= trained_on.items():
-        directory /= f"{dataset.name.replace('/', '-')}-{split}"
+    is_own = split == "test" and dataset.identity().items() <= trained_on.items()
+    parts = [*([] if is_own else [dataset.name.replace("/", "-"), split]), *(["best"] if best else [])]
+    directory = Path(run, "-".join(parts))
     with lock_directory(directory), ThreadPoolExecutor() as pool:
         gradient_norms = pool.submit(per_example_gradient_norms, state, examples)  # runs while figures are drawn
         evaluation = evaluate_dataset(state, examples)
@@ -168,9 +171,13 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.eva
         parser.add_argument("--data", metavar="NAME", help="a data set other than the run's: a name, directory or CSV")
         parser.add_argument("--data-dir", metavar="DIR", help="directory searched first for named data")
         parser.add_argument("--split", choices=SPLITS, default="test", help="split to evaluate; default: test")
+        help_ = "evaluate the checkpoint with the best validation accuracy; default: the newest"
+        parser.add_argument("--best", action="store_true", help=help_)
         flags = parser.parse_args(args)
-        report = evaluate_run(flags.run, data=flags.data, data_dir=flags.data_dir, split=flags.split)
+        report = evaluate_run(flags.run, data=flags.data, data_dir=flags.data_dir, split=flags.split, best=flags.best)
         print(results_table(report.content))
+        if flags.best:
+            print(f"checkpoint of step {report.content['step']}, the best by validation accuracy")
         print(f"{report.content['seconds']['total']:.1f} s in all; everything is in {report.directory / 'report.html'}")
 
     return run_command(command)

@@ -6,23 +6,15 @@ import sys
 from collections.abc import Sequence
 
 from mnist_jax.cli.flags import OneLineParser, run_command
-from mnist_jax.errors import printable
+from mnist_jax.cli.table import text_table
 from mnist_jax.training.runs import RunInfo, find_runs
 
 
 def runs_table(runs: Sequence[RunInfo]) -> str:
     """Returns a text table with one line per run."""
     rows: list[tuple[str, ...]] = [("run", "data", "model", "parameters", "epochs", "validation", "test", "training")]
-    rows += [tuple(map(printable, _to_row(run))) for run in runs]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    num_texts = 3  # text columns are aligned left, the others right
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if index < num_texts else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    rows += [_to_row(run) for run in runs]
+    return text_table(rows, num_texts=3)
 
 
 def _to_row(run: RunInfo) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ def test_json_gives_the_config_back():
     ("field", "value", "message"),
     [
         ("microbatch_size", 0, "microbatch_size must be at least 1, got 0"),
+        ("early_stopping", 0, "early_stopping must be at least 1, got 0"),
+        ("early_stopping", 0.5, "early_stopping must be a whole number, got 0.5"),
         ("dtype", "float64", "dtype must be one of float32, bfloat16, got float64; did you mean bfloat16\\?"),
         ("batch_size", 0, "batch_size must be at least 1, got 0"),
         ("batch_size", 1.5, "batch_size must be a whole number, got 1.5"),

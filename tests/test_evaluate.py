@@ -144,6 +144,20 @@ def test_the_command_prints_the_table(run, capsys):
     assert lines[15].endswith(f"everything is in {run.workdir / 'report.html'}")
 
 
+def test_the_best_checkpoint_goes_into_a_directory_of_its_own(digits_run, tmp_path, capsys):
+    path = shutil.copytree(digits_run.workdir, tmp_path / "run")
+    lines = [{**line, "validation_accuracy": 0.75 if line["epoch"] == 19 else 0.5} for line in digits_run.history]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main([str(path), "--best", "--split", "validation"]) == 0
+    *_, before, last = capsys.readouterr().out.splitlines()
+    assert before == "checkpoint of step 209, the best by validation accuracy"
+    assert last.endswith(f"everything is in {path / 'digits-validation-best' / 'report.html'}")
+    content = json.loads((path / "digits-validation-best" / "evaluation.json").read_text())
+    expected = digits_run.history[18]["validation_accuracy"]
+    assert (content["step"], content["accuracy"]) == (209, pytest.approx(expected, abs=1e-6))
+    assert not (path / "evaluation.json").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -17,7 +17,7 @@ from mnist_jax.cli.main import COMMANDS
 PACKAGE = Path(mnist_jax.__file__).parent
 ROOT = PACKAGE.parent
 LEVELS = [
-    {"atomic", "jsonfile", "config", "errors"},
+    {"atomic", "jsonfile", "config", "errors", "presets"},
     {"data", "models"},
     {"core"},
     {"export", "pictures", "report"},
@@ -32,6 +32,7 @@ ONLY = {
     "errors": set(),
     "jsonfile": set(),
     "config": {"mnist_jax.errors", "mnist_jax.jsonfile"},
+    "presets": {"mnist_jax.config", "mnist_jax.errors"},
     "models": {"mnist_jax.errors", "mnist_jax.data.dataset"},
     "core": {"mnist_jax.errors", "mnist_jax.data.dataset", "mnist_jax.models.adapters"},
 }

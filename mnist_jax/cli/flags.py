@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import dataclasses
 import functools
 import inspect
 import io
@@ -24,8 +23,10 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NoReturn, TextIO
 
-from mnist_jax.config import COMMON_FIELDS, FIELD_GROUPS, TrainConfig, check_effect
+from mnist_jax.config import COMMON_FIELDS, FIELD_GROUPS, TrainConfig, check_effect, effective_config
 from mnist_jax.errors import InputError, NonFiniteLossError, suggest
+from mnist_jax.presets import DESCRIPTIONS, PRESETS
+from mnist_jax.training.runs import config_to_repeat
 from mnist_jax.training.signals import leave_on_signals
 from mnist_jax.training.stderr import Stderr
 
@@ -118,7 +119,7 @@ class _Formatter(argparse.HelpFormatter):
 def parse_flags(
     default: TrainConfig, args: Sequence[str] | None, prog: str, description: str = "", example: str | None = None
 ) -> TrainConfig:
-    """Parses a command line whose flags are the fields of a config.
+    """Parses a command line whose flags are the fields of a config; ``--preset`` and ``--config`` name another default.
 
     Args:
         default: supplies the fields that are not given.
@@ -128,7 +129,7 @@ def parse_flags(
         example: arguments of a command that works.
 
     Raises:
-        InputError: a flag is unknown or its value does not fit.
+        InputError: a flag is unknown, its value does not fit, or the file of ``--config`` cannot be used.
         SystemExit: with status 0, after ``--help`` and ``--help-all``.
 
     Example:
@@ -136,8 +137,21 @@ def parse_flags(
         (128, 64)
     """
     parser = OneLineParser(prog, description, example, usage="%(prog)s [flags]")
+    presets = "\n".join(f"    {name:<10}{text}" for name, text in DESCRIPTIONS.items())
+    group = parser.add_argument_group(
+        "starting point", f"Other flags override the fields of a preset or a config. The presets are:\n\n{presets}"
+    )
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--preset", choices=PRESETS, metavar="NAME", help=f"one of {', '.join(PRESETS)}")
+    text = "a run, or its config.json: begins a new run with the same training"
+    either.add_argument("--config", metavar="RUN", help=text)
     add_config_flags(parser, default, args)
-    return replace_fields(default, parser.parse_args(args))
+    flags = parser.parse_args(args)
+    if flags.preset is not None:
+        default = PRESETS[flags.preset]
+    elif flags.config is not None:
+        default = config_to_repeat(flags.config)
+    return replace_fields(default, flags)
 
 
 def add_config_flags(parser: argparse.ArgumentParser, default: TrainConfig, args: Sequence[str] | None) -> None:
@@ -161,13 +175,13 @@ def add_config_flags(parser: argparse.ArgumentParser, default: TrainConfig, args
 
 
 def replace_fields(default: TrainConfig, flags: argparse.Namespace) -> TrainConfig:
-    """Returns a config with the fields that were given as flags.
+    """Returns a config with the fields that were given as flags, without fields of the default that lose their effect.
 
     Raises:
         InputError: a value does not fit, or a field that was given has no effect, even if its value is the default.
     """
     given = {name: value for name, value in vars(flags).items() if name in vars(default)}
-    config = dataclasses.replace(default, **given)
+    config = effective_config({**vars(default), **given})
     for name in given:
         check_effect(name, vars(config))
     return config

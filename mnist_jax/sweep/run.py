@@ -87,6 +87,8 @@ def run_sweep(config: TrainConfig, search: Search) -> Sweep:
         >>> len(sweep.trials)
         3
     """
+    if config.early_stopping is not None:
+        raise InputError(f"early_stopping has no effect on a sweep: leave it out, got {config.early_stopping}")
     drawn = search.draw(config)
     saved = _read_saved(config)
     if saved is not None and config.data is None:

@@ -26,7 +26,7 @@ METHODS = ("random", "halving")
 # Sampled for each trial, since train_population can vary them in one program; others are sampled for each population.
 PER_TRIAL = {"learning_rate", "weight_decay", "momentum", "b1", "b2"}
 # The same in all trials, so that they are comparable.
-_IN_COMMON = {"data", "num_validation", "epochs", "seed"}
+_IN_COMMON = {"data", "num_validation", "epochs", "early_stopping", "seed"}
 _TYPES = typing.get_type_hints(TrainConfig)
 _EXAMPLE = "like learning_rate=1e-4:1e-2 or hidden_sizes=128/512,256"
 

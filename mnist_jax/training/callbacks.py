@@ -160,6 +160,26 @@ class ProgressReport(Callback):
             self._progress.close()
 
 
+class EarlyStopping(Callback):
+    """Stops after ``config.early_stopping`` epochs without a lower validation loss.
+
+    It decides from the history alone, so a resumed run stops after the same epoch.
+    """
+
+    def on_begin(self, training: Training) -> None:
+        """Stops a resumed run whose history says so."""
+        self.on_epoch_end(training)
+
+    def on_epoch_end(self, training: Training) -> None:
+        """Stops if enough epochs have passed since the best."""
+        losses, patience = [line["validation_loss"] for line in training.history], training.config.early_stopping
+        if patience is None or not losses or len(losses) >= training.config.epochs:
+            return
+        best = losses.index(min(losses)) + 1
+        if len(losses) - best >= patience:
+            training.stop(f"no lower validation loss than {losses[best - 1]:.4f} of epoch {best}")
+
+
 class SummaryFile(Callback):
     """Writes ``summary.json``, which marks the run as finished."""
 
@@ -188,4 +208,13 @@ def arrange_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
 
     The summary comes first, so that no failing callback prevents it; checkpoints come last, so that they see a stop.
     """
-    return SummaryFile(), MetricsFile(), LearningCurves(), TensorBoard(), ProgressReport(), *callbacks, Checkpoints()
+    return (
+        SummaryFile(),
+        MetricsFile(),
+        LearningCurves(),
+        TensorBoard(),
+        ProgressReport(),
+        EarlyStopping(),
+        *callbacks,
+        Checkpoints(),
+    )

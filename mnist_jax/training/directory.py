@@ -92,7 +92,7 @@ class RunDirectory:
         self.saved = read_config(path)
         for name in self.saved.differences(config):
             was, now = getattr(self.saved, name), getattr(config, name)
-            if name != "epochs" and not (name == "data" and now is None):
+            if name not in ("epochs", "early_stopping") and not (name == "data" and now is None):
                 raise InputError(f"resume: {name} must be {was!r} as in {path}, got {now!r}")
 
     @property
@@ -165,18 +165,7 @@ class RunDirectory:
         Raises:
             InputError: the file has fewer lines, or a line is not as expected.
         """
-        path = self.path / "metrics.jsonl"
-        try:
-            lines = [parse_json(line) for line in read_text(path).splitlines()] if path.exists() else []
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: expected a JSON object on each line ({error})") from None
-        if not all(isinstance(line, dict) and line.get("epoch") == epoch for epoch, line in enumerate(lines, start=1)):
-            raise InputError(f"{path}: expected epochs 1, 2, ... one on each line, got something else")
-        for name, line in itertools.product(_EPOCH_NUMBERS, lines):
-            if not is_number(line.get(name)):
-                raise InputError(
-                    f"{path}: expected a number as {name} of epoch {line['epoch']}, got {short_repr(line.get(name))}"
-                )
+        path, lines = self.path / "metrics.jsonl", read_history(self.path)
         if len(lines) < num_epochs:
             raise InputError(f"{path}: expected a line for each of the {num_epochs} epochs trained, got {len(lines)}")
         return lines[:num_epochs]
@@ -214,8 +203,31 @@ def read_config(path: Path) -> TrainConfig:
     """
     try:
         return TrainConfig.from_json(read_text(path))
-    except (OSError, ValueError) as error:  # invalid text or encoding
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # invalid text or encoding
         raise InputError(f"{path}: {error}") from None
+
+
+def read_history(directory: Path) -> list[dict[str, Any]]:
+    """Returns ``metrics.jsonl`` of a run, one object per epoch; an empty list if there is no such file.
+
+    Raises:
+        InputError: a line is not as expected.
+    """
+    path = directory / "metrics.jsonl"
+    try:
+        lines = [parse_json(line) for line in read_text(path).splitlines()] if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a JSON object on each line ({error})") from None
+    if not all(isinstance(line, dict) and line.get("epoch") == epoch for epoch, line in enumerate(lines, start=1)):
+        raise InputError(f"{path}: expected epochs 1, 2, ... one on each line, got something else")
+    for name, line in itertools.product(_EPOCH_NUMBERS, lines):
+        if not is_number(line.get(name)):
+            raise InputError(
+                f"{path}: expected a number as {name} of epoch {line['epoch']}, got {short_repr(line.get(name))}"
+            )
+    return lines
 
 
 def read_data(directory: Path) -> dict[str, Any] | None:

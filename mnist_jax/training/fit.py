@@ -85,6 +85,8 @@ def fit(
         stack.callback(training.call, "on_close")
         training.call("on_begin")
         for epoch in range(len(training.history) + 1, training.config.epochs + 1):
+            if training.stop_requested and training.history:  # resumed after its last epoch
+                break
             training.epoch = epoch
             _train_epoch(training, programs.epochs)
             _end_epoch(training, programs.evaluate_validation)

@@ -1,12 +1,14 @@
 """``load_run`` loads config and state from a run directory.
 
-config, state = load_run("runs/mine")
+config, state = load_run("runs/mine")              # the newest state
+config, state = load_run("runs/mine", best=True)   # the one with the best validation accuracy
 load_class_names("runs/mine")   # K names
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ from mnist_jax.core.state import TrainState
 from mnist_jax.data import class_names_of
 from mnist_jax.errors import InputError
 from mnist_jax.training.build import build_state, check_device
-from mnist_jax.training.directory import describe_model, read_config, read_data
-from mnist_jax.training.runs import find_runs
+from mnist_jax.training.directory import describe_model, read_data, read_history
+from mnist_jax.training.runs import read_run_config
+
+_log = logging.getLogger("mnist_jax")
 
 
 def load_run(
@@ -30,8 +34,9 @@ def load_run(
     model: Any = None,
     tx: optax.GradientTransformation | None = None,
     state: TrainState | None = None,
+    best: bool = False,
 ) -> tuple[TrainConfig, TrainState]:
-    """Loads the config and the newest state of a run, for evaluation or further training.
+    """Loads the config and the newest or best state of a run, for evaluation or further training.
 
     The directory is only read, so a run can be loaded while it trains.
 
@@ -40,6 +45,7 @@ def load_run(
         model: the model that was passed to ``fit``, if any.
         tx: the optimizer that was passed to ``fit``, if any.
         state: for a run of ``fit(state=...)``: a state with the same recipe and shapes.
+        best: load the checkpoint with the best validation accuracy, instead of the newest.
 
     Returns:
         The config, and the state with the optimizer and schedule of its training.
@@ -59,11 +65,12 @@ def load_run(
     from mnist_jax.training.checkpoint import restore_checkpoint  # loads Orbax
 
     directory = Path(directory)
-    config = _read_run(directory)
+    config = read_run_config(directory)
     check_device()
     data = read_data(directory) or {}
+    step = _find_best_step(directory) if best else None
     if state is not None:
-        return config, restore_checkpoint(directory, state)
+        return config, restore_checkpoint(directory, state, step=step)
     if model is None and data.get("model") is not None:
         raise InputError(f"{directory}: the run has {describe_model(data['model'])}: in Python, pass it as model=")
     if tx is None and data.get("has_own_optimizer"):
@@ -76,7 +83,28 @@ def load_run(
     if model is not None and data.get("model") != like.recipe.model.name:
         given = describe_model(like.recipe.model.name)
         raise InputError(f"{directory}: the run has {describe_model(data.get('model'))}, got {given}")
-    return config, restore_checkpoint(directory, like)
+    return config, restore_checkpoint(directory, like, step=step)
+
+
+def _find_best_step(directory: Path) -> int:
+    """Returns the step of the checkpoint with the best validation accuracy, the newest of equals."""
+    from mnist_jax.training.checkpoint import find_checkpoints, saved_steps  # loads Orbax
+
+    history, steps = read_history(directory), saved_steps(find_checkpoints(directory))
+    saved = [line for line in history if line.get("step") in steps]
+    if not saved:
+        raise InputError(f"{directory}: expected a checkpoint of an epoch in metrics.jsonl, found none")
+
+    def rank(line: dict[str, Any]) -> tuple[float, int]:
+        return line["validation_accuracy"], line["epoch"]
+
+    line, best = max(saved, key=rank), max(history, key=rank)
+    if best["validation_accuracy"] > line["validation_accuracy"]:
+        _log.warning(
+            "%s: epoch %d has the best validation accuracy, but no checkpoint: taking step %d of epoch %d",
+            *(directory, best["epoch"], line["step"], line["epoch"]),
+        )
+    return int(line["step"])
 
 
 def load_class_names(directory: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -86,14 +114,5 @@ def load_class_names(directory: str | os.PathLike[str]) -> tuple[str, ...]:
         InputError: the directory holds no run.
     """
     directory = Path(directory)
-    config, data = _read_run(directory), read_data(directory) or {}
+    config, data = read_run_config(directory), read_data(directory) or {}
     return tuple(data.get("class_names") or class_names_of(config.data))
-
-
-def _read_run(directory: Path) -> TrainConfig:
-    path = directory / "config.json"
-    if not path.is_file():
-        runs = [str(run.path) for run in find_runs(directory)[:3]] if directory.is_dir() else []
-        end = f"; name one of its runs, such as {', '.join(runs)}" if runs else ""
-        raise InputError(f"{directory}: expected a run with a config.json, found none{end}")
-    return read_config(path)

@@ -153,6 +153,8 @@ def _train(
 def _check_members(
     config: TrainConfig, seeds: tuple[int, ...], hyperparameters: Mapping[str, tuple[float, ...]]
 ) -> None:
+    if config.early_stopping is not None:
+        raise InputError(f"early_stopping has no effect on a population: leave it out, got {config.early_stopping}")
     if not seeds:
         raise InputError("seeds must have at least one seed, got none")
     for name, values in hyperparameters.items():

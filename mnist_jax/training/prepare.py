@@ -71,6 +71,7 @@ def prepare_run(
             data=config.data or directory.saved.data,
             data_dir=config.data_dir or directory.saved.data_dir,
             microbatch_size=config.microbatch_size or directory.saved.microbatch_size,
+            early_stopping=config.early_stopping or directory.saved.early_stopping,
         )
     loading = _start_loading(config, dataset)
     from mnist_jax.core.epoch import count_steps

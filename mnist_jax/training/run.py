@@ -98,15 +98,20 @@ class Training:
     seconds_before: float = 0.0
     epoch_seconds: float = 0.0
     stop_requested: bool = False
+    stop_reason: str | None = None
 
     @property
     def is_stopping(self) -> bool:
         """Whether training ends after this epoch, because of a signal or :meth:`stop`."""
         return self.stop_requested or self.signals.requested is not None
 
-    def stop(self) -> None:
-        """Ends training after this epoch; the run is then finished as usual."""
-        self.stop_requested = True
+    def stop(self, reason: str | None = None) -> None:
+        """Ends training after this epoch; the run is then finished as usual.
+
+        Args:
+            reason: shown at the end and saved in the summary as ``stop_reason``.
+        """
+        self.stop_requested, self.stop_reason = True, reason or self.stop_reason
 
     def call(self, event: str) -> None:
         """Calls the method named ``event`` of every callback."""
@@ -174,6 +179,7 @@ def summarise(training: Training) -> dict[str, Any]:
         "model": training.model,
         "num_parameters": count_parameters(training.state.params),
         "epochs": len(training.history),
+        **({"stop_reason": training.stop_reason} if training.stop_reason else {}),
         "steps": training.step,
         "total_steps": config.epochs * training.steps_per_epoch,
         "microbatch_size": config.microbatch_size,

@@ -112,6 +112,12 @@ def test_an_optimizer_gets_the_hyperparameters_it_has(trained, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_early_stopping_is_refused(trained, tmp_path):
+    with pytest.raises(InputError, match="^early_stopping has no effect on a sweep: leave it out, got 3$"):
+        run_sweep(dataclasses.replace(in_directory(tmp_path / "new"), early_stopping=3), Search(("b1=0.1:0.9",)))
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("vary", "message"),
     [

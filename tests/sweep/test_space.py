@@ -142,6 +142,7 @@ def test_the_best_trial_ranks_first():
         ),
         (["seed=1:2"], "vary must name a hyperparameter of mnist_jax.train, got seed"),
         (["epochs=1/2"], "vary must name a hyperparameter of mnist_jax.train, got epochs"),
+        (["early_stopping=1/2"], "vary must name a hyperparameter of mnist_jax.train, got early_stopping"),
         (["workdir=a/b"], "vary must name a hyperparameter of mnist_jax.train, got workdir"),
         (["b1=0.1:1"], "b1 must be in [0, 1), got 1.0"),
         (["b1=0.5:0.1"], "vary must have a range from low to high for b1, got 0.5:0.1"),

@@ -129,7 +129,7 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_resuming_may_change_the_epochs_and_how_it_is_shown(saved):
-    more = dataclasses.replace(saved, epochs=99, quiet=True, data=None)
+    more = dataclasses.replace(saved, epochs=99, early_stopping=3, quiet=True, data=None)
     with contextlib.closing(RunDirectory.claim(more)) as directory:
         assert directory.saved == dataclasses.replace(saved, resume=False)
 

@@ -218,6 +218,9 @@ def test_the_best_checkpoint_by_validation_accuracy_is_kept(tmp_path):
     steps = {int(path.name) for path in (run.workdir / "checkpoints").iterdir()}
     best = max(run.history, key=lambda line: (line["validation_accuracy"], line["step"]))
     assert steps == {run.history[-1]["step"], best["step"]}
+    assert len(steps) == 2
+    assert int(load_run(run.workdir, best=True)[1].step) == best["step"]
+    assert int(load_run(run.workdir)[1].step) == run.history[-1]["step"]
 
 
 def test_a_run_that_found_its_data_goes_on_with_the_same(tmp_path, monkeypatch, idx_dir):

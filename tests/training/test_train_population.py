@@ -172,6 +172,11 @@ def test_a_population_that_cannot_be_is_refused(seeds, hyperparameters, message)
     assert str(caught.value) == message
 
 
+def test_early_stopping_is_refused():
+    with pytest.raises(InputError, match="^early_stopping has no effect on a population: leave it out, got 3$"):
+        train_population(dataclasses.replace(MLP, early_stopping=3), (0,), dataset=DATASET)
+
+
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(InputError, match="^batch_size must be at most the 30 training examples of some, got 31$"):
         train_population(dataclasses.replace(MLP, batch_size=31), (0,), dataset=DATASET)

@@ -28,14 +28,15 @@ from PIL import Image
 from rundirs import write_run
 
 from mnist_jax import InputError, TrainConfig, build_state, load_export, restore_checkpoint, save_checkpoint
+from mnist_jax.compare import compare_table
 from mnist_jax.data.files import find_idx_files, read_class_names, read_csv, read_csv_images, read_idx_files
 from mnist_jax.export.stablehlo import load_stablehlo, to_stablehlo
 from mnist_jax.export.weights import to_json, to_safetensors
 from mnist_jax.pictures.decode import read_picture
 from mnist_jax.runs import runs_table
-from mnist_jax.training.directory import RunDirectory, read_config
+from mnist_jax.training.directory import RunDirectory, read_config, read_history
 from mnist_jax.training.loading import load_class_names, load_run
-from mnist_jax.training.runs import find_runs
+from mnist_jax.training.runs import config_to_repeat, find_runs, read_run
 
 SCALE = int(os.environ.get("MNIST_JAX_FUZZ", "1"))
 MAX_SECONDS, MAX_BYTES, MAX_MESSAGE = 2.0, 50 * 2**20, 300
@@ -245,6 +246,10 @@ def run_file(directory, name):
                 load_run(run)
         runs = find_runs(directory)
         assert len(runs_table(runs).splitlines()) == 1 + len(runs)
+        with one_line(str(directory)):
+            assert len(compare_table([read_run(run)], [read_history(run)]).splitlines()) == 10
+        with one_line(str(directory)):
+            assert config_to_repeat(run).workdir is None
         with one_line(str(directory)), contextlib.closing(RunDirectory.claim(config)) as workdir:
             workdir.check_data(data)
             for line in workdir.read_history(2):
