@@ -25,6 +25,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError, _imaging
 from mnist_jax.errors import InputError, one_line
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+PICTURE_SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    *(".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
+)
 _MAX_PIXELS = 24_000_000
 _MAX_JPEG_PIXELS = 50_000_000  # photographs of phones; the JPEG decoder scales down early
 _LONGEST_SIDE = 20_000
