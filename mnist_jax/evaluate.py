@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnist_jax.cli.flags import OneLineParser, run_command
+from mnist_jax.cli.flags import OneLineParser, add_device_flag, run_command
 from mnist_jax.data import Split, load_dataset
 from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError
@@ -168,6 +168,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.eva
         parser.add_argument("--data", metavar="NAME", help="a data set other than the run's: a name, directory or CSV")
         parser.add_argument("--data-dir", metavar="DIR", help="directory searched first for named data")
         parser.add_argument("--split", choices=SPLITS, default="test", help="split to evaluate; default: test")
+        add_device_flag(parser)
         flags = parser.parse_args(args)
         report = evaluate_run(flags.run, data=flags.data, data_dir=flags.data_dir, split=flags.split)
         print(results_table(report.content))
