@@ -56,6 +56,7 @@ from .training.build import choose_microbatch_size as choose_microbatch_size
 from .training.callbacks import Callback as Callback
 from .training.checkpoint import restore_checkpoint as restore_checkpoint
 from .training.checkpoint import save_checkpoint as save_checkpoint
+from .training.describe import model_table as model_table
 from .training.export import export_run as export_run
 from .training.export import load_export as load_export
 from .training.fit import fit as fit

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnist_jax.cli.flags import OneLineParser, run_command
+from mnist_jax.cli.flags import OneLineParser, add_device_flag, run_command
 from mnist_jax.data import Split, load_dataset
 from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError
@@ -173,6 +173,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.eva
         parser.add_argument("--split", choices=SPLITS, default="test", help="split to evaluate; default: test")
         help_ = "evaluate the checkpoint with the best validation accuracy; default: the newest"
         parser.add_argument("--best", action="store_true", help=help_)
+        add_device_flag(parser)
         flags = parser.parse_args(args)
         report = evaluate_run(flags.run, data=flags.data, data_dir=flags.data_dir, split=flags.split, best=flags.best)
         print(results_table(report.content))

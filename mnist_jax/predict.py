@@ -1,6 +1,7 @@
 """``python -m mnist_jax.predict`` classifies the digits in pictures with the model of a run.
 
     python -m mnist_jax.predict runs/mine seven.jpg other.png      one line per picture
+    python -m mnist_jax.predict runs/mine digits --csv out.csv     all pictures in a folder
     python -m mnist_jax.predict runs/mine test.csv --json          one JSON object per row
 
 JAX is imported inside the functions, so that ``--help`` and a wrong flag are answered at once.
@@ -9,156 +10,141 @@ JAX is imported inside the functions, so that ``--help`` and a wrong flag are an
 from __future__ import annotations
 
 import argparse
-import io
-import json
-import os
+import contextlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from mnist_jax.atomic import atomic_write
-from mnist_jax.cli.flags import OneLineParser, run_command
+from mnist_jax.cli.flags import OneLineParser, add_device_flag, run_command
 from mnist_jax.data.files import read_csv_images
-from mnist_jax.data.home import prepare_matplotlib
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, printable
+from mnist_jax.pictures.collect import Source, find_sources
 from mnist_jax.pictures.decode import read_file, read_picture
 from mnist_jax.pictures.normalize import prepare_image
-from mnist_jax.pictures.predictor import Prediction, Predictor
+from mnist_jax.pictures.predictor import Predictor
+from mnist_jax.pictures.results import (
+    FolderScore,
+    Result,
+    check_new_file,
+    new_csv,
+    to_json,
+    to_text,
+    write_comparison,
+    write_submission,
+)
 
 _CSV_START = re.compile(rb'(\xef\xbb\xbf)?"?(label|pixel0)\b')
+_BATCH_SIZE = 100  # pictures
+
+_Report = Callable[[InputError], None]
 
 
-def _predict_files(options: argparse.Namespace) -> Iterator[InputError]:
-    """Prints the predictions for each file, and yields an error for each file that cannot be read."""
+class _Input(NamedTuple):
+    """Holds what was read from a file: a picture, or the rows of a CSV."""
+
+    source: Source
+    image: np.ndarray  # uint8[N, 28, 28, 1]
+    is_csv: bool = False
+    picture: np.ndarray | None = None  # float32[H, W], for --show
+
+
+def _predict_files(options: argparse.Namespace, report: _Report) -> FolderScore:
+    """Writes the predictions for each file, and reports each file that cannot be read."""
     from mnist_jax.training.loading import load_class_names, load_run
 
     _, state = load_run(options.run)
     class_names = load_class_names(options.run)
-    predictor = Predictor(state, class_names)
-    names = ["stdin" if file == "-" else file for file in options.file]
-    for file, name in zip(options.file, names, strict=True):
-        try:
-            content = sys.stdin.buffer.read() if file == "-" else read_file(file)
-            if name.endswith(".csv") or _CSV_START.match(content):
+    predictor, score = Predictor(state, class_names), FolderScore(class_names)
+    sources, errors = find_sources(options.file)
+    for error in errors:
+        report(error)
+    width = max((len(printable(source.name)) for source in sources), default=0)
+    with contextlib.ExitStack() as stack:
+        write_row = stack.enter_context(new_csv(options.csv, class_names)) if options.csv else None
+        for result in _classify(predictor, _read_batches(sources, options, report)):
+            score.count(result)
+            try:
+                if options.submission:
+                    write_submission(options.submission, result)
+                if options.json:
+                    print(to_json(result))
+                elif write_row is not None:
+                    write_row(result)
+                elif not options.submission:
+                    print(to_text(result, class_names, width))
                 if options.show:
-                    raise InputError(f"{name}: expected a picture for --show, got a CSV file")
-                image = read_csv_images(content, name)
-                rows: list[int | None] = [*range(len(image))]
-            elif options.submission:
-                raise InputError(f"{name}: expected a CSV file for --submission, got another file")
-            else:
-                picture = read_picture(content, name)
-                image, rows = _prepare(picture, name)[None], [None]
-            predictions = [
-                predictor.to_prediction(*pair) for pair in zip(image, predictor.classify(image), strict=True)
-            ]
-            if options.submission:
-                _write_submission(Path(options.submission), predictions)
-            if options.json:
-                for row, prediction in zip(rows, predictions, strict=True):
-                    print(_to_json(name, row, prediction))
-            elif not options.submission:
-                places = [name if row is None else f"{name}[{row}]" for row in rows]
-                width = max(map(len, places + names))
-                for place, prediction in zip(places, predictions, strict=True):
-                    print(f"{place:<{width}}  {_to_line(prediction, class_names)}")
-            if options.show:
-                print(f"{name}: wrote {_write_comparison(file, picture, predictions[0])}", file=sys.stderr)
+                    print(f"{printable(result.source.name)}: wrote {write_comparison(result)}", file=sys.stderr)
+            except InputError as error:
+                report(error)
+    return score
+
+
+def _read_batches(sources: Sequence[Source], options: argparse.Namespace, report: _Report) -> Iterator[list[_Input]]:
+    """Reads up to 100 pictures or one CSV at a time, so that any number of files fits in memory."""
+    size = 1 if options.show else _BATCH_SIZE
+    batch: list[_Input] = []
+    for source in sources:
+        try:
+            each = _read(source, options)
         except InputError as error:
-            yield error
+            report(error)
+            continue
+        if batch and (len(batch) == size or each.is_csv or batch[0].is_csv):
+            yield batch
+            batch = []
+        batch.append(each)
+    if batch:
+        yield batch
 
 
-def _prepare(picture: np.ndarray, name: str) -> np.ndarray:
+def _read(source: Source, options: argparse.Namespace) -> _Input:
+    name = printable(source.name)
+    content = sys.stdin.buffer.read() if source.path == "-" else read_file(source.path)
+    if name.endswith(".csv") or _CSV_START.match(content):
+        if options.show:
+            raise InputError(f"{name}: expected a picture for --show, got a CSV file")
+        return _Input(source, read_csv_images(content, name), is_csv=True)
+    if options.submission:
+        raise InputError(f"{name}: expected a CSV file for --submission, got another file")
+    picture = read_picture(content, name)
     try:
-        return prepare_image(picture)
+        image = prepare_image(picture)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
+    return _Input(source, image[None], picture=picture if options.show else None)
 
 
-def _to_json(name: str, row: int | None, prediction: Prediction) -> str:
-    return json.dumps(
-        {
-            "file": name,
-            **({} if row is None else {"row": row}),
-            "label": prediction.label,
-            "class_name": prediction.class_name,
-            "probabilities": prediction.probabilities.tolist(),
-        }
-    )
-
-
-def _to_line(prediction: Prediction, class_names: Sequence[str]) -> str:
-    """Returns ``7   99.8 %   (1 0.1 %, 9 0.1 %)``: the class, and the next two if they are not negligible."""
-    best, *others = np.argsort(-prediction.probabilities, kind="stable")[:3]
-
-    def percent(label: int) -> str:
-        return f"{100 * prediction.probabilities[label]:.1f} %"
-
-    width = max(map(len, class_names))
-    line = f"{class_names[best]:<{width}}  {percent(best):>7}"
-    likely = [f"{class_names[other]} {percent(other)}" for other in others if prediction.probabilities[other] >= 0.0005]
-    return f"{line}   ({', '.join(likely)})" if likely else line
-
-
-def _write_comparison(file: str, picture: np.ndarray, prediction: Prediction) -> Path:
-    """Writes a picture beside the network input, and returns the path."""
-    prepare_matplotlib()
-
-    from matplotlib.figure import Figure  # not pyplot: no global state, no display
-
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    for axes, pixels, title in zip(
-        figure.subplots(1, 2), (picture, prediction.image), ("picture", "network input"), strict=True
-    ):
-        axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if pixels.ndim == 3 else None)
-        axes.set(xticks=[], yticks=[], title=title)
-    figure.supxlabel(f"{prediction.class_name}   {100 * prediction.probabilities.max():.1f} %", fontsize=16)
-    stem = Path("stdin") if file == "-" else Path(file).with_suffix("")
-    content, number = io.BytesIO(), 1
-    figure.savefig(content, dpi=120)
-    while True:
-        path = stem.with_name(f"{stem.name}-seen{'' if number == 1 else f'-{number}'}.png")
-        try:
-            with atomic_write(path, exclusive=True) as output:
-                output.write(content.getbuffer())
-            return path
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def _write_submission(path: Path, predictions: Sequence[Prediction]) -> None:
-    lines = ["ImageId,Label", *(f"{number},{each.label}" for number, each in enumerate(predictions, start=1))]
-    if os.path.lexists(path):
-        raise _already_exists(path)
-    try:
-        with atomic_write(path, exclusive=True) as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
-    except FileExistsError:
-        raise _already_exists(path) from None
-    except OSError as error:
-        raise InputError(f"--submission {path}: cannot be written ({error.strerror})") from None
-    print(f"wrote {len(predictions)} predictions to {path}", file=sys.stderr)
-
-
-def _already_exists(path: Path) -> InputError:
-    return InputError(f"--submission must name a new file, got the existing {path}")
+def _classify(predictor: Predictor, batches: Iterable[Sequence[_Input]]) -> Iterator[Result]:
+    """Yields the predictions for each file; the files of a batch pass through the network together."""
+    for batch in batches:
+        image = np.concatenate([each.image for each in batch])
+        pairs = zip(image, predictor.classify(image), strict=True)
+        for each in batch:
+            rows: Sequence[int | None] = range(len(each.image)) if each.is_csv else [None]
+            yield Result(each.source, rows, [predictor.to_prediction(*next(pairs)) for _ in rows], each.picture)
 
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.predict") -> int:
     """Parses ``args`` (default: the command line), and prints the predictions for each file."""
-    failures = []
+    failures: list[InputError] = []
+
+    def report(error: InputError) -> None:
+        print(f"error: {error}", file=sys.stderr)
+        failures.append(error)
 
     def command() -> None:
         description = "Classify the digits in pictures or a Kaggle CSV with the model of a run."
         parser = OneLineParser(prog, description, "runs/mine seven.png")
         parser.add_argument("run", metavar="RUN", help="directory of the run")
         parser.add_argument(
-            "file", nargs="+", metavar="FILE", help="a picture, a CSV file of Kaggle's digit-recognizer, or - for stdin"
+            "file",
+            nargs="+",
+            metavar="FILE",
+            help="a picture, a folder of pictures, a CSV file of Kaggle's digit-recognizer, or - for stdin",
         )
         parser.add_argument(
             "--json", action="store_true", help="print one JSON object per picture, or per row of a CSV counted from 0"
@@ -168,18 +154,29 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.pre
             action="store_true",
             help="write FILE-seen.png: the picture beside the network input",
         )
+        parser.add_argument("--csv", metavar="CSV", help="write all probabilities as a new CSV file, a row per picture")
         parser.add_argument("--submission", metavar="CSV", help="write the predictions for one CSV in Kaggle's format")
+        add_device_flag(parser)
         options = parser.parse_args(args)
-        if options.submission:
-            if len(options.file) > 1:
-                raise InputError(f"expected one CSV file for --submission, got {len(options.file)} files")
-            if Path(options.submission).exists():
-                raise _already_exists(Path(options.submission))
-        for error in _predict_files(options):
-            print(f"error: {error}", file=sys.stderr)
-            failures.append(error)
+        _check_outputs(options)
+        accuracy = _predict_files(options, report).describe(len(failures))
+        if accuracy is not None:
+            print(accuracy, file=sys.stderr if options.json else sys.stdout)
 
     return run_command(command) or (2 if failures else 0)
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    if options.csv:
+        if options.json or options.submission:
+            raise InputError(f"--csv cannot be combined with {'--json' if options.json else '--submission'}")
+        check_new_file("--csv", options.csv)
+    if options.submission:
+        if len(options.file) > 1:
+            raise InputError(f"expected one CSV file for --submission, got {len(options.file)} files")
+        if Path(options.file[0]).is_dir():
+            raise InputError(f"expected one CSV file for --submission, got the folder {options.file[0]}")
+        check_new_file("--submission", options.submission)
 
 
 if __name__ == "__main__":

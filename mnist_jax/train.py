@@ -14,17 +14,18 @@ from mnist_jax.config import TrainConfig
 
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.train") -> int:
-    """Parses ``args`` (default: the command line), trains, and prints the final table."""
+    """Parses ``args`` (default: the command line), trains, and prints the model and the final table."""
 
     def command() -> None:
         description = "Train a digit classifier. Checkpoints, figures and final numbers go into a run directory."
         example = "--model cnn --epochs 3 --workdir runs/mine"
         config = parse_flags(TrainConfig(), args, prog, description, example)
 
+        from mnist_jax.training.callbacks import ModelTable
         from mnist_jax.training.fit import fit
         from mnist_jax.training.progress import closing_table
 
-        run = fit(config)
+        run = fit(config, callbacks=[] if config.quiet else [ModelTable()])
         print(closing_table(run.summary, run.workdir))
 
     return run_command(command)

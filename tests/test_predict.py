@@ -1,6 +1,8 @@
 import io
 import json
+import os
 import sys
+from csv import reader
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from PIL import Image
 
 from mnist_jax import Prediction, Predictor, load_dataset, load_run, predict_image
 from mnist_jax.data import class_names_of
-from mnist_jax.predict import _to_line, main
+from mnist_jax.pictures.results import to_line
+from mnist_jax.predict import main
 
 NO_LABEL = CSV_HEADER.removeprefix("label,")
 
@@ -53,7 +56,7 @@ def test_a_line_for_each_picture(run, picture, capsys):
     assert main([run, picture, "a.png", "missing.png", "longer-name.jpg"]) == 2
     out, err = capsys.readouterr()
     prediction = predict_image(load_run(run)[1], picture)
-    line = _to_line(prediction, tuple("0123456789"))
+    line = to_line(prediction, tuple("0123456789"))
     assert out == f"seven.jpg        {line}\nlonger-name.jpg  {line}\n"
     assert err == (
         "error: a.png: no ink found: expected a digit that stands out from its background\n"
@@ -66,9 +69,9 @@ def test_the_line_names_the_likely_classes():
         return Prediction(int(probabilities.argmax()), "", probabilities, np.zeros(0))
 
     prediction = predict(np.array([0.1, 0.85, 0.0496, 0.0004], np.float32))
-    assert _to_line(prediction, ("zero", "one", "two", "three")) == "one     85.0 %   (zero 10.0 %, two 5.0 %)"
+    assert to_line(prediction, ("zero", "one", "two", "three")) == "one     85.0 %   (zero 10.0 %, two 5.0 %)"
     prediction = predict(np.array([0.0001, 0.9999], np.float32))
-    assert _to_line(prediction, ("no", "yes")) == "yes  100.0 %"
+    assert to_line(prediction, ("no", "yes")) == "yes  100.0 %"
 
 
 def test_json_lines(run, picture, csv, capsys):
@@ -174,6 +177,131 @@ def test_a_submission_that_cannot_be_made_is_one_line(run, csv, files, submissio
     assert main([run, *files, "--submission", submission]) == 2
     assert capsys.readouterr() == ("", f"error: {message}\n")
     assert not Path(submission).exists()
+
+
+@pytest.fixture
+def folder(run, tmp_path, monkeypatch):
+    """A folder ``digits`` of 14 test images, one folder per class, and the names of the files."""
+    monkeypatch.chdir(tmp_path)
+    test = load_dataset("digits").test
+    names = []
+    for index, (image, label) in enumerate(zip(test.image[:14, :, :, 0], test.label, strict=False)):
+        path = Path("digits", str(label), f"{index:02}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(255 - image).save(path)
+        names.append(str(path))
+    return sorted(names)
+
+
+def test_a_folder_is_read_in_order_and_compared_with_the_names_of_its_folders(run, folder, capsys):
+    assert main([run, "digits"]) == 0
+    *lines, accuracy = capsys.readouterr().out.splitlines()
+    state = load_run(run)[1]
+    assert lines == [f"{name}  {to_line(predict_image(state, name), tuple('0123456789'))}" for name in folder]
+    correct = sum(name.split("/")[1] == line.split()[1] for name, line in zip(folder, lines, strict=True))
+    assert correct > 7
+    assert accuracy == f"accuracy {100 * correct / 14:.1f} % ({correct} of 14), by the names of their folders"
+
+
+def test_what_cannot_be_read_in_a_folder_is_a_line_and_counted(run, folder, capsys):
+    for name in folder[2:]:
+        Path(name).unlink()
+    Path("digits/7").mkdir(exist_ok=True)
+    Path("digits/7/bad.PNG").write_text("no picture")
+    Path("digits/7/new\nline.gif").write_text("no picture")
+    for skipped in ("digits/7/notes.txt", "digits/7/test.csv", "digits/7/.hidden.png", "digits/7/a-seen-2.png"):
+        Path(skipped).write_text("no picture")
+    Path("digits/.hidden").mkdir()
+    Path("digits/.hidden/a.png").write_text("no picture")
+    assert main([run, "digits", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["file"] for line in out.splitlines()] == folder[:2]
+    message = "expected a PNG, JPEG, WebP, BMP, GIF or TIFF picture, got something else"
+    *errors, accuracy = err.splitlines()
+    assert errors == [f"error: digits/7/bad.PNG: {message}", f"error: digits/7/new\\nline.gif: {message}"]
+    assert accuracy.endswith("of 2), by the names of their folders; 2 could not be read")
+
+
+def test_folders_of_other_names_say_nothing_of_accuracy(run, folder, capsys):
+    names = [name for name in folder if name.startswith(folder[0][:9])]
+    assert main([run, folder[0][:8]]) == 0  # the folder of a class, not a folder inside the given one
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names
+
+
+def test_folders_without_pictures_or_that_cannot_be_read(run, folder, picture, monkeypatch, capsys):
+    Path("empty/more").mkdir(parents=True)
+    Path("empty/notes.txt").touch()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path) == folder[0][:8]:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert main([run, "empty", picture, "digits"]) == 2
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == [picture]
+    assert err == (
+        "error: empty: expected a folder with pictures (.png, .apng, .jpg, .jpeg, .jpe, .jfif, .mpo, .webp, .bmp, "
+        f".dib, .gif, .tif, .tiff), found none\nerror: {folder[0][:8]}: cannot be read (Permission denied)\n"
+    )
+
+
+def test_many_pictures_pass_through_the_network_together(run, folder, csv, monkeypatch, capsys):
+    sizes = []
+    classify = Predictor.classify
+    monkeypatch.setattr(Predictor, "classify", lambda self, image: sizes.append(len(image)) or classify(self, image))
+    monkeypatch.setattr("mnist_jax.predict._BATCH_SIZE", 6)
+    assert main([run, "digits", csv, folder[3]]) == 0
+    assert sizes == [6, 6, 2, 14, 1]
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert names == [*folder, *(f"{csv}[{row}]" for row in range(14)), folder[3]]
+
+
+def test_all_probabilities_as_a_csv(run, folder, csv, capsys):
+    Path("digits/bad.png").write_text("no picture")
+    assert main([run, "digits", csv, "--csv", "out.csv"]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("accuracy ")
+    assert err.splitlines()[1:] == ["wrote 28 predictions to out.csv"]
+    with Path("out.csv").open(newline="") as file:
+        header, *rows = reader(file)
+    assert header == ["file", "row", "label", "class_name", "probability", *"0123456789"]
+    assert [row[:2] for row in rows] == [[name, ""] for name in folder] + [[csv, str(row)] for row in range(14)]
+    probabilities = np.array([row[5:] for row in rows], np.float32)
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    expected = Predictor(load_run(run)[1]).classify(load_dataset("digits").test.image[:14])
+    np.testing.assert_array_equal(probabilities[14:], expected)
+    labels = probabilities.argmax(1)
+    assert [row[2:4] for row in rows] == [[str(label)] * 2 for label in labels]
+    np.testing.assert_array_equal(np.array([row[4] for row in rows], np.float32), probabilities.max(1))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["seven.jpg", "--csv", "seven.jpg"], "--csv must name a new file, got the existing seven.jpg"),
+        (["seven.jpg", "--csv", "no/out.csv"], "--csv no/out.csv: cannot be written (No such file or directory)"),
+        (["seven.jpg", "--csv", "out.csv", "--json"], "--csv cannot be combined with --json"),
+        (["test.csv", "--csv", "out.csv", "--submission", "o"], "--csv cannot be combined with --submission"),
+        ([".", "--submission", "out.csv"], "expected one CSV file for --submission, got the folder ."),
+    ],
+)
+def test_a_csv_that_cannot_be_written_is_one_line(run, picture, args, message, capsys):
+    assert main([run, *args]) == 2
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+    assert Path(picture).read_bytes() == PHOTOGRAPH.read_bytes()
+    assert list(Path().iterdir()) == [Path(picture)]
+
+
+def test_no_csv_is_written_without_a_prediction(run, picture, capsys):
+    Path(picture).write_text("no picture")
+    assert main([run, picture, "--csv", "out.csv"]) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "error: --csv out.csv: not written, as no picture could be read"
+    ]
+    assert list(Path().iterdir()) == [Path(picture)]
 
 
 def test_class_names_are_those_of_the_data(run, picture, capsys):

@@ -12,11 +12,13 @@ import argparse
 import ast
 import contextlib
 import functools
+import importlib.util
 import inspect
 import io
 import itertools
 import logging
 import os
+import pkgutil
 import re
 import sys
 import typing
@@ -106,6 +108,24 @@ class _SplitCommas(argparse.Action):
         setattr(namespace, self.dest, [convert(text) for value in values for text in value.split(",")])
 
 
+class _ChooseDevice(argparse.Action):
+    """Makes JAX compute on a kind of device, which ``check_device`` then looks for; overrides ``$JAX_PLATFORMS``."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        platform = _gpu_platform() if values == "gpu" else values
+        os.environ["JAX_PLATFORMS"] = platform
+        if "jax" in sys.modules:  # which has read the variable already, but need not have started
+            sys.modules["jax"].config.update("jax_platforms", platform)
+
+
+def _gpu_platform() -> str:
+    """Returns ``rocm`` if JAX's plugin for AMD's GPUs is the only one installed, else ``cuda``."""
+    spec = importlib.util.find_spec("jax_plugins")
+    plugins = [each.name for each in pkgutil.iter_modules(spec.submodule_search_locations)] if spec else []
+    has_rocm, has_cuda = (any(name in plugin for plugin in plugins) for name in ("rocm", "cuda"))
+    return "rocm" if has_rocm and not has_cuda else "cuda"
+
+
 class _Formatter(argparse.HelpFormatter):
     """Wraps each paragraph of a description by itself, except for indented ones and the example."""
 
@@ -155,7 +175,7 @@ def parse_flags(
 
 
 def add_config_flags(parser: argparse.ArgumentParser, default: TrainConfig, args: Sequence[str] | None) -> None:
-    """Adds the fields of a config and ``--help-all`` as flags.
+    """Adds the fields of a config, ``--help-all`` and ``--device`` as flags.
 
     Args:
         parser: gets a group of flags for each group of fields.
@@ -165,6 +185,7 @@ def add_config_flags(parser: argparse.ArgumentParser, default: TrainConfig, args
     arguments = sys.argv[1:] if args is None else args
     texts, kinds = _help_texts(), typing.get_type_hints(TrainConfig)
     parser.add_argument("--help-all", action="help", help=f"show all {len(kinds)} flags of a run and exit")
+    add_device_flag(parser)
     for title, names in FIELD_GROUPS.items():
         group = parser.add_argument_group(title)
         for name in names:
@@ -172,6 +193,20 @@ def add_config_flags(parser: argparse.ArgumentParser, default: TrainConfig, args
             text = _describe(texts.get(name, ""), kinds[name], getattr(default, name)) if shown else argparse.SUPPRESS
             flag = f"--{name.replace('_', '-')}"
             group.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=text, **_options(name, kinds[name]))
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--device``, which takes effect when it is parsed; call it for each command that uses JAX.
+
+    Example:
+        >>> parser = OneLineParser("prog")
+        >>> add_device_flag(parser)
+        >>> parser.parse_args(["--device", "gpuu"])
+        Traceback (most recent call last):
+        mnist_jax.errors.InputError: device must be one of cpu, gpu, tpu, got gpuu; did you mean gpu?
+    """
+    help_ = "kind of device to compute on: cpu, gpu or tpu; default: the fastest that JAX finds"
+    parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), action=_ChooseDevice, metavar="KIND", help=help_)
 
 
 def replace_fields(default: TrainConfig, flags: argparse.Namespace) -> TrainConfig:

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mnist_jax.cli.flags import OneLineParser, run_command
+from mnist_jax.cli.flags import OneLineParser, add_device_flag, run_command
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import load_dataset
 from mnist_jax.errors import InputError, import_extra
@@ -196,6 +196,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.dem
         parser.add_argument(
             "--port", type=int, default=8000, help="port to serve at, 0 for any free one; default: 8000"
         )
+        add_device_flag(parser)
         flags = parser.parse_args(args)
         for module in ("starlette", "uvicorn"):
             import_extra(module, "demo")

@@ -76,12 +76,8 @@ class CNN(nn.Module):
                     "kernel_sizes and pool_sizes must fit into the image, "
                     f"got {self.kernel_sizes} and {self.pool_sizes}"
                 )
-            kernel, bias = _Kernel((size, size, x.shape[0], features), not self.batch_norm, name=f"Conv_{index}")()
-            x = conv_chwn(x, kernel.astype(x.dtype), self.padding.upper(), crop=pool)
-            # Adding the bias after pooling is less work, with the same result.
-            x = max_pool_chwn(x, pool)
-            x = batch_norm(x, train, axis=0) if bias is None else x + bias.astype(x.dtype)[:, None, None, None]
-            x = nn.relu(x)
+            x = _Conv(features, size, pool, self.padding.upper(), not self.batch_norm, name=f"Conv_{index}")(x)
+            x = nn.relu(batch_norm(x, train, axis=0) if self.batch_norm else x)
         if self.dense_size:
             x = x.transpose(1, 2, 0, 3).reshape(-1, x.shape[-1]).T
             x = nn.Dense(self.dense_size, use_bias=not self.batch_norm, dtype=self.dtype)(x)
@@ -93,13 +89,20 @@ class CNN(nn.Module):
         return logits if self.dtype is None else logits.astype(jnp.float32)
 
 
-class _Kernel(nn.Module):
-    """Creates the kernel and the bias of an ``nn.Conv``."""
+class _Conv(nn.Module):
+    """Convolves ``[channels, height, width, B]`` with the parameters of an ``nn.Conv``, and takes maxima."""
 
-    shape: tuple[int, ...]
+    features: int
+    size: int
+    pool: int
+    padding: str
     use_bias: bool
 
     @nn.compact
-    def __call__(self) -> tuple[jax.Array, jax.Array | None]:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), self.shape)
-        return kernel, self.param("bias", nn.initializers.zeros, self.shape[-1:]) if self.use_bias else None
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.size, self.size, x.shape[0], self.features))
+        x = max_pool_chwn(conv_chwn(x, kernel.astype(x.dtype), self.padding, crop=self.pool), self.pool)
+        if not self.use_bias:
+            return x
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return x + bias.astype(x.dtype)[:, None, None, None]  # after pooling: less work, the same result

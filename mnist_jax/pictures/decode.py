@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import functools
 import io
+import logging
 import os
 import re
 import struct
@@ -24,7 +25,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError, _imaging
 
 from mnist_jax.errors import InputError, one_line
 
+_log = logging.getLogger("mnist_jax")
+
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+PICTURE_SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    *(".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
+)
 _MAX_PIXELS = 24_000_000
 _MAX_JPEG_PIXELS = 50_000_000  # photographs of phones; the JPEG decoder scales down early
 _LONGEST_SIDE = 20_000
@@ -38,7 +45,8 @@ _SMALL_SIDE, _SMALL_FILE = 512, 2**16  # pixels, bytes
 def read_picture(content: bytes, name: str) -> np.ndarray:
     """Converts a PNG, JPEG, WebP, BMP, GIF or TIFF picture of any mode to grey.
 
-    Transparent pixels get a background that contrasts with the ink. EXIF data rotates photographs upright.
+    Transparent pixels get a background that contrasts with the ink. EXIF data rotates photographs upright. Of several
+    pages or frames the first is read, and a notice is logged.
 
     Args:
         content: content of the file.
@@ -63,7 +71,10 @@ def read_picture(content: bytes, name: str) -> np.ndarray:
             image.draft(None, (_MAX_SIDE, _MAX_SIDE))  # lets the JPEG decoder scale down early
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return _to_grey(image)
+            pixels = _to_grey(image)
+            if _has_more_pages(image):
+                _log.warning("%s: has several pages or frames, only the first was read", name)
+            return pixels
     except InputError:
         raise
     except Image.DecompressionBombError:
@@ -136,6 +147,15 @@ def _check_cost(image: Image.Image, content: bytes, name: str) -> None:
         raise _too_large(name, f"{width}x{height}")
     if is_jpeg and sum(1 for _ in _SCAN_HEADER.finditer(content)) > _MAX_SCANS:
         raise InputError(f"{name}: expected a JPEG of at most {_MAX_SCANS} scans, got more")
+
+
+def _has_more_pages(image: Image.Image) -> bool:
+    """Returns whether a first page is followed by others; moves to the second one of a GIF."""
+    if image.format in ("JPEG", "MPO"):  # further pictures in photographs of phones are versions of the first
+        return False
+    with contextlib.suppress(Exception):  # damage after the first page does not matter
+        return getattr(image, "is_animated", False)
+    return False
 
 
 def _too_large(name: str, got: str) -> InputError:

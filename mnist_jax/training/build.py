@@ -24,7 +24,7 @@ from mnist_jax.training.optimizer import build_optimizer
 
 
 def check_device() -> None:
-    """Checks that JAX has a device: ``JAX_PLATFORMS`` may name a platform that is not there.
+    """Checks that JAX has a device: ``--device`` or ``$JAX_PLATFORMS`` may name a platform that is not there.
 
     Raises:
         InputError: it has none.
@@ -32,9 +32,11 @@ def check_device() -> None:
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:
-        reason = str(error).split("\n")[0].split(" (set ")[0] or "this JAX was installed without it"
+        reason = str(error).split("\n")[0].split(" (set ")[0] or "no NVIDIA GPU is visible"
         platforms = jax.config.jax_platforms or "any platform"
-        raise InputError(f"device: expected a device of {platforms}, found none ({reason})") from None
+        raise InputError(
+            f"device: expected a device of {platforms}, found none ({reason}); install JAX for it, or use --device cpu"
+        ) from None
 
 
 def build_state(

@@ -11,6 +11,7 @@ fit(config, callbacks=[StopEarly()])
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,16 @@ class TensorBoard(Callback):
             self._events.add_image(curves, training.step)
 
 
+class ModelTable(Callback):
+    """Prints the layers of the model on stderr; not one of the callbacks that ``fit`` adds."""
+
+    def on_begin(self, training: Training) -> None:
+        """Prints the table and an empty line."""
+        from mnist_jax.training.describe import model_table
+
+        print(f"{model_table(training.state)}\n", file=sys.stderr)
+
+
 class ProgressReport(Callback):
     """Reports on stderr: a progress bar on a terminal, otherwise a line per epoch."""
 
@@ -140,7 +151,7 @@ class ProgressReport(Callback):
         if self._progress is None:
             num_train = training.dataset.train.num_examples
             self._progress = Progress(config.epochs, num_train, config.quiet, config.progress)
-        self._progress.begin_epoch(training.epoch)
+        self._progress.begin_epoch(training.epoch, int(training.metrics.count))
 
     def on_chunk(self, training: Training) -> None:
         """Moves the bar."""

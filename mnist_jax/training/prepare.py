@@ -75,12 +75,13 @@ def prepare_run(
         )
     loading = _start_loading(config, dataset)
     from mnist_jax.core.epoch import count_steps
-    from mnist_jax.training.build import check_batch_size, choose_microbatch_size
+    from mnist_jax.training.build import check_batch_size, check_device, choose_microbatch_size
 
     seconds = {"import": time.perf_counter() - started}
     dataset, seconds["data"] = loading.result()
     config = dataclasses.replace(config, data=config.data or dataset.name)
     check_batch_size(config, dataset)
+    check_device()
     model, _, state = own
     if model is None and state is None:
         microbatch_size = choose_microbatch_size(config) or config.batch_size
@@ -142,12 +143,11 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
     import jax
 
     from mnist_jax.core.evaluation import Evaluation, choose_batch_size, evaluate_arrays
-    from mnist_jax.training.build import build_state, check_device
+    from mnist_jax.training.build import build_state
     from mnist_jax.training.compiled import Compiled
     from mnist_jax.training.epochs import ChunkedEpoch
     from mnist_jax.training.optimizer import build_schedule
 
-    check_device()
     start = time.perf_counter()
     config, dataset = training.config, training.dataset
     train, validation, test = jax.device_put((dataset.train, dataset.validation, dataset.test))

@@ -1,4 +1,4 @@
-"""Reports the progress of a run: a bar on a terminal, otherwise a line per epoch, and a table at the end.
+"""Reports the progress of a run and the time left: a bar on a terminal, a line per epoch, and a table at the end.
 
 progress = Progress(num_epochs=10, num_examples=55_000, quiet=False)
 progress.begin_epoch(1)
@@ -8,41 +8,68 @@ progress.end_epoch({"epoch": 1, "train_loss": 0.3, ...})
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mnist_jax.training.stderr import Stderr
 
 
 class Progress:
-    """Reports to stderr; ``quiet`` disables it, ``bar`` shows the bar even without a terminal."""
+    """Reports to stderr; ``quiet`` disables it, ``bar`` shows the bar even without a terminal.
 
-    def __init__(self, num_epochs: int, num_examples: int, quiet: bool, bar: bool = False) -> None:
+    The time left of the whole run is estimated from the speed since the first :meth:`begin_epoch`.
+
+    Args:
+        num_epochs: epochs of the run.
+        num_examples: N, examples of an epoch.
+        quiet: report nothing.
+        bar: show the bar even without a terminal.
+        clock: returns a time in seconds.
+    """
+
+    def __init__(
+        self,
+        num_epochs: int,
+        num_examples: int,
+        quiet: bool,
+        bar: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._num_epochs = num_epochs
         self._num_examples = num_examples
         self._quiet = quiet
+        self._clock = clock
         self._stderr: Any = Stderr()
         self._shows_bar = not quiet and (bar or self._stderr.isatty())
         self._bar: Any = None
+        self._count = 0  # examples trained on since the start of the run
+        self._start: tuple[float, int] | None = None  # seconds and count when this process began to train
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Opens the bar of an epoch."""
+    def begin_epoch(self, epoch: int, count: int = 0) -> None:
+        """Opens the bar of an epoch, of which ``count`` examples are done already."""
+        self._count = (epoch - 1) * self._num_examples + count
+        if self._start is None:
+            self._start = self._clock(), self._count
         if self._shows_bar:
             from tqdm import tqdm
 
             self._bar = tqdm(
                 total=self._num_examples,
+                initial=count,
                 desc=f"epoch {epoch}/{self._num_epochs}",
                 unit=" examples",
                 leave=False,
                 file=self._stderr,
+                bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{rate_fmt}{postfix}]",
             )
 
     def update(self, count: int, loss: float, accuracy: float) -> None:
         """Moves the bar by ``count`` examples and shows the epoch's loss and accuracy so far."""
+        self._count += count
         if self._bar is not None:
             self._bar.update(count)
-            self._bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.4f}")
+            self._bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.4f}{self._time_left(', ')}")
 
     def end_epoch(self, line: Mapping[str, Any]) -> None:
         """Closes the bar and prints the results of the epoch."""
@@ -52,16 +79,38 @@ class Progress:
                 f"epoch {line['epoch']:>{len(str(self._num_epochs))}}/{self._num_epochs}"
                 f"  loss {line['train_loss']:.4f}  accuracy {line['train_accuracy']:.4f}"
                 f"  validation loss {line['validation_loss']:.4f}  accuracy {line['validation_accuracy']:.4f}"
-                f"  {line['examples_per_second']:,.0f} examples/s",
+                f"  {line['examples_per_second']:,.0f} examples/s{self._time_left('  ')}",
                 file=self._stderr,
                 flush=True,
             )
+
+    def _time_left(self, separator: str) -> str:
+        """Returns the estimated time to the end of the last epoch; nothing before the first examples and at the end."""
+        assert self._start is not None
+        start, count = self._start
+        num_left = self._num_epochs * self._num_examples - self._count
+        if num_left <= 0 or self._count == count:
+            return ""
+        seconds = (self._clock() - start) * num_left / (self._count - count)
+        return f"{separator}{format_seconds(seconds)} left"
 
     def close(self) -> None:
         """Removes the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns a rough duration.
+
+    Example:
+        >>> [format_seconds(seconds) for seconds in (0.2, 99.4, 100, 5900, 9000)]
+        ['1 s', '99 s', '2 min', '98 min', '2.5 h']
+    """
+    if seconds < 99.5:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
 
 
 def closing_table(summary: Mapping[str, Any], path: Any) -> str:

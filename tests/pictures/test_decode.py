@@ -63,6 +63,32 @@ def test_any_format(format, image):
     assert distance(prepare_image(picture), SEVEN) < 2
 
 
+@pytest.mark.parametrize("format", ["TIFF", "GIF", "WEBP", "PNG"])
+def test_of_several_pages_the_first_is_read_with_a_notice(caplog, format):
+    pages = {"save_all": True, "append_images": [Image.new("L", (280, 280), 255), draw_seven(paper=0, ink=255)]}
+    content = encode(draw_seven(), format, lossless=True, **pages)
+    with warnings.catch_warnings(action="error"):
+        picture = read_picture(content, "seven")
+    assert caplog.messages == ["seven: has several pages or frames, only the first was read"]
+    np.testing.assert_array_equal(picture, read_picture(encode(draw_seven(), format, lossless=True), "one"))
+    assert len(caplog.messages) == 1
+
+
+def test_damage_after_the_first_page_does_not_matter():
+    content = encode(draw_seven(), "GIF", save_all=True, append_images=[Image.new("L", (280, 280), 255)])
+    first = read_picture(content, "seven")
+    for end in range(len(content) - 20, len(content)):
+        np.testing.assert_array_equal(read_picture(content[:end], "cut"), first)
+
+
+def test_the_second_picture_of_a_photograph_is_no_page(caplog):
+    content = encode(draw_seven(), "MPO", save_all=True, append_images=[draw_seven()])
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.is_animated
+    read_picture(content, "seven.jpg")
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("extremes", [(-np.inf, np.inf), (-3e38, 3e38), (0, np.inf), (np.nan, -np.inf), (0, 1e-44)])
 def test_extreme_numbers_stay_finite(extremes):
     numbers = np.zeros((28, 28), np.float32)

@@ -295,7 +295,14 @@ COMMAND = ("-m", "mnist_jax.train", "--data", "digits", "--hidden-sizes", "8", "
 def test_the_command_prints_lines_and_a_table(run_python, tmp_path, monkeypatch, capsys):
     done = run_python(*COMMAND, "--workdir", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"epoch 1/1  loss \d\.\d{4}  accuracy .* examples/s\n", done.stderr)
+    table, _, epoch = done.stderr.partition("\n\n")
+    assert table.splitlines() == [
+        "layer    output  parameters",
+        "Dense_0       8       6,280",
+        "Dense_1      10          90",
+        "total                 6,370",
+    ]
+    assert re.fullmatch(r"epoch 1/1  loss \d\.\d{4}  accuracy .* examples/s\n", epoch)
     accuracy = json.loads((tmp_path / "run" / "summary.json").read_text())["test_accuracy"]
     assert f"{accuracy:.2%}" in done.stdout
     assert done.stdout.splitlines()[0].split() == ["examples", "loss", "accuracy"]

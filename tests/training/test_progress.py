@@ -1,3 +1,4 @@
+import itertools
 import sys
 
 import pytest
@@ -17,16 +18,47 @@ LINE = {
 def report(progress):
     progress.begin_epoch(3)
     progress.update(30, 0.5, 0.75)
+    progress.update(30, 0.25, 0.9)
     progress.end_epoch(LINE)
 
 
+def clock(*seconds):
+    return iter(seconds).__next__
+
+
 def test_without_a_terminal_an_epoch_is_a_line(capsys):
-    report(Progress(10, 60, quiet=False))
+    report(Progress(10, 60, quiet=False, clock=clock(100.0, 102.0)))
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        "epoch  3/10  loss 0.2500  accuracy 0.9000  validation loss 0.1250  accuracy 0.9500  12,346 examples/s\n"
+        "epoch  3/10  loss 0.2500  accuracy 0.9000  validation loss 0.1250  accuracy 0.9500  12,346 examples/s"
+        "  14 s left\n"  # 7 epochs of 2 s
     )
+
+
+def test_the_time_left_is_that_of_the_run_since_its_first_epoch_here(capsys):
+    """As after a resume, with 20 of the 60 examples of epoch 2 done; one second per 10 examples."""
+    progress = Progress(3, 60, quiet=False, clock=clock(1000.0, 1004.0))
+    progress.begin_epoch(2, count=20)
+    progress.update(40, 0.5, 0.75)
+    progress.end_epoch({**LINE, "epoch": 2})
+    progress.begin_epoch(3)
+    progress.update(30, 0.5, 0.75)
+    progress.update(30, 0.5, 0.75)
+    progress.end_epoch(LINE)
+    second, third = capsys.readouterr().err.splitlines()
+    assert second.endswith("12,346 examples/s  6 s left")
+    assert third.endswith("12,346 examples/s")
+
+
+def test_the_bar_shows_the_time_left_of_the_run(capsys):
+    progress = Progress(10, 60, quiet=False, bar=True, clock=itertools.count(0.0, 60.0).__next__)
+    progress.begin_epoch(9, count=15)
+    progress.update(15, 0.5, 0.75)
+    progress._bar.refresh()
+    progress.close()
+    assert "50%" in (err := capsys.readouterr().err)
+    assert "examples/s, loss 0.5000, accuracy 0.7500, 6 min left]" in err  # one minute for 15 of the 105 examples
 
 
 @pytest.mark.parametrize("bar", [False, True])

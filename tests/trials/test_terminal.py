@@ -11,6 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-m", "mnist_jax.train", "--data", "digits", "--hidden-sizes", "8", "--epochs", "3"]
+TABLE = ["layer", "Dense", "Dense", "total", ""]  # beginnings of the lines about the model
 
 
 def start(workdir, before="", redirection=""):
@@ -31,7 +32,7 @@ def test_training_does_not_need_a_stderr(tmp_path):
             out, err = process.communicate(timeout=120)
         assert process.returncode == 0
         assert f"everything is in {tmp_path / name}" in out
-        assert len(err.splitlines()) == (3 if name == "plain" else 0)
+        assert [line[:5] for line in err.splitlines()] == ([*TABLE, *["epoch"] * 3] if name == "plain" else [])
         assert numbers(tmp_path / name) == numbers(tmp_path / "plain")
 
 
@@ -39,7 +40,8 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path):
     """Orbax logs hundreds of lines, and its threads print tracebacks."""
     with start(tmp_path / "run", before="ulimit -f 16;") as process:
         out, err = process.communicate(timeout=120)
-    epoch, error = err.splitlines()
+    *table, epoch, error = err.splitlines()
+    assert [line[:5] for line in table] == TABLE
     assert (process.returncode, out) == (1, "")
     assert epoch.startswith("epoch 1/3  loss")
     assert re.fullmatch(r"error: .*run/checkpoints/11: the checkpoint cannot be written \(.*\); earlier ones .*", error)
@@ -54,5 +56,5 @@ def test_a_training_that_ignores_ctrl_c_is_not_stopped(tmp_path):
             process.send_signal(signal.SIGINT)
             time.sleep(0.05)
         out, err = process.communicate()
-    assert (process.returncode, len(err.splitlines())) == (0, 3)
+    assert (process.returncode, [line[:5] for line in err.splitlines()]) == (0, [*TABLE, *["epoch"] * 3])
     assert f"everything is in {tmp_path / 'run'}" in out
