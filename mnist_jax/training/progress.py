@@ -1,4 +1,4 @@
-"""Reports the progress of a run: a bar on a terminal, otherwise a line per epoch, and a table at the end.
+"""Reports the progress of a run: a bar on a terminal or in a notebook, a line per epoch, and a table at the end.
 
 progress = Progress(num_epochs=10, num_examples=55_000, quiet=False)
 progress.begin_epoch(1)
@@ -8,6 +8,7 @@ progress.end_epoch({"epoch": 1, "train_loss": 0.3, ...})
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ class Progress:
         self._num_examples = num_examples
         self._quiet = quiet
         self._stderr: Any = Stderr()
-        self._shows_bar = not quiet and (bar or self._stderr.isatty())
+        self._notebook_bar = None if quiet else _find_notebook_bar()
+        self._shows_bar = not quiet and (bar or self._stderr.isatty() or self._notebook_bar is not None)
         self._bar: Any = None
 
     def begin_epoch(self, epoch: int) -> None:
@@ -30,7 +32,7 @@ class Progress:
         if self._shows_bar:
             from tqdm import tqdm
 
-            self._bar = tqdm(
+            self._bar = (self._notebook_bar or tqdm)(
                 total=self._num_examples,
                 desc=f"epoch {epoch}/{self._num_epochs}",
                 unit=" examples",
@@ -62,6 +64,16 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _find_notebook_bar() -> Any:
+    """Returns the bar of tqdm for notebooks, or None outside Jupyter and without ipywidgets."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if not hasattr(shell, "kernel"):  # a terminal
+        return None
+    from tqdm import notebook
+
+    return notebook.tqdm if notebook.IProgress else None
 
 
 def closing_table(summary: Mapping[str, Any], path: Any) -> str:
