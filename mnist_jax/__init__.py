@@ -2,8 +2,94 @@
 
     from mnist_jax import MLP, create_train_state, load_dataset, train_step
 
-Every public name can be imported from here; ``__init__.pyi`` lists them. A name is loaded on first use, so that
-``python -m mnist_jax.train --help`` does not wait for JAX.
+The public names, by task. ``help(mnist_jax.fit)`` explains a name, with an example.
+
+Train a run
+    TrainConfig                 every choice of a run: data, model, optimizer, output
+    fit                         trains and evaluates a model, and writes the run directory
+    Callback                    reacts to the events of ``fit``
+    Training                    a run in progress, as callbacks see it
+    Run                         a finished run: state, history, final numbers and ``plot()``
+    find_runs                   finds the runs in a directory
+    RunInfo                     config and results of a run that was found
+    load_run                    loads the config and the newest state of a run
+    train_population            trains models together, over seeds and hyperparameters
+    Population                  models trained together
+    run_sweep                   searches hyperparameters
+    Search                      search space and method
+    Sweep                       a finished search
+    Trial                       the result of one trial
+
+Build your own training
+    create_train_state          initialises any model with any optax optimizer
+    TrainState                  everything that training changes, and its ``recipe``
+    Recipe                      the functions and constants that decide a step
+    train_step                  takes one optimizer step on a batch
+    train_epoch                 shuffles and trains an epoch, as one program
+    train_steps                 trains on the examples of a split in a given order
+    epoch_order                 returns the shuffled order of an epoch
+    eval_step                   computes the metrics of a batch
+    Metrics                     sums and counts over examples, with loss and accuracy
+    loss_fn                     computes the training loss of a batch
+    cross_entropy               computes the loss of each example
+    CrossEntropy                cross-entropy with label smoothing
+    MeanLoss                    a loss per example, averaged over a batch as a ``loss_fn``
+    VirtualAdversarialLoss      penalty on predictions that change close to an image
+    mean_gradient               computes the gradient of a whole batch at once
+    AccumulatedGradient         gradient summed over microbatches, which takes less memory
+    Augmentation                random distortion of images
+    save_checkpoint             saves a state
+    restore_checkpoint          restores the newest intact checkpoint
+    build_state                 builds the initial state of a ``TrainConfig``
+    build_optimizer             builds the optimizer of a ``TrainConfig``
+    build_schedule              builds the learning rate of a ``TrainConfig``, by step
+    build_augmentation          builds the augmentation of a ``TrainConfig``
+    choose_microbatch_size      returns the fastest microbatch size on this platform
+
+Data
+    load_dataset                loads a data set by name, from a directory or from a CSV
+    Dataset                     training, validation and test split
+    Split                       images and their labels
+    stream_batches              yields shuffled batches
+    prefetch                    moves batches to the device before they are needed
+
+Models
+    MLP                         multilayer perceptron
+    CNN                         convolutional network
+    build_model                 builds the model of a ``TrainConfig``
+    apply_model                 runs the model of a state with given parameters
+    count_parameters            counts the scalars in a parameter tree
+
+Evaluate and look inside
+    evaluate_dataset            evaluates a state on a split
+    evaluate_views              evaluates on distorted copies too (test-time augmentation)
+    Evaluation                  logits of a split, with loss and accuracy
+    evaluate_run                evaluates a run, and writes numbers, figures and a page
+    RunReport                   the evaluation of a run
+    ensemble_probabilities      averages the predictions of several models
+    per_example_losses          computes the loss of each example of a split
+    per_example_margins         computes the margin of each example of a split
+    per_example_gradient_norms  computes the gradient norm of each example of a split
+    one_example_loss            returns the loss of one example as a function, for ``vmap``
+    one_example_margin          returns the margin of one example as a function
+    one_example_gradient_norm   returns the gradient norm of one example as a function
+
+Classify pictures
+    predict_image               classifies one picture of a digit
+    Predictor                   classifies many pictures with one network
+    Prediction                  class, probabilities, and the picture as the network saw it
+    prepare_image               converts a picture to the format of MNIST
+
+Export models
+    export_run                  writes the model of a run for other programs
+    load_export                 loads an exported ``json`` or ``safetensors`` file
+    load_stablehlo              loads an exported ``stablehlo`` file
+
+Errors
+    InputError                  a flag, file or directory cannot be used
+    NonFiniteLossError          the loss became NaN or infinite
+
+A name is loaded on first use, so that ``python -m mnist_jax.train --help`` does not wait for JAX.
 """
 
 import sys

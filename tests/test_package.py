@@ -46,6 +46,15 @@ def test_all_is_what_the_stub_imports():
     assert sorted(mnist_jax.__all__) == sorted(names)
 
 
+def test_the_table_of_the_package_has_each_public_name_once_and_narrow_lines():
+    rows = re.findall(r"^    (\w+)( {2,}\S.*)$", mnist_jax.__doc__, flags=re.MULTILINE)
+    names, public = [name for name, _ in rows], set(mnist_jax.__all__)
+    missing, unknown = sorted(public - set(names)), sorted(set(names) - public)
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    assert not (missing or unknown or repeated), f"docstring of mnist_jax: {missing=}, {unknown=}, {repeated=}"
+    assert [name for name, text in rows if len(f"        {name}{text}") > 100] == []  # as ``help`` indents it
+
+
 @pytest.mark.parametrize("name", mnist_jax.__all__)
 def test_each_public_name_has_a_docstring_with_an_example(name):
     documentation = inspect.getdoc(getattr(mnist_jax, name))

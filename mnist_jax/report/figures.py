@@ -22,11 +22,21 @@ if TYPE_CHECKING:
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Plots loss and accuracy on the training and validation split over the epochs, as a PNG.
+    """Saves the figure of :func:`draw_learning_curves` as a PNG.
 
     Args:
         history: lines of ``metrics.jsonl``.
         path: path of the PNG; its directory is created if needed.
+        title: title above both panels.
+    """
+    _save(draw_learning_curves(history, title), path)
+
+
+def draw_learning_curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Plots loss and accuracy on the training and validation split over the epochs.
+
+    Args:
+        history: lines of ``metrics.jsonl``.
         title: title above both panels.
     """
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
@@ -44,7 +54,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str
         axes.grid(alpha=0.3)
         axes.legend(title="last epoch")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
-    _save(figure, path)
+    return figure
 
 
 def confusion_matrix(

@@ -140,7 +140,7 @@ class ModelTable(Callback):
 
 
 class ProgressReport(Callback):
-    """Reports on stderr: a progress bar on a terminal, otherwise a line per epoch."""
+    """Reports on stderr: a progress bar on a terminal or in a notebook, and a line per epoch."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None

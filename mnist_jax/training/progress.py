@@ -1,4 +1,4 @@
-"""Reports the progress of a run and the time left: a bar on a terminal, a line per epoch, and a table at the end.
+"""Reports progress and the time left: a bar on a terminal or in a notebook, a line per epoch, a table at the end.
 
 progress = Progress(num_epochs=10, num_examples=55_000, quiet=False)
 progress.begin_epoch(1)
@@ -8,6 +8,7 @@ progress.end_epoch({"epoch": 1, "train_loss": 0.3, ...})
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -41,7 +42,8 @@ class Progress:
         self._quiet = quiet
         self._clock = clock
         self._stderr: Any = Stderr()
-        self._shows_bar = not quiet and (bar or self._stderr.isatty())
+        self._notebook_bar = None if quiet else _find_notebook_bar()
+        self._shows_bar = not quiet and (bar or self._stderr.isatty() or self._notebook_bar is not None)
         self._bar: Any = None
         self._count = 0  # examples trained on since the start of the run
         self._start: tuple[float, int] | None = None  # seconds and count when this process began to train
@@ -54,7 +56,7 @@ class Progress:
         if self._shows_bar:
             from tqdm import tqdm
 
-            self._bar = tqdm(
+            self._bar = (self._notebook_bar or tqdm)(
                 total=self._num_examples,
                 initial=count,
                 desc=f"epoch {epoch}/{self._num_epochs}",
@@ -111,6 +113,16 @@ def format_seconds(seconds: float) -> str:
     if seconds < 99.5:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
+
+
+def _find_notebook_bar() -> Any:
+    """Returns the bar of tqdm for notebooks, or None outside Jupyter and without ipywidgets."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if not hasattr(shell, "kernel"):  # a terminal
+        return None
+    from tqdm import notebook
+
+    return notebook.tqdm if notebook.IProgress else None
 
 
 def closing_table(summary: Mapping[str, Any], path: Any) -> str:

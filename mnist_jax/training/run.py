@@ -20,6 +20,8 @@ from mnist_jax.training.directory import RunDirectory
 from mnist_jax.training.signals import StopSignals
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from mnist_jax.core.evaluation import Evaluation
     from mnist_jax.core.state import TrainState
     from mnist_jax.training.callbacks import Callback
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Holds a finished run.
+    """Holds a finished run. A notebook shows its final numbers and learning curves.
 
     Attributes:
         config: the config, completed with the values that ``fit`` chose.
@@ -47,6 +49,35 @@ class Run:
     summary: dict[str, Any]
     test: Evaluation
     workdir: Path
+
+    def __repr__(self) -> str:
+        """Returns one line, without the arrays."""
+        return f"<Run {self._title()}, test accuracy {self.summary['test_accuracy']:.2%}>"
+
+    def plot(self) -> Figure:
+        """Returns the learning curves as a matplotlib figure, which a notebook shows; pyplot is not used.
+
+        Example:
+            >>> import tempfile
+            >>> from mnist_jax import fit
+            >>> with tempfile.TemporaryDirectory() as directory:
+            ...     run = fit(TrainConfig(data="digits", epochs=1, workdir=directory + "/run", quiet=True))
+            >>> run.plot().get_suptitle()
+            'mlp on digits'
+        """
+        from mnist_jax.report.display import add_notebook_display
+        from mnist_jax.report.figures import draw_learning_curves
+
+        return add_notebook_display(draw_learning_curves(self.history, self._title()))
+
+    def _title(self) -> str:
+        return f"{self.summary['model']} on {self.summary['dataset']}"
+
+    def _repr_html_(self) -> str:
+        """Returns final numbers and learning curves, for notebooks."""
+        from mnist_jax.report.display import run_html
+
+        return run_html(self.summary, self.plot())
 
 
 @dataclasses.dataclass

@@ -1,7 +1,10 @@
 import itertools
 import sys
+from types import SimpleNamespace
 
 import pytest
+import tqdm
+import tqdm.notebook
 
 from mnist_jax.training.progress import Progress, closing_table
 
@@ -85,6 +88,48 @@ def test_on_a_terminal_there_is_a_bar_that_goes_away(capsys, monkeypatch):
     assert "examples/s, loss 0.5000, accuracy 0.7500" in err
     assert err.splitlines()[-1].startswith("epoch  3/10  loss 0.2500")
     progress.close()
+
+
+@pytest.fixture
+def jupyter(monkeypatch):
+    """A kernel of Jupyter; returns the text bar that stands for the bar of widgets, with the names it was given."""
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    descriptions = []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, **options):
+            descriptions.append(options["desc"])
+            super().__init__(**options)
+
+    monkeypatch.setattr(tqdm.notebook, "tqdm", Bar)
+    monkeypatch.setattr(tqdm.notebook, "IProgress", object)
+    return descriptions
+
+
+def test_in_a_notebook_the_bar_is_a_widget(capsys, jupyter):
+    report(Progress(10, 60, quiet=False))
+    assert jupyter == ["epoch 3/10"]
+    assert capsys.readouterr().err.splitlines()[-1].startswith("epoch  3/10  loss 0.2500")
+
+
+def test_without_ipywidgets_a_notebook_gets_a_line_per_epoch_and_no_warning(capsys, jupyter, monkeypatch):
+    monkeypatch.setattr(tqdm.notebook, "IProgress", None)
+    report(Progress(10, 60, quiet=False))
+    assert jupyter == []
+    assert capsys.readouterr().err.splitlines()[0].startswith("epoch  3/10  loss 0.2500")
+
+
+def test_quiet_is_quiet_in_a_notebook(capsys, jupyter):
+    report(Progress(10, 60, quiet=True))
+    assert (jupyter, capsys.readouterr().err) == ([], "")
+
+
+@pytest.mark.parametrize("shell", [None, SimpleNamespace()], ids=["imported", "terminal"])
+def test_ipython_in_a_terminal_is_no_notebook(capsys, jupyter, monkeypatch, shell):
+    monkeypatch.setattr(sys.modules["IPython"], "get_ipython", lambda: shell)
+    report(Progress(10, 60, quiet=False))
+    assert jupyter == []
 
 
 def test_the_closing_table():
