@@ -178,9 +178,19 @@ class LearningCurves(Callback):
         path = training.directory.path / "figures" / "learning_curves.png"
         try:
             title = f"{training.summary['model']} on {training.dataset.name}"
-            learning_curves(training.history, path, title)
+            learning_curves(training.history, path, title, _train_label(training))
         except Exception as error:
             _log.warning("%s could not be drawn (%s); the run is complete", path, " ".join(str(error).split()))
+
+
+def _train_label(training: Training) -> str:
+    """Labels the training curve; dropout of a model of the user's own is not known."""
+    config = training.config
+    has_hidden_layers = config.model != "mlp" or config.hidden_sizes != ()
+    uses_dropout = not training.has_own_model and has_hidden_layers and config.dropout_rate > 0
+    uses_augmentation = training.state.recipe.augment is not None
+    names = " and ".join(["dropout"] * uses_dropout + ["augmentation"] * uses_augmentation)
+    return f"train (with {names}, during the epoch)" if names else "train (during the epoch)"
 
 
 def arrange_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
