@@ -43,48 +43,44 @@ def draw_evaluation(
         image: ``uint8[N, 28, 28, 1]``, images of the split.
         content: content of ``evaluation.json``, with ``dataset`` and ``split``.
         class_names: K names.
-        saliency: maps ``uint8[M, 28, 28, 1]`` to saliency maps ``float32[M, 28, 28]``.
+        saliency: function of ``uint8[M, 28, 28, 1]`` that returns saliency maps ``float32[M, 28, 28]``.
 
     Returns:
         Path of each PNG by name, in display order.
     """
-    names = (
-        "confusion matrix",
-        "confused classes",
-        "misclassified",
-        "saliency",
-        "hardest",
-        "calibration",
-        "predictions",
-    )
-    figures = {name: directory / f"{name.replace(' ', '_')}.png" for name in names}
     label, predictions, logits = evaluation.label, evaluation.predictions, evaluation.logits
-    examples = f"{evaluation.num_examples:,} {content['split']} examples of {content['dataset']}"
+    class_names = [name.replace("$", r"\$") for name in class_names]  # Matplotlib reads $...$ as mathematics
+    dataset = content["dataset"].replace("$", r"\$")
+    examples = f"{evaluation.num_examples:,} {content['split']} examples of {dataset}"
+    figures: dict[str, Path] = {}
+
+    def path_of(name: str) -> Path:
+        figures[name] = directory / f"{name.replace(' ', '_')}.png"
+        return figures[name]
+
+    def draw_examples(name: str, shown: Sequence[int], title: str) -> None:
+        example_grid(image[shown], label[shown], logits[shown], class_names, path_of(name), title)
+
     title = f"accuracy {evaluation.accuracy:.2%}, {examples}"
-    confusion_matrix(label, predictions, class_names, figures["confusion matrix"], title)
+    confusion_matrix(label, predictions, class_names, path_of("confusion matrix"), title)
     title = f"mean images of the most frequent confusions, {examples}"
-    confused_classes(image, label, predictions, class_names, figures["confused classes"], title)
+    confused_classes(image, label, predictions, class_names, path_of("confused classes"), title)
 
     by_confidence = sorted(content["misclassified"], key=lambda example: -example["confidence"])
     wrong = [example["index"] for example in by_confidence]
-    hardest = [example["index"] for example in content["hardest"]]
-    num_wrong = f"{len(wrong[:NUM_SHOWN])} of {len(wrong):,} misclassified"
-    for name, shown, title in (
-        ("misclassified", wrong[:NUM_SHOWN], f"{num_wrong}, most confident first; {examples}"),
-        ("hardest", hardest, f"largest losses of {examples}"),
-        ("predictions", list(range(min(NUM_SHOWN, len(label)))), f"first of {examples}"),
-    ):
-        example_grid(image[shown], label[shown], logits[shown], class_names, figures[name], title)
+    shown = wrong[:NUM_SHOWN]
+    title = f"{len(shown)} of {len(wrong):,} misclassified, most confident first; {examples}"
+    draw_examples("misclassified", shown, title)
 
     first_right = [np.flatnonzero((label == k) & (predictions == k))[:1] for k in range(len(class_names))]
-    shown = [*wrong[:5], *np.concatenate(first_right)][:NUM_SHOWN]
-    maps, title = (
-        np.asarray(saliency(image[shown])),
-        "saliency: more ink raises (red) or lowers (blue) the logit of the predicted class",
-    )
-    saliency_grid(image[shown], maps, label[shown], logits[shown], class_names, figures["saliency"], title)
+    shown = [*wrong[:5], *np.concatenate(first_right).tolist()][:NUM_SHOWN]
+    maps = np.asarray(saliency(image[shown]))
+    title = "saliency: more ink raises (red) or lowers (blue) the logit of the predicted class"
+    saliency_grid(image[shown], maps, label[shown], logits[shown], class_names, path_of("saliency"), title)
 
+    draw_examples("hardest", [example["index"] for example in content["hardest"]], f"largest losses of {examples}")
     calibration = Calibration.compute(evaluation.probabilities, label)
     title = f"expected calibration error {calibration.expected_error:.2%}, {examples}"
-    reliability_diagram(calibration, figures["calibration"], title)
+    reliability_diagram(calibration, path_of("calibration"), title)
+    draw_examples("predictions", range(min(NUM_SHOWN, len(label))), f"first of {examples}")
     return figures

@@ -242,7 +242,7 @@ def reliability_diagram(calibration: Calibration, path: Path, title: str) -> Non
     accuracy.errorbar(
         calibration.confidence[filled],
         share,
-        yerr=(share - low, high - share),
+        yerr=np.stack([share - low, high - share]),
         fmt="o",
         markersize=5,
         capsize=3,

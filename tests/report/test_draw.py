@@ -49,10 +49,10 @@ def test_each_figure_says_what_it_shows(tmp_path, monkeypatch):
         f"accuracy 92.50%, {examples}",
         f"mean images of the most frequent confusions, {examples}",
         f"3 of 3 misclassified, most confident first; {examples}",
-        f"largest losses of {examples}",
-        f"first of {examples}",
         "saliency: more ink raises (red) or lowers (blue) the logit of the predicted class",
+        f"largest losses of {examples}",
         f"expected calibration error {content['expected_calibration_error']:.2%}, {examples}",
+        f"first of {examples}",
     ]
     first_right = [next(i for i in range(3, 40) if split.label[i] == k) for k in range(10) if k in split.label[3:]]
     np.testing.assert_array_equal(shown[0], split.image[[2, 0, 1, *first_right]])
@@ -73,3 +73,12 @@ def test_the_most_confident_errors_come_first(tmp_path, monkeypatch):
     np.testing.assert_array_equal(label, split.label[:23:-1])
     np.testing.assert_array_equal(shown_logits, logits[:23:-1])
     assert title == "36 of 60 misclassified, most confident first; 60 test examples of some"
+
+
+def test_dollar_signs_in_names_are_drawn(tmp_path):
+    split = make_split(40)
+    names = [f"$\\frac${k}" for k in range(10)]
+    evaluation = Evaluation(1.5, 0.1, 40, np.eye(10, dtype=np.float32)[split.label[::-1]], split.label)
+    content = describe_evaluation(evaluation, names) | {"dataset": "$\\frac$", "split": "test"}
+    figures = draw_evaluation(tmp_path, evaluation, split.image, content, names, lambda image: image[..., 0])
+    assert all(path.exists() for path in figures.values())
