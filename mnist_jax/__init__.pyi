@@ -22,6 +22,7 @@ from .core.per_example import per_example_gradient_norms as per_example_gradient
 from .core.per_example import per_example_losses as per_example_losses
 from .core.per_example import per_example_margins as per_example_margins
 from .core.population import ensemble_probabilities as ensemble_probabilities
+from .core.saliency import saliency as saliency
 from .core.state import Recipe as Recipe
 from .core.state import TrainState as TrainState
 from .core.state import count_parameters as count_parameters

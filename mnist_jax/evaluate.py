@@ -14,6 +14,7 @@ wrong flag are answered at once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -109,6 +110,7 @@ def evaluate_run(
             pool.submit(importlib.import_module, module)
         from mnist_jax.core.evaluation import evaluate_dataset
         from mnist_jax.core.per_example import per_example_gradient_norms
+        from mnist_jax.core.saliency import saliency
         from mnist_jax.training.loading import load_run
 
         config, state = load_run(run, model=model, tx=tx, best=best)
@@ -139,11 +141,13 @@ def evaluate_run(
 
         part_start = time.perf_counter()
         try:
-            figures = draw_evaluation(directory / "figures", evaluation, examples.image, content, dataset.class_names)
+            maps = functools.partial(saliency, state)
+            names = dataset.class_names
+            figures = draw_evaluation(directory / "figures", evaluation, examples.image, content, names, maps)
             replace_events(directory, figures.values(), int(state.step))
             curves = Path(run, "figures", "learning_curves.png")
             if curves.exists():
-                figures["learning curves"] = curves
+                figures = {"learning curves": curves, **figures}
             page = html_report(content, figures, config)
         except OSError as error:
             raise InputError(f"{directory}: figures cannot be written ({error.strerror})") from None

@@ -83,7 +83,7 @@ def no_programs_of_other_files() -> Iterator[None]:
 def plain_learning_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each run draws its learning curves as one pixel; those of fixtures that outlive a test are drawn in full."""
 
-    def draw(history: object, path: Path, title: str) -> None:
+    def draw(history: object, path: Path, *texts: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGBA", (1, 1)).save(path)
 

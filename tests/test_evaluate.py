@@ -45,6 +45,7 @@ def test_the_files_are_in_the_run(run, report):
     assert report.directory == run.workdir
     figures = {path.name for path in (run.workdir / "figures").iterdir()}
     names = {"confusion_matrix", "calibration", "predictions", "misclassified", "hardest", "learning_curves"}
+    names |= {"confused_classes", "saliency"}
     assert figures == {f"{name}.png" for name in names}
     assert {"evaluation.json", "examples.csv", "report.html"} <= {path.name for path in run.workdir.iterdir()}
 
@@ -87,6 +88,8 @@ def test_the_page_needs_nothing_else(run, report):
     assert all(tag == "img" and value.startswith(prefix) for tag, value in links.found)
     pictures = {base64.b64decode(value.removeprefix(prefix)) for _, value in links.found}
     assert pictures == {path.read_bytes() for path in (run.workdir / "figures").iterdir()}
+    first = (run.workdir / "figures" / "learning_curves.png").read_bytes()
+    assert base64.b64decode(links.found[0][1].removeprefix(prefix)) == first
     assert not re.search(r"url\(|@import|<script|https?:", text)
     for shown in (
         f"{report.content['accuracy']:.2%}",

@@ -3,6 +3,7 @@
 learning_curves(history, workdir.path / "figures" / "learning_curves.png", title="mlp on mnist")
 confusion_matrix(test.label, test.predictions, dataset.class_names, path, title="98.55 % of 10,000 test digits")
 example_grid(dataset.test.image[:30], test.label[:30], test.logits[:30], dataset.class_names, path, title="test digits")
+saliency_grid(image, saliency(state, image), label, logits, dataset.class_names, path, title="saliency")
 reliability_diagram(Calibration.compute(test.probabilities, test.label), path, title="calibration")
 """
 
@@ -21,23 +22,30 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def learning_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+_TRAIN_LABEL = "train (during the epoch)"
+
+
+def learning_curves(
+    history: Sequence[Mapping[str, Any]], path: Path, title: str, train_label: str = _TRAIN_LABEL
+) -> None:
     """Saves the figure of :func:`draw_learning_curves` as a PNG.
 
     Args:
         history: lines of ``metrics.jsonl``.
         path: path of the PNG; its directory is created if needed.
         title: title above both panels.
+        train_label: label of the training curve, which is measured differently from validation.
     """
-    _save(draw_learning_curves(history, title), path)
+    _save(draw_learning_curves(history, title, train_label), path)
 
 
-def draw_learning_curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
+def draw_learning_curves(history: Sequence[Mapping[str, Any]], title: str, train_label: str = _TRAIN_LABEL) -> Figure:
     """Plots loss and accuracy on the training and validation split over the epochs.
 
     Args:
         history: lines of ``metrics.jsonl``.
         title: title above both panels.
+        train_label: label of the training curve, which is measured differently from validation.
     """
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
     from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -46,14 +54,13 @@ def draw_learning_curves(history: Sequence[Mapping[str, Any]], title: str) -> Fi
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     figure.suptitle(title)
     for axes, name, label in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("loss (nats)", "accuracy"), strict=True):
-        for split, style in (("train", "o--"), ("validation", "o-")):
-            values = [line[f"{split}_{name}"] for line in history]
-            axes.plot(epochs, values, style, markersize=4, label=f"{split} {values[-1]:.4f}")
+        for split, style, text in (("train", "o--", train_label), ("validation", "o-", "validation (after the epoch)")):
+            axes.plot(epochs, [line[f"{split}_{name}"] for line in history], style, markersize=4, label=text)
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
-        axes.legend(title="last epoch")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    figure.legend(handles=axes.lines, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -93,6 +100,37 @@ def confusion_matrix(
     _save(figure, path)
 
 
+def confused_classes(
+    image: np.ndarray, label: np.ndarray, predictions: np.ndarray, class_names: Sequence[str], path: Path, title: str
+) -> None:
+    """Draws the six most frequent confusions as mean images, as a PNG.
+
+    For each it shows the mean of the true class, of its examples taken for another class, and of that other class.
+
+    Args:
+        image: ``uint8[N, 28, 28, 1]``.
+        label: ``int[N]``, true classes.
+        predictions: ``int[N]``, predicted classes.
+        class_names: K names.
+        path: path of the PNG; its directory is created if needed.
+        title: title above the grid.
+    """
+    pairs, counts = np.unique(np.stack([label, predictions])[:, label != predictions], axis=1, return_counts=True)
+    most_frequent = np.argsort(-counts, kind="stable")[:6]
+    means, captions = [], []
+    for true, predicted in pairs[:, most_frequent].T:
+        name, other = f"true {class_names[true]}", class_names[predicted]
+        for text, chosen in (
+            (name, label == true),
+            (f"{name}\npredicted {other}", (label == true) & (predictions == predicted)),
+            (f"true {other}", label == predicted),
+        ):
+            count = int(chosen.sum())
+            means.append(image[chosen, :, :, 0].mean(axis=0) if count else np.zeros((28, 28)))
+            captions.append((f"{text}\n{count:,} example{'s' if count != 1 else ''}", "\n" in text))
+    _draw_grid(np.array(means).reshape(-1, 28, 28), captions, path, title, group=3)
+
+
 def example_grid(
     image: np.ndarray, label: np.ndarray, logits: np.ndarray, class_names: Sequence[str], path: Path, title: str
 ) -> None:
@@ -106,38 +144,99 @@ def example_grid(
         path: path of the PNG; its directory is created if needed.
         title: title above the grid.
     """
-    from matplotlib.figure import Figure
+    _draw_grid(image[..., 0], _captions(label, logits, class_names), path, title)
+
+
+def saliency_grid(
+    image: np.ndarray,
+    maps: np.ndarray,
+    label: np.ndarray,
+    logits: np.ndarray,
+    class_names: Sequence[str],
+    path: Path,
+    title: str,
+) -> None:
+    """Draws each image above its saliency map, as a PNG: red where more ink raises the logit, blue where it lowers it.
+
+    The colours of each map span plus and minus its largest absolute value.
+
+    Args:
+        image: ``uint8[N, 28, 28, 1]``.
+        maps: ``float32[N, 28, 28]``, from :func:`mnist_jax.saliency`.
+        label: ``int[N]``, true classes.
+        logits: ``float32[N, K]``.
+        class_names: K names.
+        path: path of the PNG; its directory is created if needed.
+        title: title above the grid.
+    """
+    from matplotlib import colormaps
+
+    scale = np.abs(maps).max(axis=(1, 2), keepdims=True, initial=np.finfo(np.float32).tiny)
+    colours = colormaps["RdBu_r"](0.5 + 0.5 * maps / scale, bytes=True)[..., :3]
+    ink = np.repeat(255 - image, 3, axis=-1)
+    pictures, captions = np.concatenate([ink, colours], axis=1), _captions(label, logits, class_names)
+    _draw_grid(pictures, captions, path, title, num_columns=5)
+
+
+def _captions(label: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, bool]]:
+    """Returns for each example its caption, and whether it is misclassified."""
     from scipy.special import softmax
 
-    num_columns, width, height = 6, 38, 44  # of a cell, in image pixels: 28x28 in a frame, with text above
-    num_rows = max(1, -(-len(image) // num_columns))
-    figure = Figure(figsize=(9, 0.5 + 9 * num_rows * height / (num_columns * width)), layout="constrained")
+    return [
+        (f"true {class_names[true]}\npredicted {class_names[each.argmax()]}\n{each.max():.1%}", true != each.argmax())
+        for true, each in zip(label, softmax(logits, axis=-1), strict=True)
+    ]
+
+
+def _draw_grid(
+    pictures: np.ndarray,
+    captions: Sequence[tuple[str, bool]],
+    path: Path,
+    title: str,
+    num_columns: int = 6,
+    group: int = 6,
+) -> None:
+    """Draws pictures in frames, each below its caption.
+
+    Args:
+        pictures: ``[N, H, W]`` from 0, white, to 255, or RGB ``uint8[N, H, W, 3]``.
+        captions: for each picture up to three lines of text, and whether it is red.
+        path: path of the PNG.
+        title: title above the grid.
+        num_columns: pictures per row.
+        group: a gap follows this number of pictures in a row.
+    """
+    from matplotlib.figure import Figure
+
+    picture_height, picture_width = pictures.shape[1:3]
+    width, height = picture_width + 10, picture_height + 16  # of a cell, in image pixels: with frame and caption
+    num_rows = max(1, -(-len(pictures) // num_columns))
+    size = num_rows * height, num_columns * width + (num_columns - 1) // group * 10
+    figure = Figure(figsize=(9, 0.5 + 9 * size[0] / size[1]), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots()
     axes.set_axis_off()
-    canvas = np.zeros((num_rows * height, num_columns * width), np.uint8)
-    probabilities = softmax(logits, axis=-1)
+    background, frame = (255, 215) if pictures.ndim == 4 else (0, 40)
+    canvas = np.full(size + pictures.shape[3:], background, np.uint8)
     # Drawing one canvas takes a third of the time of one axes per image.
-    for index, (pixels, true, probability) in enumerate(zip(image, label, probabilities, strict=True)):
-        top, left = index // num_columns * height + 14, index % num_columns * width + 5
-        canvas[top : top + 30, left : left + 30] = 40
-        canvas[top + 1 : top + 29, left + 1 : left + 29] = pixels[..., 0]
-        predicted = probability.argmax()
-        text = axes.text(
-            left + 14.5,
-            top - 2,
-            f"true {class_names[true]}\npredicted {class_names[predicted]}\n{probability[predicted]:.1%}",
-            fontsize=8,
-            ha="center",
-            color="black" if predicted == true else "firebrick",
-        )
+    for index, (picture, (caption, is_red)) in enumerate(zip(pictures, captions, strict=True)):
+        row, column = divmod(index, num_columns)
+        top, left = row * height + 14, column * width + column // group * 10 + 5
+        canvas[top : top + picture_height + 2, left : left + picture_width + 2] = frame
+        canvas[top + 1 : top + 1 + picture_height, left + 1 : left + 1 + picture_width] = picture
+        color = "firebrick" if is_red else "black"
+        text = axes.text(left + picture_width / 2 + 0.5, top - 2, caption, fontsize=8, ha="center", color=color)
         text.set_in_layout(False)
     axes.imshow(canvas, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
     _save(figure, path)
 
 
 def reliability_diagram(calibration: Calibration, path: Path, title: str) -> None:
-    """Plots accuracy against confidence, and the number of examples per bin of confidence, as a PNG.
+    """Plots accuracy and number of examples per bin of confidence, as a PNG.
+
+    Each bin with examples has its accuracy at its mean confidence, with the 95% Wilson score interval.
+
+    Reference: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
 
     Args:
         calibration: the bins to plot.
@@ -152,15 +251,23 @@ def reliability_diagram(calibration: Calibration, path: Path, title: str) -> Non
     accuracy, count = figure.subplots(1, 2)
     edges, filled = calibration.edges, calibration.count > 0
     place = {"x": edges[:-1][filled], "width": np.diff(edges)[filled], "align": "edge", "edgecolor": "white"}
-    accuracy.bar(height=calibration.accuracy[filled], color="tab:blue", label="accuracy", **place)
-    confidence = calibration.confidence[filled]
-    accuracy.plot(confidence, confidence, "o", color="tab:orange", markersize=5, label="confidence")
+    share = calibration.accuracy[filled]
+    low, high = _wilson_interval(share, calibration.count[filled])
+    accuracy.errorbar(
+        calibration.confidence[filled],
+        share,
+        yerr=np.stack([share - low, high - share]),
+        fmt="o",
+        markersize=5,
+        capsize=3,
+        label="accuracy at mean confidence, with 95% Wilson interval",
+    )
     accuracy.plot([0, 1], [0, 1], ":", color="grey", linewidth=1, label="perfect calibration")
-    accuracy.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    accuracy.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(-0.02, 1.02))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=2)
     count.bar(height=calibration.count[filled], color="tab:blue", **place)
-    count.set(xlabel="confidence", ylabel="examples", xlim=(0, 1), yscale="log")
+    count.set(xlabel="confidence", ylabel="examples", xlim=(0, 1.02), yscale="log")
     count.set_ylim(bottom=0.5)
     count.yaxis.set(major_formatter=StrMethodFormatter("{x:,.0f}"), minor_formatter=NullFormatter())
     for axes in (accuracy, count):
@@ -170,12 +277,23 @@ def reliability_diagram(calibration: Calibration, path: Path, title: str) -> Non
     _save(figure, path)
 
 
+def _wilson_interval(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ends of the 95% Wilson score interval of shares of ``count`` examples."""
+    z = 1.96
+    centre = share + z**2 / (2 * count)
+    spread = z * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    scale = 1 + z**2 / count
+    # Rounding must not move an end past the share.
+    return np.minimum((centre - spread) / scale, share), np.maximum((centre + spread) / scale, share)
+
+
 def sweep_results(
     trials: Sequence[Mapping[str, Any]], scales: Mapping[str, str | Sequence[Any]], path: Path, title: str
 ) -> None:
     """Plots validation accuracy against each varied hyperparameter, one panel each, as a PNG.
 
-    A ring marks the best trial. Trials far below the others, and diverged ones, appear at the lower edge.
+    A ring marks the best trial. The colour is darker where trials overlap. Trials far below the others, and diverged
+    ones, appear at the lower edge.
 
     Args:
         trials: lines of ``trials.jsonl``, best first.
@@ -204,15 +322,14 @@ def sweep_results(
     y = np.where(marker == "o", accuracy, floor - 0.05 * (finite.max() - floor) - 0.002)
     suffixes = {"o": "", "v": ", lower", "x": ", diverged"}
     epochs = np.array([trial["epochs"] for trial in trials])
-    colours = colormaps["viridis_r"](np.linspace(0.2, 1, len(set(epochs))))
+    colours = colormaps["viridis_r"](np.linspace(1, 0.2, len(set(epochs)))[::-1])  # most epochs darkest
     for axes, (name, scale) in zip(panels, scales.items(), strict=False):
         values = [trial["hyperparameters"][name] for trial in trials]
         if isinstance(scale, str):
             x = np.array(values, float)
             axes.set_xscale(scale)
-        else:  # spread the trials of one choice sideways, by the golden ratio
+        else:
             x = np.array([list(scale).index(value) for value in values], float)
-            x += [0.4 * (0.618 * trial["number"] % 1 - 0.5) for trial in trials]
             texts = [",".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in scale]
             axes.set_xticks(range(len(texts)), texts, rotation=30 if sum(map(len, texts)) > 24 else 0)
             axes.set_xlim(-0.5, len(texts) - 0.5)
@@ -221,7 +338,7 @@ def sweep_results(
                 chosen = (epochs == number) & (marker == kind)
                 if chosen.any():
                     label = f"{number} epoch{'s' if number > 1 else ''}{suffix}"
-                    axes.scatter(x[chosen], y[chosen], s=36, color=colour, marker=kind, label=label)
+                    axes.scatter(x[chosen], y[chosen], s=36, color=colour, alpha=0.5, marker=kind, label=label)
         axes.plot(x[0], y[0], "o", markersize=12, markerfacecolor="none", color="tab:red", label="best")
         axes.set_xlabel(name)
         axes.grid(alpha=0.3)

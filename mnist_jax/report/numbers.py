@@ -19,7 +19,7 @@ from mnist_jax.core.calibration import Calibration
 if TYPE_CHECKING:
     from mnist_jax.core.evaluation import Evaluation
 
-NUM_SHOWN = 30  # examples listed as hardest, and images per figure
+NUM_SHOWN = 36  # examples listed as hardest, and images per figure
 
 
 def describe_evaluation(evaluation: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:

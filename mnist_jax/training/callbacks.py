@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mnist_jax.training.progress import Progress
+from mnist_jax.training.run import train_label
 
 if TYPE_CHECKING:
     from mnist_jax.training.run import Training
@@ -209,7 +210,7 @@ class LearningCurves(Callback):
         path = training.directory.path / "figures" / "learning_curves.png"
         try:
             title = f"{training.summary['model']} on {training.dataset.name}"
-            learning_curves(training.history, path, title)
+            learning_curves(training.history, path, title, train_label(training.config, training.model, training.state))
         except Exception as error:
             _log.warning("%s could not be drawn (%s); the run is complete", path, " ".join(str(error).split()))
 

@@ -68,7 +68,8 @@ class Run:
         from mnist_jax.report.display import add_notebook_display
         from mnist_jax.report.figures import draw_learning_curves
 
-        return add_notebook_display(draw_learning_curves(self.history, self._title()))
+        label = train_label(self.config, self.summary["model"], self.state)
+        return add_notebook_display(draw_learning_curves(self.history, self._title(), label))
 
     def _title(self) -> str:
         return f"{self.summary['model']} on {self.summary['dataset']}"
@@ -226,3 +227,18 @@ def summarise(training: Training) -> dict[str, Any]:
         },
         "seconds": {**training.seconds, "total": training.total_seconds()},
     }
+
+
+def train_label(config: TrainConfig, model: str, state: TrainState) -> str:
+    """Returns the label of the training curve; dropout of a model that is not the config's is not known.
+
+    Args:
+        config: config of the run.
+        model: name of its model.
+        state: its state.
+    """
+    has_hidden_layers = config.model != "mlp" or config.hidden_sizes != ()
+    uses_dropout = model == config.model and has_hidden_layers and config.dropout_rate > 0
+    uses_augmentation = state.recipe.augment is not None
+    names = " and ".join(["dropout"] * uses_dropout + ["augmentation"] * uses_augmentation)
+    return f"train (with {names}, during the epoch)" if names else "train (during the epoch)"

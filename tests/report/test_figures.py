@@ -1,12 +1,22 @@
 import matplotlib.figure
 import numpy as np
 import pytest
+import scipy.stats
 from conftest import make_split
 from matplotlib.image import imread
 from matplotlib.transforms import Bbox
 
 from mnist_jax.core.calibration import Calibration
-from mnist_jax.report.figures import confusion_matrix, example_grid, learning_curves, reliability_diagram, sweep_results
+from mnist_jax.report.figures import (
+    _wilson_interval,
+    confused_classes,
+    confusion_matrix,
+    example_grid,
+    learning_curves,
+    reliability_diagram,
+    saliency_grid,
+    sweep_results,
+)
 
 DIGITS = tuple("0123456789")
 
@@ -41,9 +51,13 @@ def make_history(num_epochs):
 @pytest.mark.parametrize("num_epochs", [1, 4])
 def test_the_curves_are_the_history(tmp_path, figures, num_epochs):
     history = make_history(num_epochs)
-    learning_curves(history, tmp_path / "figures" / "curves.png", "a title")
+    learning_curves(history, tmp_path / "figures" / "curves.png", "a title", "train (with dropout)")
     (figure,) = figures
     assert figure.get_suptitle() == "a title"
+    (legend,) = figure.legends
+    labels = ["train (with dropout)", "validation (after the epoch)"]
+    assert [text.get_text() for text in legend.get_texts()] == labels
+    assert [axes.get_legend() for axes in figure.axes] == [None, None]
     for axes, name in zip(figure.axes, ("loss", "accuracy"), strict=True):
         assert axes.get_xlabel() == "epoch"
         assert axes.get_ylabel().startswith(name)
@@ -71,7 +85,7 @@ def test_each_cell_counts_its_examples(tmp_path, figures, class_names):
     assert imread(tmp_path / "figures" / "matrix.png").shape[:2] == (1050, 1050)
 
 
-def read_grid(figure):
+def read_grid(figure, height=28):
     """The images of a grid with the text above each, from what was drawn."""
     (axes,) = figure.axes
     if not axes.texts:
@@ -81,7 +95,7 @@ def read_grid(figure):
     for text in axes.texts:
         x, y = text.get_position()
         left, top = round(x - 13.5), round(y + 3)
-        found.append((canvas[top : top + 28, left : left + 28], text.get_text(), text.get_color()))
+        found.append((canvas[top : top + height, left : left + 28], text.get_text(), text.get_color()))
     return found
 
 
@@ -127,13 +141,79 @@ def test_the_reliability_diagram_shows_each_bin(tmp_path, figures):
     accuracy, count = figure.axes
     assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("confidence", "accuracy")
     assert (count.get_xlabel(), count.get_ylabel(), count.get_yscale()) == ("confidence", "examples", "log")
-    bars = [(round(bar.get_x(), 6), bar.get_height()) for bar in accuracy.patches]
-    assert bars == [(0.5, 1.0), (0.6, 0.0), (0.9, 1.0)]
     assert [(round(bar.get_x(), 6), bar.get_height()) for bar in count.patches] == [(0.5, 1), (0.6, 1), (0.9, 1)]
     assert all(bar.get_width() == pytest.approx(0.1) for axes in figure.axes for bar in axes.patches)
-    points = {line.get_label(): line.get_xydata() for line in accuracy.lines}
-    np.testing.assert_allclose(points["confidence"], [[0.6, 0.6], [0.7, 0.7], [0.95, 0.95]])
+    (points,) = accuracy.containers
+    assert points.get_label() == "accuracy at mean confidence, with 95% Wilson interval"
+    line, _, (bars,) = points.lines
+    np.testing.assert_allclose(line.get_xydata(), [[0.6, 1], [0.7, 0], [0.95, 1]])
+    for (x, y), ((low_x, low), (high_x, high)) in zip(line.get_xydata(), bars.get_segments(), strict=True):
+        assert low_x == high_x == x
+        np.testing.assert_allclose((low, high), (0.206549, 1) if y else (0, 0.793451), atol=1e-5)
     assert imread(tmp_path / "figures" / "calibration.png").shape[:2] == (630, 1350)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 1), (3, 3), (9, 25), (9760, 9800)])
+def test_the_error_bars_are_wilson_intervals(right, count):
+    low, high = _wilson_interval(np.array([right / count]), np.array([count]))
+    expected = scipy.stats.binomtest(right, count).proportion_ci(0.95, "wilson")
+    np.testing.assert_allclose([low[0], high[0]], expected, atol=1e-4)
+    assert 0 <= low[0] <= right / count <= high[0] <= 1
+
+
+def test_the_confused_classes_are_means(tmp_path, figures):
+    split = make_split(30)
+    label = np.repeat([3, 5, 8], 10)
+    predictions = label.copy()
+    predictions[[0, 1]], predictions[10], predictions[20:23] = 7, 3, 5  # no 7 exists
+    confused_classes(split.image, label, predictions, DIGITS, tmp_path / "confused.png", "a title")
+    (figure,) = figures
+    assert figure.get_suptitle() == "a title"
+    expected = [
+        ("true 8\n10 examples", range(20, 30)),
+        ("true 8\npredicted 5\n3 examples", range(20, 23)),
+        ("true 5\n10 examples", range(10, 20)),
+        ("true 3\n10 examples", range(10)),
+        ("true 3\npredicted 7\n2 examples", range(2)),
+        ("true 7\n0 examples", ()),
+        ("true 5\n10 examples", range(10, 20)),
+        ("true 5\npredicted 3\n1 example", (10,)),
+        ("true 3\n10 examples", range(10)),
+    ]
+    for (shown, text, color), (caption, members) in zip(read_grid(figure), expected, strict=True):
+        assert text == caption
+        assert color == ("firebrick" if "predicted" in caption else "black")
+        mean = split.image[list(members), ..., 0].mean(axis=0) if members else np.zeros((28, 28))
+        np.testing.assert_array_equal(shown, mean.astype(np.uint8))
+
+
+def test_without_confusions_the_figure_is_empty(tmp_path, figures):
+    split = make_split(4)
+    confused_classes(split.image, split.label, split.label, DIGITS, tmp_path / "confused.png", "a title")
+    assert read_grid(figures[0]) == []
+
+
+@pytest.mark.parametrize("num_examples", [0, 7])
+def test_each_image_stands_above_its_saliency(tmp_path, figures, num_examples):
+    split = make_split(num_examples)
+    maps = np.zeros((num_examples, 28, 28), np.float32)
+    maps[:6, 2, 3], maps[:6, 4, 5], maps[:6, 6, 7] = 0.5, -0.5, -0.25  # the last map is 0 everywhere
+    logits = np.eye(10, dtype=np.float32)[split.label]
+    saliency_grid(split.image, maps, split.label, logits, DIGITS, tmp_path / "saliency.png", "a title")
+    (figure,) = figures
+    assert figure.get_suptitle() == "a title"
+    grid = read_grid(figure, height=56)
+    assert len(grid) == num_examples
+    for index, (shown, text, _) in enumerate(grid):
+        assert text.startswith(f"true {split.label[index]}\npredicted {split.label[index]}\n")
+        np.testing.assert_array_equal(shown[:28], 255 - np.repeat(split.image[index], 3, axis=-1))
+        colours = shown[28:].astype(int)
+        assert np.ptp(colours[0, 0]) <= 2  # grey where the gradient is 0
+        if index < 6:
+            red, blue, pale = colours[2, 3], colours[4, 5], colours[6, 7]
+            assert red[0] > red[2] + 50
+            assert blue[2] > blue[0] + 50
+            assert blue[0] < pale[0] < pale[2]
 
 
 def test_the_figure_of_a_sweep_shows_each_trial(tmp_path, figures):
@@ -160,8 +240,10 @@ def test_the_figure_of_a_sweep_shows_each_trial(tmp_path, figures):
     assert (low_x, diverged_x) == (0.2, 0.3)
     assert low_y == diverged_y < 0.96
     assert [label.get_text() for label in choices.get_xticklabels()] == ["8", "8,4"]
-    at = {each.get_label(): np.rint(each.get_offsets()[:, 0]).tolist() for each in choices.collections}
+    at = {each.get_label(): each.get_offsets()[:, 0].tolist() for each in choices.collections}
     assert at["1 epoch"] == [0, 1]
+    assert at["1 epoch, lower"] == [0]
+    assert all(each.get_alpha() == 0.5 for each in choices.collections)
     assert (tmp_path / "figures" / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -50,7 +50,7 @@ def test_examples_are_counted_by_a_loop():
     assert content["confusion_matrix"] == matrix.tolist()
     assert [each["index"] for each in content["misclassified"]] == wrong
     order = sorted(range(300), key=lambda index: -evaluation.losses[index])
-    assert [each["index"] for each in content["hardest"]] == order[:30]
+    assert [each["index"] for each in content["hardest"]] == order[:36]
     for each in (*content["hardest"], *content["misclassified"]):
         logits = evaluation.logits[each["index"]].astype(np.float64)
         probabilities = np.exp(logits) / np.exp(logits).sum()

@@ -1,0 +1,84 @@
+"""Makes the pictures of the README and the guide from a run, and that of the demo page from a run fit for drawings.
+
+    python tests/images/make.py runs/mine --demo runs/drawn
+
+confusion_matrix.png, misclassified.png    from ``python -m mnist_jax.evaluate runs/mine``
+demo.png                                   from ``python -m mnist_jax.demo runs/drawn``, with a drawn 6
+
+Without ``--demo`` it leaves out demo.png, which needs Playwright and Chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.interpolate import CubicSpline
+
+FIGURES = ("confusion_matrix", "misclassified")
+# One line without lifting the pen, on a canvas of 100 x 100.
+SIX = [(62, 17), (46, 30), (36, 50), (34, 68), (44, 81), (58, 80), (66, 68), (60, 57), (47, 56), (36, 65)]
+
+
+def save_small(source: Path, target: Path) -> None:
+    """Saves a picture with at most 1200 x 1100 pixels and 64 colours, for a small repository."""
+    picture = Image.open(source).convert("RGB")
+    picture.thumbnail((1200, 1100), Image.Resampling.LANCZOS)
+    picture.quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
+
+
+def draw_on_demo(run: str, target: Path) -> None:
+    """Saves a screenshot of the demo page with a drawn 6."""
+    from playwright.sync_api import expect, sync_playwright
+
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    command = [sys.executable, "-m", "mnist_jax.demo", run, "--port", "0"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]) as browser,
+    ):
+        try:
+            assert server.stdout is not None
+            address, *_ = server.stdout.readline().split()
+            page = browser.new_page(viewport={"width": 1200, "height": 800})
+            page.goto(address)
+            box = page.locator("#canvas").bounding_box()
+            assert box is not None
+            smooth = CubicSpline(range(len(SIX)), SIX)(np.linspace(0, len(SIX) - 1, 80))
+            points = smooth * (box["width"] / 100, box["height"] / 100) + (box["x"], box["y"])
+            page.mouse.move(*points[0])
+            page.mouse.down()
+            for point in points:
+                page.mouse.move(*point)
+            page.mouse.up()
+            expect(page.locator("#bars")).to_have_attribute("aria-busy", "false")
+            page.mouse.move(0, 0)
+            page.screenshot(path=target)
+        finally:
+            server.terminate()
+
+
+def main() -> None:
+    """Parses the command line and writes the pictures."""
+    parser = argparse.ArgumentParser(description="Make the pictures of the README and the guide.")
+    parser.add_argument("run", metavar="RUN", help="run to evaluate for the figures")
+    parser.add_argument("--demo", metavar="RUN", help="run for the picture of the demo page; default: no such picture")
+    parser.add_argument("--to", metavar="DIR", type=Path, default=Path(__file__).parent, help="default: tests/images")
+    flags = parser.parse_args()
+    flags.to.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, "-m", "mnist_jax.evaluate", flags.run], check=True)
+    for name in FIGURES:
+        save_small(Path(flags.run, "figures", f"{name}.png"), flags.to / f"{name}.png")
+    if flags.demo is not None:
+        draw_on_demo(flags.demo, flags.to / "demo.png")
+        save_small(flags.to / "demo.png", flags.to / "demo.png")
+
+
+if __name__ == "__main__":
+    main()

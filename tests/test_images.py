@@ -1,0 +1,38 @@
+"""Checks the pictures of the README and the guide, and the command that makes them."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+IMAGES = ROOT / "tests" / "images"
+
+
+def test_each_picture_is_shown_and_each_shown_one_exists():
+    shown = set()
+    for page in (ROOT / "README.md", ROOT / "mnist_jax" / "README.md"):
+        shown |= {(page.parent / path).resolve() for path in re.findall(r"!\[[^]]+\]\((.*?)\)", page.read_text())}
+    assert shown == set(IMAGES.glob("*.png"))
+
+
+@pytest.mark.slow
+def test_the_pictures_are_made_by_one_command(digits_run, tmp_path):
+    pytest.importorskip("playwright", reason="needs playwright")
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        pytest.skip("needs chromium, chromium-browser or google-chrome")
+    run = shutil.copytree(digits_run.workdir, tmp_path / "run")
+    command = [sys.executable, IMAGES / "make.py", run, "--demo", run, "--to", tmp_path / "new"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    made = sorted((tmp_path / "new").iterdir())
+    assert [path.name for path in made] == ["confusion_matrix.png", "demo.png", "misclassified.png"]
+    for path in made:
+        with Image.open(path) as picture:
+            assert picture.width >= 900
+            assert path.stat().st_size < 200_000
+    assert (tmp_path / "run" / "report.html").exists()
