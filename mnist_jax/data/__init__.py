@@ -48,8 +48,8 @@ def load_dataset(
 
     Args:
         name_or_path: ``mnist``, ``fashion_mnist``, ``kmnist``, ``emnist/digits``, ``digits``, ``mnist+digits``, a
-            directory of four IDX files, or a Kaggle CSV. None means ``mnist``; if MNIST is neither on disk nor reachable, it means
-            ``digits``, and a notice is logged.
+            directory of four IDX files, or a Kaggle CSV. None means ``mnist``; if MNIST is neither on disk nor
+            reachable, it means ``digits``, and a notice is logged.
         data_dir: directory of MNIST's IDX files or of prepared tfds data; default ``$MNIST_JAX_DATA_DIR``.
         num_validation: number of examples to hold out from the end of the training set; None means 5,000, or a
             tenth of a training set with fewer than 50,000.
@@ -118,7 +118,7 @@ def _load_named(name: str, data_dir: str | os.PathLike[str] | None, num_validati
 
 
 def _add_digits(dataset: Dataset) -> Dataset:
-    """Adds the training examples of scikit-learn's digits to a training split, so that it has other styles of writing."""
+    """Adds the training examples of scikit-learn's digits, which are written in other ways, to a training split."""
     arrays = load_digits()
     image = np.concatenate([dataset.train.image, arrays["train_image"]])
     label = np.concatenate([dataset.train.label, arrays["train_label"]])

@@ -91,17 +91,21 @@ def _pad_tight_crop(grey: np.ndarray) -> np.ndarray:
     if separability < _MIN_SEPARABILITY:
         return grey
     ink = grey < threshold
-    sides = (ink[0], ink[-1], ink[:, 0], ink[:, -1])
-    if np.concatenate(sides).mean() > 0.5:
-        ink, sides = ~ink, tuple(~side for side in sides)
+    if np.concatenate(_sides(ink)).mean() > 0.5:
+        ink = ~ink
     if max(ink.shape) > _SMALL_SIDE:
         rows, columns = np.nonzero(ink)
         height, width = ink.shape
         gap = max(rows.min(), height - 1 - rows.max(), columns.min(), width - 1 - columns.max())
-        has_edge = min(ink.shape) > 0.4 * max(ink.shape) and any(side.all() for side in sides)  # of paper
+        # The edge of a sheet fills a side, as a narrow crop of a 1 may.
+        has_edge = min(ink.shape) > 0.4 * max(ink.shape) and any(side.all() for side in _sides(ink))
         if gap > _MAX_GAP * max(ink.shape) or has_edge:
             return grey
     return np.pad(grey, round(_PADDING * max(ink.shape)), constant_values=np.median(grey[~ink]))
+
+
+def _sides(image: np.ndarray) -> tuple[np.ndarray, ...]:
+    return image[0], image[-1], image[:, 0], image[:, -1]
 
 
 def _otsu(image: np.ndarray) -> tuple[float, float]:
@@ -203,8 +207,7 @@ def _select(ink: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, bool]:
     boxes = np.array(
         [[(rows.start, columns.start), (rows.stop, columns.stop)] for rows, columns in ndimage.find_objects(labels)]
     )
-    borders = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
-    sides = [np.bincount(border, minlength=count + 1)[1:] for border in borders]
+    sides = [np.bincount(side, minlength=count + 1)[1:] for side in _sides(labels)]
     contact = np.sum(sides, axis=0)
     inside = np.where(contact == 0, mass, 0)
     if inside.max() > 0.1 * mass.max():
