@@ -4,6 +4,7 @@
     dataset = load_dataset("fashion_mnist")       # by name
     dataset = load_dataset("path/to/idx_files")   # four IDX files, raw or .gz
     dataset = load_dataset("train.csv")           # Kaggle's digit-recognizer
+    dataset = load_dataset("data/mnist/3.0.1")    # prepared by tensorflow-datasets, or by prepare_dataset
 
 Loading does not import JAX, so a program can load its data while JAX starts.
 """
@@ -23,10 +24,26 @@ from mnist_jax.data.digits import load_digits
 from mnist_jax.data.download import DownloadError
 from mnist_jax.data.files import find_idx_files, read_class_names, read_csv, read_idx_files
 from mnist_jax.data.stream import prefetch, stream_batches
-from mnist_jax.data.tfds import SOURCES, default_tfds_dir, load_named, locate_named
+from mnist_jax.data.tfds import (
+    SOURCES,
+    default_tfds_dir,
+    load_named,
+    load_prepared,
+    locate_named,
+    prepare_dataset,
+)
 from mnist_jax.errors import InputError, suggest
 
-__all__ = ["Dataset", "Split", "class_names_of", "is_name", "load_dataset", "prefetch", "stream_batches"]
+__all__ = [
+    "Dataset",
+    "Split",
+    "class_names_of",
+    "is_name",
+    "load_dataset",
+    "prefetch",
+    "prepare_dataset",
+    "stream_batches",
+]
 
 _log = logging.getLogger("mnist_jax")
 
@@ -44,8 +61,8 @@ def load_dataset(
 
     Args:
         name_or_path: ``mnist``, ``fashion_mnist``, ``kmnist``, ``emnist/digits``, ``digits``, a directory of four
-            IDX files, or a Kaggle CSV. None means ``mnist``; if MNIST is neither on disk nor reachable, it means
-            ``digits``, and a notice is logged.
+            IDX files or of prepared tfds data (``.../mnist/3.0.1``), or a Kaggle CSV. None means ``mnist``; if MNIST
+            is neither on disk nor reachable, it means ``digits``, and a notice is logged.
         data_dir: directory of MNIST's IDX files or of prepared tfds data; default ``$MNIST_JAX_DATA_DIR``.
         num_validation: number of examples to hold out from the end of the training set; None means 5,000, or a
             tenth of a training set with fewer than 50,000.
@@ -114,6 +131,9 @@ def _load_named(name: str, data_dir: str | os.PathLike[str] | None, num_validati
 def _load_path(path: Path, num_validation: int | None) -> Dataset:
     absolute = str(path.resolve())
     if path.is_dir():
+        if (path / "dataset_info.json").is_file():
+            prepared_name, arrays = load_prepared(path)
+            return Dataset.from_arrays(arrays, prepared_name, num_validation, class_names_of(prepared_name), absolute)
         files = find_idx_files(path)
         if not files:
             raise InputError(f"data {path}: expected four IDX files in this directory, found none")
