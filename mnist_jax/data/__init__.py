@@ -136,7 +136,9 @@ def _load_path(path: Path, num_validation: int | None) -> Dataset:
             return Dataset.from_arrays(arrays, prepared_name, num_validation, class_names_of(prepared_name), absolute)
         files = find_idx_files(path)
         if not files:
-            raise InputError(f"data {path}: expected four IDX files in this directory, found none")
+            raise InputError(
+                f"data {path}: expected four IDX files or prepared tfds data in this directory, found none"
+            )
         num_classes = 256  # labels are bytes
         arrays = load_cached([*files.values()], lambda: read_idx_files(files, num_classes), num_classes)
         names = read_class_names(path, np.concatenate([arrays["train_label"], arrays["test_label"]]))

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import logging
 import os
 import shutil
 import zipfile
@@ -245,7 +246,8 @@ def _read_records(directory: Path) -> Arrays:
     arrays: Arrays = {}
     for split in ("train", "test"):
         source = builder.as_data_source(split=split)
-        examples = source.__getitems__(range(len(source)))
+        with _without_advice():
+            examples = source.__getitems__(range(len(source)))
         arrays[f"{split}_image"] = np.stack([example["image"] for example in examples])
         if builder.name == "emnist" and str(builder.version) != _VERSION:
             arrays[f"{split}_image"] = _transpose(arrays[f"{split}_image"])
@@ -255,6 +257,21 @@ def _read_records(directory: Path) -> Arrays:
             raise InputError(f"{directory}: expected uint8 images of 28x28x1, got {image.dtype}{list(image.shape[1:])}")
         check_labels(arrays[f"{split}_label"], str(directory))
     return arrays
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Hides the advice of tensorflow-datasets to install OpenCV, which would decode PNGs faster, but only once."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "OpenCV" not in record.getMessage()
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _download_and_prepare(name: str, root: Path) -> Arrays:

@@ -356,11 +356,11 @@ def test_prepared_idx_files_are_what_tensorflow_datasets_and_load_dataset_read(n
 
 def test_data_is_prepared_in_the_directory_of_tensorflow_datasets_by_default(tfds_dir, idx_dir, run_python):
     code = f"import mnist_jax, sys; print(mnist_jax.prepare_dataset('mnist', {str(idx_dir)!r})); " + (
-        "print('tensorflow' in sys.modules, 'jax' in sys.modules)"
+        "print(mnist_jax.load_dataset('mnist').path, 'tensorflow' in sys.modules, 'jax' in sys.modules)"
     )
     done = run_python("-c", code)
-    assert (done.stdout, done.stderr) == (f"{tfds_dir / 'mnist' / '3.0.1'}\nFalse False\n", "")
-    assert load_dataset("mnist").path == str(tfds_dir / "mnist" / "3.0.1")
+    expected = tfds_dir / "mnist" / "3.0.1"
+    assert (done.stdout, done.stderr) == (f"{expected}\n{expected} False False\n", "")
 
 
 def test_bad_input_to_prepare_is_one_line(tmp_path, idx_dir, monkeypatch):
