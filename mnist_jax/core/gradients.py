@@ -109,7 +109,7 @@ class AccumulatedGradient:
         is_per_example = [x.ndim > 0 and x.shape[0] == batch_size for x in leaves]
         parts = [split(x) for x, splits in zip(leaves, is_per_example, strict=True) if splits]
         mask = jnp.asarray(batch.get("mask", jnp.ones(batch_size, bool)))
-        microbatches = parts, split(mask, jnp.zeros(padding, bool))  # padded with real examples, masked
+        microbatches = parts, split(mask, jnp.zeros(padding, mask.dtype))  # padded with real examples, masked
         total = jax.tree.map(jnp.zeros_like, state.params), Metrics.zeros()
         (grads, metrics), model_states = lax.scan(body, total, (microbatches, jax.random.split(key, num_microbatches)))
         count = jnp.maximum(metrics.count, 1)
