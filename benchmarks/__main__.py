@@ -1,12 +1,13 @@
 """How fast is mnist_jax on this machine, compared with the limits of the machine and with other libraries?
 
-    python -m benchmarks                        # all suites: 30 min on 2 cores
-    python -m benchmarks --quick                # checks them all: two minutes
-    python -m benchmarks compare BEFORE AFTER   # two results files
+    python -m benchmarks                        # all suites
+    python -m benchmarks --quick                # checks that all of them work
+    python -m benchmarks compare BEFORE AFTER   # two results files or machines
     python -m benchmarks plot RESULTS           # RESULTS with .png
     python -m benchmarks table RESULTS          # the peers, in Markdown
 
-The suites write a results file in ``benchmarks/results``, which the other commands read.
+The suites write a results file in ``benchmarks/results``, which the other commands read. All of them take about 40
+minutes on 2 CPU cores, or one and a half with ``--quick``.
 """
 
 from __future__ import annotations
@@ -15,29 +16,32 @@ import argparse
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from mnist_jax import InputError
 from mnist_jax.cli.flags import OneLineParser, run_command
 
-SUITES = (
-    "steps",
-    "augmentation",
-    "epochs",
-    "startup",
-    "accuracy",
-    "scaling",
-    "populations",
-    "answers",
-    "pictures",
-    "memory",
-    "peers",
-)
+# The question of each suite, and about how many minutes it takes.
+SUITES = {
+    "steps": (6, "How long is a step, by model, batch size and dtype?"),
+    "augmentation": (2, "How much time does augmentation add to a step?"),
+    "epochs": (2, "How long is an epoch as one program?"),
+    "startup": (4, "How long do import, data and compilation take?"),
+    "accuracy": (6, "How many seconds does 98 or 99 % test accuracy take?"),
+    "scaling": (2, "How does time scale with data, batch, width, devices?"),
+    "populations": (2, "How much faster is training several models at once?"),
+    "answers": (3, "How long do evaluate, predict and demo take?"),
+    "pictures": (3, "How accurate is predict on pictures unlike MNIST?"),
+    "memory": (1, "How much memory does training take?"),
+    "peers": (9, "How long is an epoch in PyTorch, Keras and plain Flax?"),
+}
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser("python -m benchmarks", __doc__, "steps epochs --platform cpu --quick")
+    suites = "\n".join(f"    {name:<13}{minutes} min  {question}" for name, (minutes, question) in SUITES.items())
+    parser = OneLineParser("python -m benchmarks", f"{__doc__}\n{suites}", "steps epochs --platform cpu --quick")
     help_ = f"any of {', '.join(SUITES)}; default: all"
     parser.add_argument("suite", nargs="*", choices=SUITES, metavar="SUITE", help=help_)
     parser.add_argument("--quick", action="store_true", help="small workloads, to check that everything works")
@@ -49,7 +53,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _files_parser(command: str) -> argparse.ArgumentParser:
     description, example = {
-        "compare": ("Compare two results files.", "before.json after.json"),
+        "compare": (
+            "Compare two results files row by row, with a mean ratio for each suite and one for all: 0.5x means that "
+            "AFTER took half the time of BEFORE. The README of the benchmarks names files to compare with.",
+            "before.json after.json",
+        ),
         "plot": ("Draw the figures of a results file.", "results.json"),
         "table": ("Print the peers of a results file as a Markdown table.", "results.json --into benchmarks/README.md"),
     }[command]
@@ -94,6 +102,7 @@ def _run(flags: argparse.Namespace) -> None:
     for name in flags.suite or SUITES:
         rows: list[dict[str, object]] = []
         results["suites"][name] = {"rows": rows}
+        start = time.perf_counter()
         try:
             for row in importlib.import_module(f"benchmarks.{name}").run(setting):
                 rows.append(row)
@@ -103,7 +112,9 @@ def _run(flags: argparse.Namespace) -> None:
             results["suites"][name] = {"skipped": str(reason)}
         except Exception as error:  # the other suites shall not be lost
             results["suites"][name] = {"failed": f"{type(error).__name__}: {error}", "rows": rows}
-        print(f"{name}: {len(rows)} rows", file=sys.stderr)
+        seconds = time.perf_counter() - start
+        results["suites"][name]["suite_seconds"] = round(seconds, 1)
+        print(f"{name}: {len(rows)} rows in {seconds:.0f} s", file=sys.stderr)
         write_results(results, path)
     print(table(results))
     print(f"\nwritten to {path}")

@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.commands import run_python
 from benchmarks.setting import Row, Setting, spread
-from mnist_jax import Predictor, load_run
+from mnist_jax import Predictor, TrainConfig, fit, load_run
 
 _STROKES = [(60, 70, 200, 70), (200, 70, 120, 230)]  # a seven
 _NUM_CLIENTS = 16
@@ -37,11 +37,12 @@ _PAUSE_S = 0.05  # of a page, between a response and the next request
 
 def run(setting: Setting) -> Iterator[Row]:
     """Yields rows for an MLP and a CNN, each trained for one epoch."""
-    for model in ("mlp",) if setting.quick else ("mlp", "cnn"):
+    for model in setting.models:
         with tempfile.TemporaryDirectory() as directory:
             path = str(Path(directory, "run"))
-            flags = ["--model", model, "--epochs", "1", *([] if setting.data is None else ["--data", setting.data])]
-            run_python(["-m", "mnist_jax.train", "--quiet", "--workdir", path, *flags])
+            fit(
+                TrainConfig(data=setting.data, model=model, epochs=1, workdir=path, quiet=True), dataset=setting.dataset
+            )
             for name, seconds in _time_answers(path, setting.quick).items():
                 row = {"name": name, "model": model, **spread(seconds)}
                 if "clients" in name:

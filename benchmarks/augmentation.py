@@ -27,14 +27,15 @@ DISTORTIONS: dict[str, dict[str, Any]] = {
 
 def run(setting: Setting) -> Iterator[Row]:
     """Yields a row for each model and distortion."""
-    for config in CONFIGS[: 1 if setting.quick else None]:
+    for config in CONFIGS[1 if setting.quick else 0 :]:  # the MLP compiles faster
         yield from _rows(setting, config)
 
 
 def _rows(setting: Setting, config: TrainConfig) -> Iterator[Row]:
     num_steps = 5 if setting.quick else 60
     split = setting.examples(num_steps * config.batch_size)
-    states = {name: build_state(dataclasses.replace(config, **fields)) for name, fields in DISTORTIONS.items()}
+    distortions = list(DISTORTIONS.items())[:: 4 if setting.quick else 1]  # none and all
+    states = {name: build_state(dataclasses.replace(config, **fields)) for name, fields in distortions}
     calls: dict[str, Call] = {
         name: lambda state=state: train_epoch(state, split, config.batch_size)  # type: ignore[misc]
         for name, state in states.items()

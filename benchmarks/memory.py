@@ -33,7 +33,7 @@ sys.exit(status)
 def run(setting: Setting) -> Iterator[Row]:
     """Yields a row for each program, then a row for each whole run."""
     split = setting.examples(2_560 if setting.quick else 55_000)
-    for model in ("mlp", "cnn"):
+    for model in setting.models:
         for batch_size in (128,) if setting.quick else (128, 1024, 8192):
             config = TrainConfig(model=model, batch_size=batch_size, ema_decay=None)
             analysis = train_epoch.lower(build_state(config), split, batch_size).compile().memory_analysis()
@@ -47,7 +47,7 @@ def run(setting: Setting) -> Iterator[Row]:
                 "temporary_bytes": analysis.temp_size_in_bytes,
                 "result_bytes": analysis.output_size_in_bytes,
             }
-    for model in ("mlp",) if setting.quick else ("mlp", "cnn"):
+    for model in setting.models:
         with tempfile.TemporaryDirectory() as directory:
             flags = ["--model", model, "--epochs", "1", "--quiet", "--workdir", str(Path(directory) / "run")]
             flags += [] if setting.data is None else ["--data", setting.data]

@@ -51,6 +51,9 @@ WORKLOADS = {
     # Fewer examples, because a full epoch with lax.conv takes more than a minute.
     "CNN 24-32-256, 6,144 examples": Workload(_CNN, ("mnist_jax", "lax.conv in a scan"), 5, 6_144),
 }
+_QUICK = Workload(  # without the contestants that are slow to start
+    _CNN, ("mnist_jax", "PyTorch eager", "Keras on TensorFlow", "Flax loop", "lax.conv in a scan"), 1, 512
+)
 
 
 class _Worker:
@@ -103,15 +106,8 @@ def run(setting: Setting) -> Iterator[Row]:
     """Yields a row for each workload and contestant."""
     if jax.default_backend() != "cpu":
         raise SkippedError(f"the contestants are compared on CPU only, got {jax.default_backend()}")
-    for name, workload in WORKLOADS.items():
-        if not setting.quick:
-            yield from _compare(setting, name, workload)
-        elif name not in ("MLP 512-256", "CNN 24-32-256"):
-            slow_to_start = ("PyTorch compile", "Keras on JAX")
-            few = tuple(contestant for contestant in workload.contestants if contestant not in slow_to_start)
-            yield from _compare(
-                setting, name, dataclasses.replace(workload, contestants=few, rounds=1, num_examples=640)
-            )
+    for name, workload in ({"CNN 24-32-256, 512 examples": _QUICK} if setting.quick else WORKLOADS).items():
+        yield from _compare(setting, name, workload)
 
 
 def _compare(setting: Setting, name: str, workload: Workload) -> Iterator[Row]:

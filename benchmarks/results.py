@@ -4,8 +4,8 @@
     print(table(results)); print(comparison(read_results(a), read_results(b)))
 
 Schema version 1: ``schema_version, created, command, git, device, versions, flags, load, dataset, quick, peaks`` and
-``suites``, which maps the name of a suite to its ``rows``, or to the reason why it was ``skipped`` or ``failed``. All
-times are in seconds.
+``suites``, which maps the name of a suite to its ``rows`` and its ``suite_seconds``, or to the reason why it was
+``skipped`` or ``failed``. All times are in seconds.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,6 +131,8 @@ def table(results: Results) -> str:
 def comparison(before: Results, after: Results) -> str:
     """Compares the rows that both files have: ``ratio`` is after over before, ``~`` marks overlapping ranges.
 
+    Below the rows are the geometric means of their ratios, for each suite and for all rows.
+
     Raises:
         InputError: the files have no row in common, or only one is from a quick run.
     """
@@ -137,17 +141,20 @@ def comparison(before: Results, after: Results) -> str:
     lines = [f"{name}: {_machine(results)}" for name, results in (("before", before), ("after", after))]
     lines.append(f"{'':<72}{'before':>12}{'after':>12}{'ratio':>9}")
     found = {(suite, _identity(row), row.get("examples")): row for suite, row in _rows(after)}
-    num_common = 0
+    ratios: dict[str, list[float]] = {}
     for suite, row in _rows(before):
         other = found.get((suite, _identity(row), row.get("examples")))
         if other is not None and "seconds" in row and "seconds" in other:
             overlap = row["seconds_min"] <= other["seconds_max"] and other["seconds_min"] <= row["seconds_max"]
             times = f"{_duration(row['seconds']):>12}{_duration(other['seconds']):>12}"
-            ratio = f"{other['seconds'] / row['seconds']:>8.2f}x{' ~' if overlap else ''}"
-            lines.append(f"{suite + ': ' + _identity(row):<72}{times}{ratio}")
-            num_common += 1
-    if not num_common:
+            ratio = other["seconds"] / row["seconds"]
+            lines.append(f"{suite + ': ' + _identity(row):<72}{times}{_ratio(ratio)}{' ~' if overlap else ''}")
+            ratios.setdefault(suite, []).append(ratio)
+    if not ratios:
         raise InputError("the two files have no row in common")
+    lines += ["", f"{'geometric mean of the ratios':<72}{'rows':>24}{'ratio':>9}"]
+    for name, values in (*ratios.items(), ("all", [*itertools.chain(*ratios.values())])):
+        lines.append(f"{name:<72}{len(values):>24}{_ratio(statistics.geometric_mean(values))}")
     return "\n".join(lines)
 
 
@@ -201,7 +208,7 @@ def _machine(results: Results) -> str:
     device = results["device"]
     return (
         f"{results['created']}, {device['count']} x {device['kind']}, {device['processor']}, {device['cores']} cores, "
-        f"jax {results['versions']['jax']}"
+        + ", ".join(f"{package} {version}" for package, version in results["versions"].items())
     )
 
 
@@ -257,6 +264,10 @@ def _duration(seconds: float) -> str:
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"
     return f"{seconds * 1e6:.3g} µs"
+
+
+def _ratio(ratio: float) -> str:
+    return f"{f'{ratio:.2f}' if ratio >= 0.1 else f'{ratio:.2g}':>8}x"
 
 
 def _git() -> dict[str, Any]:

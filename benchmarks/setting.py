@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -41,6 +41,11 @@ class Setting:
     dataset: Dataset
     peaks: Peaks
     quick: bool
+
+    @property
+    def models(self) -> tuple[Literal["mlp", "cnn"], ...]:
+        """Models to measure; for small workloads only the MLP, which compiles faster."""
+        return ("mlp",) if self.quick else ("mlp", "cnn")
 
     @property
     def repeats(self) -> int:

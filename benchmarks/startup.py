@@ -1,7 +1,8 @@
 """How long do import, data and compilation of a short run take, without and with a compilation cache?
 
 Each timing is a whole process, ``python -m mnist_jax.train --epochs 1``, with its phases. ``cold`` has no compilation
-cache; ``cached`` uses one that an earlier run filled, ``JAX_COMPILATION_CACHE_DIR`` in a private directory.
+cache (with ``--quick``, it is the run that fills the cache); ``cached`` uses one that an earlier run filled,
+``JAX_COMPILATION_CACHE_DIR`` in a private directory.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def run(setting: Setting) -> Iterator[Row]:
     for name, arguments in commands.items():
         yield {"name": name} | spread([run_python(arguments)[1] for _ in range(repeats)])
 
-    for model in ("mlp",) if setting.quick else ("mlp", "cnn"):
+    for model in setting.models:
         command = ["-m", "mnist_jax.train", "--model", model, "--epochs", "1"]
         with tempfile.TemporaryDirectory() as cache:
             cached = {
@@ -30,10 +31,11 @@ def run(setting: Setting) -> Iterator[Row]:
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             }
-            run_training(command, setting.data, **cached)  # fills the cache
-            runs: dict[str, list[Row]] = {"cold": [], "cached": []}
+            filling = run_training(command, setting.data, **cached)
+            runs: dict[str, list[Row]] = {"cold": [filling] if setting.quick else [], "cached": []}
             for _ in range(repeats):
-                runs["cold"].append(run_training(command, setting.data, JAX_ENABLE_COMPILATION_CACHE="false"))
+                if not setting.quick:
+                    runs["cold"].append(run_training(command, setting.data, JAX_ENABLE_COMPILATION_CACHE="false"))
                 runs["cached"].append(run_training(command, setting.data, **cached))
         for name, summaries in runs.items():
             yield {

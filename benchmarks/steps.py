@@ -16,7 +16,7 @@ from mnist_jax import TrainConfig, build_state, eval_step, evaluate_dataset, tra
 
 def run(setting: Setting) -> Iterator[Row]:
     """Yields a row for each combination."""
-    for model in ("mlp", "cnn"):
+    for model in setting.models:
         for batch_size in (128,) if setting.quick else (32, 128, 512, 2048, 8192):
             yield from _rows(setting, TrainConfig(model=model, batch_size=batch_size, ema_decay=None))
         for batch_size in () if setting.quick else (128, 2048):

@@ -33,6 +33,7 @@ from .data import Dataset as Dataset
 from .data import Split as Split
 from .data import load_dataset as load_dataset
 from .data import prefetch as prefetch
+from .data import prepare_dataset as prepare_dataset
 from .data import stream_batches as stream_batches
 from .errors import InputError as InputError
 from .errors import NonFiniteLossError as NonFiniteLossError

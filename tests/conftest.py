@@ -15,6 +15,10 @@ from typing import Any
 
 # Before JAX is imported. The workers of pytest-xdist import this file too, and inherit the environment made here.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if (
+    os.environ["JAX_PLATFORMS"] != "cpu"
+):  # GPUs and TPUs round the factors of float32 products, more than tests tolerate
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     # Many tests compile the same programs: a cache of this session, shared by its workers, halves the time they take.

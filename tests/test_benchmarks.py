@@ -23,6 +23,7 @@ from mnist_jax.cli.flags import parse_flags
 from mnist_jax.core.apply import apply_model
 
 ROOT = Path(__file__).parent.parent
+FILES_TO_COMPARE_WITH = ("2026-11-21-2-cores-amd-epyc", "2026-11-26-nvidia-h200")
 
 
 def results(seconds=1.0, **fields):
@@ -127,14 +128,41 @@ def test_the_tables_show_medians_ranges_and_reasons():
 
 
 def test_two_files_are_compared_row_by_row():
-    _, after, _, *rows = comparison(results(1.0), results(4.0)).splitlines()
-    assert after.startswith("after: 2026-01-02T03:04:05+00:00, 1 x cpu")
-    assert [row.split()[-5:] for row in rows] == [["2", "s", "8", "s", "4.00x"]] * 2
-    assert comparison(results(1.0), results(1.5)).endswith("1.50x ~")  # 1 to 3 s and 1.5 to 4.5 s
+    before, after, _, *rows = comparison(results(1.0), results(4.0, versions={"python": "3", "jax": "1"})).splitlines()
+    assert before == "before: 2026-01-02T03:04:05+00:00, 1 x cpu, Some (R) CPU, 2 cores, jax 0"
+    assert after == "after: 2026-01-02T03:04:05+00:00, 1 x cpu, Some (R) CPU, 2 cores, python 3, jax 1"
+    assert [row.split()[-5:] for row in rows[:2]] == [["2", "s", "8", "s", "4.00x"]] * 2
+    assert "1.50x ~\n" in comparison(results(1.0), results(1.5))  # 1 to 3 s and 1.5 to 4.5 s
     with pytest.raises(InputError, match="the two files have no row in common"):
         comparison(results(), results(suites={}))
     with pytest.raises(InputError, match="one of the two files is from a --quick run: the workloads differ"):
         comparison(results(), results(quick=True))
+
+
+def test_two_machines_are_compared_by_a_mean_for_each_suite_and_one_for_all():
+    one, other = results(1.0), results(0.25)
+    (row,) = one["suites"]["steps"]["rows"]
+    one["suites"]["steps"]["rows"] = [row, {**row, "batch_size": 64}, {**row, "batch_size": 128}]  # the last only here
+    other["suites"]["steps"]["rows"].append({**row, "batch_size": 64, **spread([0.08])})
+    assert [line.split() for line in comparison(one, other).splitlines()[-5:]] == [
+        [],
+        ["geometric", "mean", "of", "the", "ratios", "rows", "ratio"],
+        ["steps", "2", "0.10x"],  # 0.25 and 0.04
+        ["peers", "1", "0.25x"],
+        ["all", "3", "0.14x"],
+    ]
+    assert comparison(results(1.0), results(0.025)).endswith("0.025x")
+
+
+def test_the_committed_results_can_be_compared(capsys):
+    cpu, gpu = (ROOT / "benchmarks" / "results" / f"{name}.json" for name in FILES_TO_COMPARE_WITH)
+    assert main(["compare", str(cpu), str(gpu)]) == 0
+    text = capsys.readouterr().out
+    assert "AMD EPYC, 2 cores, python 3.11.7, jax 0.10.2" in text
+    assert "1 x NVIDIA H200, Intel(R) Xeon(R) Processor, 16 cores, python 3.12.3, jax 0.11.2" in text
+    assert text.splitlines()[-2].split() == ["epochs", "5", "0.053x"]
+    readme = (ROOT / "benchmarks" / "README.md").read_text()
+    assert all(f"results/{name}.json" in readme for name in FILES_TO_COMPARE_WITH)
 
 
 def test_the_table_goes_between_its_marks(tmp_path):
@@ -208,6 +236,9 @@ def test_help_fits_80_columns_and_ends_with_an_example(command, example, capsys,
     assert text.startswith(f"usage: python -m benchmarks{command} ")
     assert text.endswith(f"\n\nexample: python -m benchmarks{command} {example}\n")
     assert max(map(len, text.splitlines())) <= 80
+    if not command:
+        assert "    epochs       2 min  How long is an epoch as one program?\n" in text
+        assert set(SUITES) <= {line.split()[0] for line in text.splitlines() if " min  " in line}
 
 
 def small_dataset():
@@ -253,6 +284,7 @@ def test_the_whole_suite_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())
     assert list(found["suites"]) == list(SUITES)
+    assert all(suite.pop("suite_seconds") >= 0 for suite in found["suites"].values())
     assert found["suites"]["accuracy"] == {
         "skipped": "needs MNIST with 55,000 and 10,000 examples, got digits with (1350, 297)"
     }

@@ -10,6 +10,7 @@ def step(state, batch): ...
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mnist_jax.data.dataset import Split
 
 _TOLERANCE = 1e-2  # of probabilities in half precision
+_OWN_KEYS = {"image", "label", "mask"}
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -82,6 +84,34 @@ def check_values(recipe: Recipe, image: Any, label: Any) -> None:
             raise ValueError(f"label must be in [0, {recipe.num_classes}), the classes of the model, got {wrong}")
 
 
+def check_extra_keys(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the batch with None for text in its extra keys, such as file names, which JAX cannot trace.
+
+    Raises:
+        ValueError: an extra key holds neither numbers nor text.
+
+    Example:
+        >>> check_extra_keys({"label": 3, "weight": 0.5, "file": {"name": "a.png", "size": 9}})
+        {'label': 3, 'weight': 0.5, 'file': {'name': None, 'size': 9}}
+    """
+    extra = {name: value for name, value in batch.items() if name not in _OWN_KEYS}
+    return {**batch, **jax.tree_util.tree_map_with_path(_check_leaf, extra)} if extra else batch
+
+
+def _check_leaf(path: Any, leaf: Any) -> Any:
+    kind = leaf.dtype.kind if isinstance(leaf, np.ndarray) else ""
+    words = leaf.flat if kind == "O" else [leaf]
+    if (kind and kind in "SUT") or all(isinstance(word, (str, bytes)) for word in words):
+        return None
+    try:
+        jax.typeof(leaf)
+    except TypeError:
+        found = f"an array of {leaf.dtype}" if kind else f"a {type(leaf).__name__}"
+        name = jax.tree_util.keystr(path)
+        raise ValueError(f"batch{name} must hold numbers or text, got {found}; convert it, or leave it out") from None
+    return leaf
+
+
 def check_split(recipe: Recipe, split: Split) -> None:
     """Checks that a split has a label for each image, and checks both like :func:`check_values`.
 
@@ -100,12 +130,14 @@ class CheckedJit(Generic[P, R]):
     ) -> None:
         self._jitted = jax.jit(function, **options)
         self._check = check
+        self._names = tuple(inspect.signature(function).parameters)
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Checks the arguments, then calls the jitted function."""
-        changed = self._check(*args, **kwargs) or {}
-        result: R = self._jitted(*args, **{**kwargs, **changed})
+        changed = dict(self._check(*args, **kwargs) or {})
+        positional = [changed.pop(name, value) for name, value in zip(self._names, args, strict=False)]
+        result: R = self._jitted(*positional, **{**kwargs, **changed})
         return result
 
     def __getattr__(self, name: str) -> Any:
@@ -115,5 +147,5 @@ class CheckedJit(Generic[P, R]):
 def checked_jit(
     check: Callable[..., Mapping[str, Any] | None], **options: Any
 ) -> Callable[[Callable[P, R]], CheckedJit[P, R]]:
-    """Decorates a function with ``jax.jit`` and a check, which may return keyword arguments to change."""
+    """Decorates a function with ``jax.jit`` and a check, which may return arguments to change, by name."""
     return lambda function: CheckedJit(function, check, **options)

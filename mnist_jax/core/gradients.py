@@ -53,7 +53,8 @@ def mean_gradient(
 class AccumulatedGradient:
     """Accumulates the gradient over microbatches, which takes less memory.
 
-    Each microbatch has its own batch-norm statistics ("ghost batch normalisation") and its own dropout key.
+    Each microbatch has its own batch-norm statistics ("ghost batch normalisation") and its own dropout key. Extra keys
+    of a batch are split too if their first axis has length B; all others go to every microbatch as they are.
 
     Attributes:
         microbatch_size: largest number of examples per microbatch, at least 1; the microbatches are of equal size.
@@ -82,26 +83,33 @@ class AccumulatedGradient:
         if num_microbatches <= 1:
             return mean_gradient(loss_fn, state, batch, key)
 
-        def split(x: jax.Array, **pad_options: Any) -> jax.Array:
+        padding = -batch_size % num_microbatches
+
+        def split(x: jax.Array, filler: jax.Array | None = None) -> jax.Array:
             """Splits into strided microbatches, so a batch-sharded array stays sharded."""
-            x = jnp.pad(x, [(0, -batch_size % num_microbatches)] + [(0, 0)] * (x.ndim - 1), **pad_options)
-            return x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
+            if padding:
+                x = jnp.concatenate([x, x[:padding] if filler is None else filler])
+            return x.reshape(x.shape[0] // num_microbatches, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
 
         def weighted_loss(params: PyTree, state: TrainState, microbatch: Any, key: jax.Array) -> Any:
             loss, (metrics, model_state) = loss_fn(params, state, microbatch, key)
             return loss * metrics.count.astype(loss.dtype), (metrics, model_state)
 
         def body(total: Any, microbatch_and_key: Any) -> tuple[Any, PyTree]:
-            microbatch, key = microbatch_and_key
-            microbatch = {**shared, **microbatch}
+            (parts, mask), key = microbatch_and_key
+            rows = iter(parts)
+            merged = [next(rows) if splits else x for x, splits in zip(leaves, is_per_example, strict=True)]
+            microbatch = {**jax.tree.unflatten(treedef, merged), "mask": mask}
             grads, (metrics, model_state) = jax.grad(weighted_loss, has_aux=True)(state.params, state, microbatch, key)
             return jax.tree.map(jnp.add, total, (grads, metrics)), model_state
 
-        arrays = {name: jnp.asarray(x) for name, x in batch.items() if name != "mask"}
-        per_example = {name for name, x in arrays.items() if x.ndim and x.shape[0] == batch_size}
-        shared = {name: x for name, x in arrays.items() if name not in per_example}
-        microbatches = {name: split(arrays[name], mode="wrap") for name in per_example}  # padded with real examples
-        microbatches["mask"] = split(jnp.asarray(batch.get("mask", jnp.ones(batch_size, bool))))  # and masked
+        examples = {name: x for name, x in batch.items() if name != "mask"}
+        leaves, treedef = jax.tree.flatten(examples, is_leaf=_is_list_of_numbers)
+        leaves = [jnp.asarray(x) for x in leaves]
+        is_per_example = [x.ndim > 0 and x.shape[0] == batch_size for x in leaves]
+        parts = [split(x) for x, splits in zip(leaves, is_per_example, strict=True) if splits]
+        mask = jnp.asarray(batch.get("mask", jnp.ones(batch_size, bool)))
+        microbatches = parts, split(mask, jnp.zeros(padding, mask.dtype))  # padded with real examples, masked
         total = jax.tree.map(jnp.zeros_like, state.params), Metrics.zeros()
         (grads, metrics), model_states = lax.scan(body, total, (microbatches, jax.random.split(key, num_microbatches)))
         count = jnp.maximum(metrics.count, 1)
@@ -111,3 +119,7 @@ class AccumulatedGradient:
             lambda leaf: leaf.mean(axis=0) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf[-1], model_states
         )
         return grads, metrics, model_state
+
+
+def _is_list_of_numbers(x: Any) -> bool:
+    return isinstance(x, (list, tuple)) and jax.tree_util.all_leaves(x) and not any(jnp.ndim(leaf) for leaf in x)

@@ -4,8 +4,9 @@
     metrics = eval_step(state, batch, mask)
 
 A batch is ``{"image": uint8 or float[B, H, W, C], "label": int[B]}``, optionally with ``"mask": bool[B]``, True for
-the examples that count. Labels may also be class probabilities ``float[B, K]`` (distillation). The same ``train_step``
-runs by itself, inside ``lax.scan`` and under ``jax.vmap``.
+the examples that count. Labels may also be class probabilities ``float[B, K]`` (distillation). Extra keys, such as
+``id`` or ``weight``, are passed on unchanged to a ``loss_fn`` or ``gradient_fn``; text in them becomes None, as JAX
+cannot trace it. The same ``train_step`` runs by itself, inside ``lax.scan`` and under ``jax.vmap``.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ import jax.numpy as jnp
 import optax
 
 from mnist_jax.core.apply import apply_model
-from mnist_jax.core.checks import check_values, checked_jit
+from mnist_jax.core.checks import check_extra_keys, check_values, checked_jit
 from mnist_jax.core.losses import loss_fn
 from mnist_jax.core.metrics import Metrics, compute_metrics
 from mnist_jax.core.state import TrainState
 
 
-def _check_batch(state: TrainState, batch: Mapping[str, Any], mask: Any = None) -> None:
+def _check_batch(state: TrainState, batch: Mapping[str, Any], mask: Any = None) -> dict[str, Any]:
     has_mask = mask is not None or "mask" in batch  # which may hide any image
     check_values(state.recipe, None if has_mask else batch["image"], batch["label"])
+    return {"batch": check_extra_keys(batch)}
 
 
 @checked_jit(_check_batch)
@@ -36,14 +38,14 @@ def train_step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState,
     Args:
         state: from :func:`mnist_jax.create_train_state`, or from the last step. It is not donated.
         batch: ``{"image": uint8 or float[B, H, W, C], "label": int[B] or float[B, K]}``, optionally ``"mask":
-            bool[B]``. If every example is masked, the gradient is 0.
+            bool[B]`` and extra keys. If every example is masked, the gradient is 0.
 
     Returns:
         The next state, and the metrics of the batch with the parameters before the step, in training mode.
 
     Raises:
-        ValueError: images or labels have the wrong shape or dtype, a NumPy image is not finite, or a NumPy label lies
-            outside [0, K). In a JAX array these make the loss NaN.
+        ValueError: images or labels have the wrong shape or dtype, a NumPy image is not finite, a NumPy label lies
+            outside [0, K) (in a JAX array these make the loss NaN), or an extra key holds neither numbers nor text.
 
     Example:
         >>> import numpy as np

@@ -5,6 +5,7 @@
     dataset = load_dataset("path/to/idx_files")   # four IDX files, raw or .gz
     dataset = load_dataset("train.csv")           # Kaggle's digit-recognizer
     dataset = load_dataset("mnist+digits")        # MNIST, with scikit-learn's digits added to the training split
+    dataset = load_dataset("data/mnist/3.0.1")    # prepared by tensorflow-datasets, or by prepare_dataset
 
 Loading does not import JAX, so a program can load its data while JAX starts.
 """
@@ -24,10 +25,26 @@ from mnist_jax.data.digits import load_digits
 from mnist_jax.data.download import DownloadError
 from mnist_jax.data.files import find_idx_files, read_class_names, read_csv, read_idx_files
 from mnist_jax.data.stream import prefetch, stream_batches
-from mnist_jax.data.tfds import SOURCES, default_tfds_dir, load_named, locate_named
+from mnist_jax.data.tfds import (
+    SOURCES,
+    default_tfds_dir,
+    load_named,
+    load_prepared,
+    locate_named,
+    prepare_dataset,
+)
 from mnist_jax.errors import InputError, suggest
 
-__all__ = ["Dataset", "Split", "class_names_of", "is_name", "load_dataset", "prefetch", "stream_batches"]
+__all__ = [
+    "Dataset",
+    "Split",
+    "class_names_of",
+    "is_name",
+    "load_dataset",
+    "prefetch",
+    "prepare_dataset",
+    "stream_batches",
+]
 
 _log = logging.getLogger("mnist_jax")
 
@@ -48,8 +65,8 @@ def load_dataset(
 
     Args:
         name_or_path: ``mnist``, ``fashion_mnist``, ``kmnist``, ``emnist/digits``, ``digits``, ``mnist+digits``, a
-            directory of four IDX files, or a Kaggle CSV. None means ``mnist``; if MNIST is neither on disk nor
-            reachable, it means ``digits``, and a notice is logged.
+            directory of four IDX files or of prepared tfds data (``.../mnist/3.0.1``), or a Kaggle CSV. None means
+            ``mnist``; if MNIST is neither on disk nor reachable, it means ``digits``, and a notice is logged.
         data_dir: directory of MNIST's IDX files or of prepared tfds data; default ``$MNIST_JAX_DATA_DIR``.
         num_validation: number of examples to hold out from the end of the training set; None means 5,000, or a
             tenth of a training set with fewer than 50,000.
@@ -128,9 +145,14 @@ def _add_digits(dataset: Dataset) -> Dataset:
 def _load_path(path: Path, num_validation: int | None) -> Dataset:
     absolute = str(path.resolve())
     if path.is_dir():
+        if (path / "dataset_info.json").is_file():
+            prepared_name, arrays = load_prepared(path)
+            return Dataset.from_arrays(arrays, prepared_name, num_validation, class_names_of(prepared_name), absolute)
         files = find_idx_files(path)
         if not files:
-            raise InputError(f"data {path}: expected four IDX files in this directory, found none")
+            raise InputError(
+                f"data {path}: expected four IDX files or prepared tfds data in this directory, found none"
+            )
         num_classes = 256  # labels are bytes
         arrays = load_cached([*files.values()], lambda: read_idx_files(files, num_classes), num_classes)
         names = read_class_names(path, np.concatenate([arrays["train_label"], arrays["test_label"]]))

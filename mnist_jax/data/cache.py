@@ -20,7 +20,7 @@ from mnist_jax.data.dataset import DIGITS, IMAGE_SHAPE, Arrays
 from mnist_jax.data.home import find_directory
 
 _ROLES = ("train_image", "train_label", "test_image", "test_label")
-_VERSION = 1  # increase when a reader returns other arrays for the same file
+_VERSION = 2  # increase when a reader returns other arrays for the same file
 
 
 def load_cached(sources: Sequence[Path], decode: Callable[[], Arrays], num_classes: int = len(DIGITS)) -> Arrays:

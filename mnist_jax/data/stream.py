@@ -59,6 +59,8 @@ def _stream(split: Split, batch_size: int, seed: int | None, num_epochs: int, dr
 def prefetch(batches: Iterable[Batch], size: int = 2) -> Iterator[Batch]:
     """Yields the same batches as device arrays; up to ``size`` are transferred before they are needed.
 
+    Text, such as file names, stays on the host.
+
     Example:
         >>> batches = [{"label": np.array([0, 1])}, {"label": np.array([2])}]
         >>> [batch["label"].tolist() for batch in prefetch(batches)]
@@ -66,9 +68,13 @@ def prefetch(batches: Iterable[Batch], size: int = 2) -> Iterator[Batch]:
     """
     import jax  # not at the top: loading data must not import it
 
-    source = iter(batches)
-    queue = collections.deque(jax.device_put(batch) for batch in itertools.islice(source, size))
+    def put(x: Any) -> Any:
+        is_text = isinstance(x, (str, bytes)) or (isinstance(x, np.ndarray) and x.dtype.kind in "OSUT")
+        return x if is_text else jax.device_put(x)
+
+    source = (jax.tree.map(put, batch) for batch in batches)
+    queue = collections.deque(itertools.islice(source, size))
     while queue:
         batch = queue.popleft()
-        queue.extend(jax.device_put(following) for following in itertools.islice(source, 1))
+        queue.extend(itertools.islice(source, 1))
         yield batch

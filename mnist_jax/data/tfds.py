@@ -1,10 +1,12 @@
 """Loads mnist, fashion_mnist, kmnist and emnist/digits with tensorflow-datasets but without TensorFlow.
 
     arrays = load_named("mnist", data_dir=None)
+    prepare_dataset("mnist", "path/to/idx_files", "prepared")    # tfds.data_source("mnist", data_dir="prepared")
 
-The builders that come with tensorflow-datasets need TensorFlow to prepare these data sets. The builder here stores
-plain bytes in the ``array_record`` format and keeps the original order of the examples, so that tensorflow-datasets
-reads them without TensorFlow. After the first load the arrays come from the cache (``cache.py``).
+The builders that come with tensorflow-datasets need TensorFlow to prepare these data sets. The builders here store
+the examples in the ``array_record`` format in their original order, so that tensorflow-datasets reads them without
+TensorFlow. ``load_named`` stores plain bytes; ``prepare_dataset`` stores the version of tensorflow-datasets, with PNGs.
+After the first load the arrays come from the cache (``cache.py``).
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import logging
+import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,7 @@ from mnist_jax.data.dataset import DIGITS, IMAGE_SHAPE, Arrays, check_labels
 from mnist_jax.data.download import DownloadError, download
 from mnist_jax.data.files import find_idx_files, read_idx_files
 from mnist_jax.data.home import find_directory
-from mnist_jax.errors import InputError, one_line
+from mnist_jax.errors import InputError, one_line, suggest
 from mnist_jax.jsonfile import read_json
 
 # The stock builders use 3.x, so both versions can be in one data directory.
@@ -132,6 +136,67 @@ def load_named(name: str, data_dir: Path | None) -> Arrays:
     return _download_and_prepare(name, roots[-1])
 
 
+def prepare_dataset(name: str, idx_dir: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Prepares IDX files for tensorflow-datasets, without TensorFlow and without network.
+
+    ``tfds.data_source(name, data_dir=data_dir)`` then reads the examples in the order of the files, and so does
+    ``load_dataset(name, data_dir=data_dir)``.
+
+    Args:
+        name: ``mnist``, ``fashion_mnist``, ``kmnist`` or ``emnist/digits``. As everywhere in tensorflow-datasets, the
+            images of EMNIST are transposed; ``load_dataset`` turns them upright.
+        idx_dir: directory with the four IDX files, raw or ``.gz``.
+        data_dir: directory to prepare the data in; default ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
+
+    Returns:
+        The prepared directory, such as ``data_dir/mnist/3.0.1``.
+
+    Raises:
+        InputError: the name is unknown, a file is missing or damaged, the prepared directory exists already, or
+            ``data_dir`` cannot be written.
+
+    Example:
+        >>> prepare_dataset("mnist", "no_such_directory")
+        Traceback (most recent call last):
+        mnist_jax.errors.InputError: idx_dir must be an existing directory, got 'no_such_directory'
+    """
+    if name not in SOURCES:
+        raise InputError(f"name must be one of {', '.join(SOURCES)}, got {name!r}{suggest(name, SOURCES)}")
+    if not Path(idx_dir).is_dir():
+        raise InputError(f"idx_dir must be an existing directory, got {os.fspath(idx_dir)!r}")
+    if importlib.util.find_spec("array_record") is None:
+        raise InputError("prepare_dataset needs the package array_record, which is not installed")
+    files = find_idx_files(Path(idx_dir))
+    if not files:
+        raise InputError(f"{idx_dir}: expected four IDX files in this directory, found none")
+    arrays = read_idx_files(files)
+    root = default_tfds_dir() if data_dir is None else Path(data_dir)
+    try:
+        with _lock(name, root):
+            return _prepare_stock(name, root, arrays)
+    except OSError as error:
+        raise InputError(f"{root}: expected a writable directory ({error.strerror})") from None
+
+
+def load_prepared(directory: Path) -> tuple[str, Arrays]:
+    """Loads a directory that tensorflow-datasets or :func:`prepare_dataset` prepared, with the name of the data set.
+
+    Raises:
+        InputError: the directory is damaged, or its format cannot be read without TensorFlow.
+    """
+    try:
+        info = dict(read_json(directory / "dataset_info.json"))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{directory / 'dataset_info.json'}: cannot be read ({one_line(error)})") from None
+    if info.get("fileFormat") != "array_record":
+        raise InputError(
+            f"{directory}: expected data prepared as array_record, which is read without TensorFlow, "
+            f"got {info.get('fileFormat')}; prepare it with mnist_jax.prepare_dataset"
+        )
+    name = f"{info.get('name')}/{info.get('configName', '')}".strip("/")
+    return name if name in SOURCES else directory.resolve().parent.name, _load_prepared(directory)
+
+
 def locate_named(name: str, data_dir: Path | None) -> Path | None:
     """Returns the directory from which :func:`load_named` has loaded a data set."""
     if data_dir is not None and name == "mnist" and find_idx_files(data_dir):
@@ -170,7 +235,7 @@ def _decode(directory: Path) -> Arrays:
     except Exception as error:  # tensorflow-datasets and array_record have no common error for damage
         reason = one_line(error)
         raise InputError(
-            f"{directory}: expected readable prepared data ({reason}); delete the directory to rebuild it"
+            f"{directory}: expected readable prepared data ({reason}); delete the directory to prepare it again"
         ) from None
 
 
@@ -181,8 +246,11 @@ def _read_records(directory: Path) -> Arrays:
     arrays: Arrays = {}
     for split in ("train", "test"):
         source = builder.as_data_source(split=split)
-        examples = source.__getitems__(range(len(source)))
+        with _without_advice():
+            examples = source.__getitems__(range(len(source)))
         arrays[f"{split}_image"] = np.stack([example["image"] for example in examples])
+        if builder.name == "emnist" and str(builder.version) != _VERSION:
+            arrays[f"{split}_image"] = _transpose(arrays[f"{split}_image"])
         arrays[f"{split}_label"] = np.array([example["label"] for example in examples], np.int32)
         image = arrays[f"{split}_image"]
         if image.shape[1:] != IMAGE_SHAPE or image.dtype != np.uint8:
@@ -191,12 +259,24 @@ def _read_records(directory: Path) -> Arrays:
     return arrays
 
 
-def _download_and_prepare(name: str, root: Path) -> Arrays:
-    from filelock import FileLock
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Hides the advice of tensorflow-datasets to install OpenCV, which would decode PNGs faster, but only once."""
 
+    def is_other(record: logging.LogRecord) -> bool:
+        return "OpenCV" not in record.getMessage()
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(is_other)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".mnist_jax-{name.replace('/', '-')}.lock"):
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+def _download_and_prepare(name: str, root: Path) -> Arrays:
+    try:
+        with _lock(name, root):
             if prepared := _find_prepared(name, root):  # another process was faster
                 return _load_prepared(prepared)
             files = _download(name, root / "downloads" / "mnist_jax" / name)
@@ -205,6 +285,16 @@ def _download_and_prepare(name: str, root: Path) -> Arrays:
             return _load_prepared(_prepare(name, root, read_idx_files(files)))
     except OSError as error:
         raise DownloadError(f"{root}: expected a writable directory for downloads ({error.strerror})") from None
+
+
+@contextlib.contextmanager
+def _lock(name: str, root: Path) -> Iterator[None]:
+    """Lets one process at a time prepare a data set in ``root``, which is created."""
+    from filelock import FileLock
+
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".mnist_jax-{name.replace('/', '-')}.lock"):
+        yield
 
 
 def _download(name: str, directory: Path) -> dict[str, Path]:
@@ -226,10 +316,7 @@ def _download(name: str, directory: Path) -> dict[str, Path]:
 
 
 def _prepare(name: str, root: Path, arrays: Arrays) -> Path:
-    """Writes the arrays as a tfds data set; the final rename of tfds makes this atomic.
-
-    No other process may be preparing the same data set: leftovers of killed processes are deleted.
-    """
+    """Writes the arrays as a tfds data set of plain bytes, version ``_VERSION``."""
     import tensorflow_datasets as tfds
 
     family, _, config = name.partition("/")
@@ -255,15 +342,69 @@ def _prepare(name: str, root: Path, arrays: Arrays) -> Path:
             return {split: self._generate_examples(split) for split in ("train", "test")}
 
         def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-            pairs = zip(arrays[f"{split}_image"], arrays[f"{split}_label"], strict=True)
-            for index, (image, label) in enumerate(pairs):
-                yield index, {"image": image, "label": int(label)}
+            return _examples(arrays, split)
 
     Builder.name = family
-    for abandoned in (root / name).glob(f"incomplete.*_{_VERSION}"):
+    return _write(Builder, name, root)
+
+
+def _prepare_stock(name: str, root: Path, arrays: Arrays) -> Path:
+    """Writes the arrays with the builder of tensorflow-datasets, apart from its reader, which needs TensorFlow.
+
+    Raises:
+        InputError: this version is prepared already.
+    """
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    def encode(image: np.ndarray) -> Any:
+        return Image.fromarray((_transpose(image[None])[0] if name == "emnist/digits" else image)[..., 0])
+
+    stock = tfds.builder_cls(name.partition("/")[0])
+
+    class Builder(stock, skip_registration=True):  # type: ignore[misc, valid-type, call-arg]
+        pkg_dir_path = None
+
+        def _info(self) -> Any:
+            info = super()._info()
+            info.as_proto.disable_shuffling = True
+            return info
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            del dl_manager  # the files are here
+            return {split: _examples(arrays, split, encode) for split in ("train", "test")}
+
+    Builder.name = stock.name
+    directory = root / name / str(stock.VERSION)
+    if directory.exists():
+        raise InputError(f"{directory} exists: delete it to prepare it again, or choose another data_dir")
+    return _write(Builder, name, root)
+
+
+def _examples(
+    arrays: Arrays, split: str, encode: Callable[[np.ndarray], Any] = lambda image: image
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    pairs = zip(arrays[f"{split}_image"], arrays[f"{split}_label"], strict=True)
+    for index, (image, label) in enumerate(pairs):
+        yield index, {"image": encode(image), "label": int(label)}
+
+
+def _write(builder_cls: Any, name: str, root: Path) -> Path:
+    """Runs a builder; the final rename of tfds makes this atomic.
+
+    No other process may be preparing the same data set: leftovers of killed processes are deleted.
+    """
+    import tensorflow_datasets as tfds
+
+    for abandoned in (root / name).glob(f"incomplete.*_{builder_cls.VERSION}"):
         shutil.rmtree(abandoned)
     tfds.disable_progress_bar()  # writing takes a few seconds
     with contextlib.redirect_stdout(io.StringIO()):
-        builder = Builder(data_dir=str(root), config=config or None, file_format="array_record")
+        builder = builder_cls(data_dir=str(root), config=name.partition("/")[2] or None, file_format="array_record")
         builder.download_and_prepare()
     return Path(builder.data_dir)
+
+
+def _transpose(image: np.ndarray) -> np.ndarray:
+    """Swaps rows and columns: tensorflow-datasets keeps EMNIST's images column by column."""
+    return np.ascontiguousarray(image.swapaxes(1, 2))

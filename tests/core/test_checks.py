@@ -1,11 +1,13 @@
 """Guards against silent nonsense: each by its message, under jit and without."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import assert_trees_equal, make_split
+from conftest import assert_trees_close, assert_trees_equal, make_split
 
 from mnist_jax import (
     MLP,
@@ -17,10 +19,12 @@ from mnist_jax import (
     cross_entropy,
     eval_step,
     evaluate_dataset,
+    mean_gradient,
     stream_batches,
     train_epoch,
     train_step,
 )
+from mnist_jax.core.checks import check_extra_keys
 
 STATE = create_train_state(MLP(hidden_sizes=(8,), dropout_rate=0.0), optax.sgd(0.1), jax.random.key(0))
 BATCH = make_split(4)._asdict()
@@ -179,3 +183,108 @@ def test_extra_keys_of_a_batch_are_passed_on():
     options = {"loss_fn": loss_fn, "gradient_fn": AccumulatedGradient(2)}
     train_step(create_train_state(model, tx, jax.random.key(0), **options), batch)
     assert seen[0] == {"id": (2,), "scale": ()}
+
+
+EXTRA = {
+    "id": np.arange(5, dtype=np.int64),
+    "weight": np.float32(2),
+    "number": 3,
+    "pixels": np.full((5, 3, 4), 200, np.uint8),
+    "empty": np.zeros((5, 0), np.float32),
+    "is_new": np.ones(5, bool),
+    "key": jax.random.split(jax.random.key(3), 5),
+    "list": [4, 3, 2, 1, 0],
+    "nested": {"rows": np.ones((5, 2), np.float16), "pair": (np.arange(5), np.ones((3, 2))), "nothing": None},
+    "bytes": np.array([b"a", b"b", b"c", b"d", b"e"]),
+    "objects": np.array([b"a", "b", "c", "d", "e"], object),
+    "words": ["a", "b", "c", "d", "e"],
+    "text": {"file": "five.png", "sha": b"\x00"},
+}
+
+
+@pytest.mark.parametrize(
+    ("transform", "gradient_fn"),
+    [
+        ("call", mean_gradient),
+        ("call", AccumulatedGradient(2)),
+        ("vmap", AccumulatedGradient(2)),
+        ("scan", mean_gradient),
+    ],
+)
+def test_extra_keys_of_any_kind_reach_a_loss_function(transform, gradient_fn):
+    seen = []
+
+    def loss_fn(params, state, batch, key):
+        seen.append(batch)
+        return STATE.recipe.loss_fn(params, state, batch, key)
+
+    options = {"loss_fn": loss_fn, "gradient_fn": gradient_fn}
+    state = create_train_state(STATE.recipe.model.module, optax.sgd(0.1), jax.random.key(0), **options)
+    plain = state.replace(recipe=dataclasses.replace(state.recipe, loss_fn=STATE.recipe.loss_fn))
+    batch = make_split(5)._asdict()
+    own, num_rows = {**batch, **EXTRA}, 5 if gradient_fn is mean_gradient else 2
+    expected = train_step(plain, batch)[0].params
+    if transform == "call":
+        assert_trees_equal(train_step(state, own)[0].params, expected)
+        assert int(eval_step(state, own).count) == 5
+    elif transform == "vmap":
+        states = jax.tree.map(lambda x: x[None], state)
+        after, _ = jax.vmap(train_step, in_axes=(0, None))(states, own)
+        assert_trees_close(jax.tree.map(lambda x: x[0], after.params), expected)
+    else:
+        numbers = check_extra_keys(own)
+        after, _ = jax.lax.scan(lambda state, _: train_step(state, numbers), state, None, length=1)
+        assert_trees_close(after.params, expected)
+    found = seen[0]
+    shapes = {name: np.shape(found[name]) for name in ("id", "weight", "number", "pixels", "empty", "is_new", "key")}
+    assert shapes == {
+        "id": (num_rows,),
+        "weight": (),
+        "number": (),
+        "pixels": (num_rows, 3, 4),
+        "empty": (num_rows, 0),
+        "is_new": (num_rows,),
+        "key": (num_rows,),
+    }
+    assert len(found["list"]) == num_rows
+    assert [np.shape(x) for x in found["nested"]["pair"]] == [(num_rows,), (3, 2)]
+    assert (found["pixels"].dtype, found["nested"]["rows"].shape) == (np.uint8, (num_rows, 2))
+    assert found["nested"]["nothing"] is found["bytes"] is found["objects"] is None
+    assert found["words"] == [None] * 5
+    assert found["text"] == {"file": None, "sha": None}
+
+
+def test_extra_keys_are_split_as_the_images_are():
+    def loss_fn(params, state, batch, key):
+        loss, (metrics, model_state) = STATE.recipe.loss_fn(params, state, batch, key)
+        matches = (batch["pixels"] == batch["image"]) & (batch["nested"]["id"] == batch["label"])[:, None, None, None]
+        return loss, (metrics.replace(correct=matches.all((1, 2, 3)).sum(dtype=jnp.int32)), model_state)
+
+    options = {"loss_fn": loss_fn, "gradient_fn": AccumulatedGradient(3)}
+    state = create_train_state(STATE.recipe.model.module, optax.sgd(0.1), jax.random.key(0), **options)
+    split = make_split(9)  # three microbatches, without padding
+    batch = {**split._asdict(), "pixels": split.image, "nested": {"id": split.label}}
+    assert int(train_step(state, batch)[1].correct) == 9
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            np.array([1.0, None], object),
+            r"^batch\['extra'\] must hold numbers or text, got an array of object; convert",
+        ),
+        ({"day": np.array(["2026-01-02"], "datetime64[D]")}, r"^batch\['extra'\]\['day'\] must .* of datetime64\[D\]"),
+        ({1, 2}, "got a set; convert it, or leave it out$"),
+    ],
+)
+@pytest.mark.parametrize("step", [train_step, eval_step])
+def test_an_extra_key_that_holds_neither_numbers_nor_text_is_named(value, message, step):
+    with pytest.raises(ValueError, match=message):
+        step(STATE, {**BATCH, "extra": value})
+
+
+def test_a_positional_argument_that_a_check_changes_is_not_passed_twice():
+    split = make_split(10)
+    part, _ = train_epoch(STATE, split, 4, num_steps=2)
+    assert int(train_epoch(part, split, 4, None)[0].step) == 3

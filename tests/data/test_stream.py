@@ -44,3 +44,12 @@ def test_prefetch_keeps_size_batches_ahead():
     batches = prefetch(source(), 2)
     assert next(batches)["label"] == 0
     assert drawn == [0, 1, 2]
+
+
+def test_prefetch_leaves_text_on_the_host():
+    batch = {"label": np.array([0, 1]), "id": np.array([b"a", b"b"]), "file": {"name": "a.png", "size": np.int32(9)}}
+    (fetched,) = prefetch([batch])
+    assert isinstance(fetched["label"], jax.Array)
+    assert isinstance(fetched["file"]["size"], jax.Array)
+    assert fetched["id"] is batch["id"]
+    assert fetched["file"]["name"] == "a.png"

@@ -13,7 +13,7 @@ import pytest
 from conftest import make_arrays, write_idx_files
 from servers import send, serve
 
-from mnist_jax import InputError, load_dataset
+from mnist_jax import InputError, load_dataset, prepare_dataset
 from mnist_jax.data import tfds
 from mnist_jax.data.download import DownloadError
 from mnist_jax.data.tfds import SOURCES, Source, load_named
@@ -321,3 +321,76 @@ def test_what_the_stock_builder_prepared_as_array_record_is_read(tfds_dir, tmp_p
         order, expected_order = np.lexsort(image.T), np.lexsort(arrays[f"{split}_image"].reshape(-1, 784).T)
         np.testing.assert_array_equal(image[order], arrays[f"{split}_image"].reshape(-1, 784)[expected_order])
         np.testing.assert_array_equal(found[f"{split}_label"][order], arrays[f"{split}_label"][expected_order])
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_prepared_idx_files_are_what_tensorflow_datasets_and_load_dataset_read(name, idx_dir, tmp_path):
+    import tensorflow_datasets
+
+    arrays, data_dir = make_arrays(), tmp_path / "prepared"
+    directory = prepare_dataset(name, idx_dir, data_dir)
+    version = str(tensorflow_datasets.builder_cls(name.partition("/")[0]).VERSION)
+    assert directory == data_dir / name / version
+    stored = {role: x.swapaxes(1, 2) if name == "emnist/digits" and x.ndim == 4 else x for role, x in arrays.items()}
+    for full_name in (name, f"{name}:{version}"):
+        sources = tensorflow_datasets.data_source(full_name, data_dir=data_dir, download=False)
+        for split in ("train", "test"):
+            for key in ("image", "label"):
+                found = np.array([example[key] for example in sources[split]])
+                np.testing.assert_array_equal(found, stored[f"{split}_{key}"])
+    expected = load_dataset(idx_dir)
+    for found in (load_dataset(name, data_dir=data_dir), load_dataset(directory)):
+        for one, other in ((found.train, expected.train), (found.validation, expected.validation)):
+            np.testing.assert_array_equal(one.image, other.image, strict=True)
+            np.testing.assert_array_equal(one.label, other.label, strict=True)
+        np.testing.assert_array_equal(found.test.image, expected.test.image)
+        assert (found.name, found.class_names) == (name, SOURCES[name].class_names)
+        assert found.path == str(directory)
+    before = {path: path.read_bytes() for path in directory.iterdir()}
+    with pytest.raises(
+        InputError, match=f"{version} exists: delete it to prepare it again, or choose another data_dir"
+    ):
+        prepare_dataset(name, idx_dir, data_dir)
+    assert {path: path.read_bytes() for path in directory.iterdir()} == before
+
+
+def test_data_is_prepared_in_the_directory_of_tensorflow_datasets_by_default(tfds_dir, idx_dir, run_python):
+    code = f"import mnist_jax, sys; print(mnist_jax.prepare_dataset('mnist', {str(idx_dir)!r})); " + (
+        "print(mnist_jax.load_dataset('mnist').path, 'tensorflow' in sys.modules, 'jax' in sys.modules)"
+    )
+    done = run_python("-c", code)
+    expected = tfds_dir / "mnist" / "3.0.1"
+    assert (done.stdout, done.stderr) == (f"{expected}\n{expected} False False\n", "")
+
+
+def test_bad_input_to_prepare_is_one_line(tmp_path, idx_dir, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    for arguments, message in (
+        (("mnits", idx_dir), "name must be one of mnist, fashion_mnist, kmnist, emnist/digits, got 'mnits'; did you"),
+        (("mnist", tmp_path / "none"), "idx_dir must be an existing directory, got '.*none'"),
+        (("mnist", tmp_path / "empty"), "empty: expected four IDX files in this directory, found none"),
+        (("mnist", idx_dir, tmp_path / "file"), r"file: expected a writable directory \(File exists\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            prepare_dataset(*arguments)
+    monkeypatch.setattr(tfds.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="prepare_dataset needs the package array_record, which is not installed"):
+        prepare_dataset("mnist", idx_dir, tmp_path)
+
+
+def test_a_prepared_directory_of_another_kind_is_one_line(tmp_path, idx_dir):
+    directory = prepare_dataset("mnist", idx_dir, tmp_path)
+    info = directory / "dataset_info.json"
+    content = info.read_text()
+    for changed, message in (
+        (content.replace("array_record", "tfrecord"), "3.0.1: expected data prepared as array_record.* got tfrecord"),
+        ("[1]", "dataset_info.json: cannot be read"),
+        ("{", "dataset_info.json: cannot be read"),
+    ):
+        info.write_text(changed)
+        with pytest.raises(InputError, match=message):
+            load_dataset(directory)
+    info.write_text(content.replace('"name": "mnist"', '"name": "../other"'))
+    with pytest.raises(InputError, match="3.0.1: expected readable prepared data"):
+        load_dataset(directory)
