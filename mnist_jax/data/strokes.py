@@ -56,8 +56,7 @@ def _even_strokes(ink: np.ndarray) -> np.ndarray:
     if factor < 0.7:
         ink = ndimage.maximum_filter(ink, 3)  # else scaling down would lose hairlines
     scaled = np.pad(resize(ink, factor), 3 * _UNIT)
-    labels, _ = ndimage.label(scaled > scaled.max() / 3, np.ones((3, 3)))
-    mask = np.isin(labels, labels[scaled > scaled.max() / 2])  # faint ink counts if it is connected with strong ink
+    mask = _threshold(scaled)
     inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
     width = 4 * float(inside[mask].mean()) / _UNIT
     # Compensates for scaling to 20 pixels afterwards, which changes the width again.
@@ -75,6 +74,21 @@ def _even_strokes(ink: np.ndarray) -> np.ndarray:
         gap = ndimage.distance_transform_edt(~middle) - least
         distance = np.minimum(distance, np.where(holes, gap, distance))
     return crop(np.clip(distance + 0.5, 0, 1).astype(np.float32), 0.5)
+
+
+def _threshold(ink: np.ndarray) -> np.ndarray:
+    """Returns where ink is strong, or faint but connected with strong ink; the soft rim of strokes is left out.
+
+    Reference: hysteresis thresholding, Canny, "A Computational Approach to Edge Detection", 1986,
+    https://doi.org/10.1109/TPAMI.1986.4767851.
+    """
+    strong, faint = ink > ink.max() / 2, ink > ink.max() / 3
+    beyond = faint & ~ndimage.maximum_filter(strong, _UNIT + 1)
+    if not beyond.any():
+        return strong
+    labels, _ = ndimage.label(faint, np.ones((3, 3)))
+    connected = beyond & np.isin(labels, labels[strong])
+    return strong | (faint & ndimage.maximum_filter(connected, _UNIT + 1))
 
 
 def _ridge(distance: np.ndarray) -> np.ndarray:
