@@ -63,6 +63,7 @@ from .training.export import export_run as export_run
 from .training.export import load_export as load_export
 from .training.fit import fit as fit
 from .training.loading import load_run as load_run
+from .training.network import load_predictor as load_predictor
 from .training.optimizer import build_optimizer as build_optimizer
 from .training.optimizer import build_schedule as build_schedule
 from .training.population import Population as Population

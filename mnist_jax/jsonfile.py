@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 _MAX_DEPTH = 100
 _LARGEST_FILE = 2**24  # bytes; a run of 10,000 epochs has 3 MB of metrics
@@ -45,7 +45,7 @@ def read_text(path: Path) -> str:
     return content.decode()
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Returns whether a JSON value is a finite number that fits a float.
 
     Example:

@@ -1,6 +1,7 @@
-"""``python -m mnist_jax.predict`` classifies the digits in pictures with the model of a run.
+"""``python -m mnist_jax.predict`` classifies the digits in pictures.
 
-    python -m mnist_jax.predict runs/mine seven.jpg other.png      one line per picture
+    python -m mnist_jax.predict seven.jpg                          with the newest run, or the network in the box
+    python -m mnist_jax.predict runs/mine seven.jpg other.png      with the network of a run; one line per picture
     python -m mnist_jax.predict runs/mine digits --csv out.csv     all pictures in a folder
     python -m mnist_jax.predict runs/mine test.csv --json          one JSON object per row
 
@@ -36,6 +37,7 @@ from mnist_jax.pictures.results import (
     write_comparison,
     write_submission,
 )
+from mnist_jax.training.runs import find_runs
 
 _CSV_START = re.compile(rb'(\xef\xbb\xbf)?"?(label|pixel0)\b')
 _BATCH_SIZE = 100  # pictures
@@ -54,11 +56,11 @@ class _Input(NamedTuple):
 
 def _predict_files(options: argparse.Namespace, report: _Report) -> FolderScore:
     """Writes the predictions for each file, and reports each file that cannot be read."""
-    from mnist_jax.training.loading import load_class_names, load_run
+    from mnist_jax.training.network import load_predictor
 
-    _, state = load_run(options.run)
-    class_names = load_class_names(options.run)
-    predictor, score = Predictor(state, class_names), FolderScore(class_names)
+    predictor = load_predictor(options.run)
+    class_names = predictor.class_names
+    score = FolderScore(class_names)
     sources, errors = find_sources(options.file)
     for error in errors:
         report(error)
@@ -122,10 +124,10 @@ def _classify(predictor: Predictor, batches: Iterable[Sequence[_Input]]) -> Iter
     """Yields the predictions for each file; the files of a batch pass through the network together."""
     for batch in batches:
         image = np.concatenate([each.image for each in batch])
-        pairs = zip(image, predictor.classify(image), strict=True)
+        predictions = iter(predictor.predict(image))
         for each in batch:
             rows: Sequence[int | None] = range(len(each.image)) if each.is_csv else [None]
-            yield Result(each.source, rows, [predictor.to_prediction(*next(pairs)) for _ in rows], each.picture)
+            yield Result(each.source, rows, [next(predictions) for _ in rows], each.picture)
 
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.predict") -> int:
@@ -137,9 +139,11 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.pre
         failures.append(error)
 
     def command() -> None:
-        description = "Classify the digits in pictures or a Kaggle CSV with the model of a run."
-        parser = OneLineParser(prog, description, "runs/mine seven.png")
-        parser.add_argument("run", metavar="RUN", help="directory of the run")
+        description = (
+            "Classify the digits in pictures or a Kaggle CSV.\n\nRUN is the directory of a run, whose network answers. "
+            "Without it, the newest run on MNIST in runs/ answers, or else the trained network of this package."
+        )
+        parser = OneLineParser(prog, description, "seven.png", usage="%(prog)s [flags] [RUN] FILE ...")
         parser.add_argument(
             "file",
             nargs="+",
@@ -158,12 +162,23 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.pre
         parser.add_argument("--submission", metavar="CSV", help="write the predictions for one CSV in Kaggle's format")
         add_device_flag(parser)
         options = parser.parse_args(args)
+        options.run = options.file.pop(0) if _is_run(options.file[0], is_last=len(options.file) == 1) else None
+        if not options.file:
+            raise InputError(f"expected a picture, a folder or a CSV after the run {options.run}, got none")
         _check_outputs(options)
         accuracy = _predict_files(options, report).describe(len(failures))
         if accuracy is not None:
             print(accuracy, file=sys.stderr if options.json else sys.stdout)
 
     return run_command(command) or (2 if failures else 0)
+
+
+def _is_run(name: str, is_last: bool) -> bool:
+    """Returns whether the first argument names a run, or was meant to, not a picture or a folder of pictures."""
+    path = Path(name)
+    if path.is_dir():
+        return (path / "config.json").exists() or bool(find_runs(path)) or not (is_last or find_sources([name])[0])
+    return not (is_last or name == "-" or path.suffix or path.exists())
 
 
 def _check_outputs(options: argparse.Namespace) -> None:

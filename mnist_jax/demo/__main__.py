@@ -1,6 +1,6 @@
-"""``python -m mnist_jax.demo`` serves the draw-a-digit page with the model of a run.
+"""``python -m mnist_jax.demo`` serves the draw-a-digit page with the network of a run.
 
-    python -m mnist_jax.demo               the newest finished run in runs/; trains one if there is none
+    python -m mnist_jax.demo               the newest run on MNIST in runs/, else the network in the box
     python -m mnist_jax.demo runs/mine     that run
 
 JAX is imported after the port has been opened, so that ``--help`` and a wrong flag are answered at once.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import errno
 import io
 import ipaddress
@@ -18,31 +17,10 @@ import logging
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from mnist_jax.cli.flags import OneLineParser, add_device_flag, run_command
-from mnist_jax.config import TrainConfig
-from mnist_jax.data import load_dataset
 from mnist_jax.errors import InputError, import_extra
-from mnist_jax.jsonfile import read_json
-from mnist_jax.training.fit import fit
-from mnist_jax.training.runs import newest_run
-from mnist_jax.training.signals import Stopped, StopSignals
-
-_log = logging.getLogger("mnist_jax")
-
-# Strong augmentation: drawn digits vary more in size, slant and shape than MNIST's.
-_DEFAULT_RUN = TrainConfig(
-    model="cnn",
-    learning_rate=3e-3,
-    schedule="one_cycle",
-    augment_shift=2,
-    augment_rotation=12,
-    augment_scale=0.15,
-    augment_shear=0.15,
-    augment_elastic=0.6,
-)
-_MIN_EXAMPLES = 80_000  # to train on, over all epochs
+from mnist_jax.training.signals import StopSignals
 
 
 class _Ended(KeyboardInterrupt):
@@ -86,34 +64,8 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def find_run(name: str | None) -> Path:
-    """Returns the run to serve: the named one, else the newest finished one in ``runs/``, else a newly trained one."""
-    if name is not None:
-        return Path(name)
-    newest = newest_run()
-    if newest is not None:
-        _log.warning("serving the newest run, %s", newest)
-        return newest
-    dataset = load_dataset()
-    epochs = max(3, _MIN_EXAMPLES // dataset.train.num_examples)
-    config = dataclasses.replace(_DEFAULT_RUN, data=dataset.name, epochs=epochs, checkpoint_every=epochs)
-    _log.warning("runs/ holds no finished run: training a cnn on %s first", dataset.name)
-    try:
-        return fit(config).workdir
-    except Stopped as stopped:
-        raise _Ended(stopped.exit_status) from None
-
-
-def describe_run(run: Path, config: TrainConfig) -> str:
-    """Returns the description of a run for the page."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, OverflowError):
-        summary = read_json(run / "summary.json")
-        return f"{config.model} on {summary['dataset']}, {100 * summary['test_accuracy']:.2f} % test accuracy"
-    return f"{config.model} on {Path(config.data or 'mnist').stem}, training not finished"
-
-
-def serve(run: Path, host: str, listener: socket.socket) -> None:
-    """Serves a run until SIGINT or SIGTERM arrives.
+def serve(run: str | None, host: str, listener: socket.socket) -> None:
+    """Serves the network of a run, or of :func:`mnist_jax.load_predictor`, until SIGINT or SIGTERM arrives.
 
     Raises:
         InputError: the run cannot be loaded.
@@ -123,13 +75,10 @@ def serve(run: Path, host: str, listener: socket.socket) -> None:
 
     from mnist_jax.demo.connections import server_config
     from mnist_jax.demo.server import LOOPBACK_HOSTS, create_app
-    from mnist_jax.pictures.predictor import Predictor
-    from mnist_jax.training.loading import load_class_names, load_run
+    from mnist_jax.training.network import load_predictor
 
     with StopSignals() as stop:  # delays the exit: XLA crashes if the process exits while it compiles
-        train_config, state = load_run(run)
-        class_names, title = load_class_names(run), describe_run(run, train_config)
-        predictor = Predictor(state, class_names)
+        predictor = load_predictor(run)
         predictor(_any_picture())  # compiles
         address, port = listener.getsockname()[:2]
         hosts = sorted({*LOOPBACK_HOSTS, host}) if ipaddress.ip_address(address).is_loopback else ["*"]
@@ -146,7 +95,7 @@ def serve(run: Path, host: str, listener: socket.socket) -> None:
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
                 if not stop.requested:
-                    print(f"{url}  -  {title}; stop with Ctrl-C", flush=True)
+                    print(f"{url}  -  {predictor.title}; stop with Ctrl-C", flush=True)
 
             async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
                 closing = asyncio.ensure_future(super().shutdown(sockets))
@@ -156,7 +105,7 @@ def serve(run: Path, host: str, listener: socket.socket) -> None:
                     await asyncio.wait([closing], timeout=0.05)
                 await closing
 
-        app = create_app(predictor, class_names, title=title, allowed_hosts=hosts)
+        app = create_app(predictor, predictor.class_names, title=predictor.title, allowed_hosts=hosts)
         with _errors_on_stderr():
             Server(server_config(app)).run([listener])
     if stop.requested:
@@ -189,7 +138,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.dem
     def command() -> None:
         description = "Serve a page on which digits are classified while they are drawn."
         parser = OneLineParser(prog, description, "runs/mine --port 8080")
-        help_ = "directory of the run; default: the newest finished one in runs/; without one, a cnn is trained first"
+        help_ = "directory of the run; default: the newest on MNIST in runs/, else the trained network of this package"
         parser.add_argument("run", nargs="?", metavar="RUN", help=help_)
         help_ = "address to serve at; default: 127.0.0.1, for this machine only"
         parser.add_argument("--host", default="127.0.0.1", help=help_)
@@ -201,7 +150,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.dem
         for module in ("starlette", "uvicorn"):
             import_extra(module, "demo")
         with listen(flags.host, flags.port) as listener:
-            serve(find_run(flags.run), flags.host, listener)
+            serve(flags.run, flags.host, listener)
 
     return run_command(command)
 

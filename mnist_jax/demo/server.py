@@ -4,7 +4,8 @@
 
 The body of a request is a picture, for example a PNG or JPEG file. The response is JSON:
 
-    {"label": 7, "class_name": "7", "probabilities": [K numbers], "image": [28 rows of 28, 0..255], "milliseconds": 4.1}
+    {"label": 7, "class_name": "7", "probabilities": [K numbers], "doubt": null or why the network is not sure,
+     "image": [28 rows of 28, 0..255], "milliseconds": 4.1}
 
 or ``{"error": "..."}``, with status
 
@@ -103,6 +104,7 @@ def create_app(
                 "label": prediction.label,
                 "class_name": prediction.class_name,
                 "probabilities": prediction.probabilities.tolist(),
+                "doubt": prediction.doubt,
                 "image": prediction.image[..., 0].tolist(),
                 "milliseconds": round(1000 * (time.perf_counter() - start_time), 2),
             }

@@ -1,9 +1,9 @@
 """Classifies pictures of digits with a trained network.
 
     predict_image(state, "seven.jpg").class_name                # one picture
-    predictor = Predictor(state)                                # many pictures
+    predictor = load_predictor()                                # many pictures; or Predictor(state)
     predictor(Path("seven.jpg").read_bytes()).probabilities
-    predictor.classify(dataset.test.image)                      # float32[N, K], for images in the format of MNIST
+    predictor.predict(dataset.test.image)                       # for images in the format of MNIST
 
 The first prediction imports JAX.
 """
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mnist_jax.core.calibration import Confidence
 from mnist_jax.data.dataset import DIGITS
 from mnist_jax.pictures.decode import read_file, read_picture
 from mnist_jax.pictures.normalize import prepare_image
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mnist_jax.core.state import TrainState
 
 _BATCH_SIZE = 100  # of the program for many images; another program takes one image
+_MIN_PROBABILITY = 0.6  # of an answer that is not in doubt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Prediction:
         class_name: name of that class.
         probabilities: ``float32[K]``.
         image: ``uint8[28, 28, 1]``, the input of the network.
+        doubt: why the network is not sure, for a reader; None if it is.
 
     Example:
         >>> probabilities = np.eye(10, dtype=np.float32)[7]
@@ -48,16 +51,20 @@ class Prediction:
     class_name: str
     probabilities: np.ndarray
     image: np.ndarray
+    doubt: str | None = None
 
 
 class Predictor:
     """Classifies pictures with a network; safe to use from several threads.
 
-    Two programs, for one image and for 100, are compiled at their first use.
+    Two programs, for one image and for 100, are compiled at their first use. :func:`mnist_jax.load_predictor` creates
+    the predictor of a run.
 
     Args:
         state: state of a trained network.
         class_names: K names.
+        confidence: calibrates the probabilities, and refuses images unlike those of training.
+        title: describes the network, for a reader.
 
     Example:
         >>> from mnist_jax import TrainConfig, build_state, load_dataset
@@ -69,9 +76,17 @@ class Predictor:
         (28, 28, 1)
     """
 
-    def __init__(self, state: TrainState, class_names: Sequence[str] = DIGITS) -> None:
+    def __init__(
+        self,
+        state: TrainState,
+        class_names: Sequence[str] = DIGITS,
+        confidence: Confidence | None = None,
+        title: str = "",
+    ) -> None:
         self._state = state
-        self._class_names = tuple(class_names)
+        self._confidence = confidence or Confidence()
+        self.class_names = tuple(class_names)
+        self.title = title
 
     def __call__(self, picture: np.ndarray | bytes | str | os.PathLike[str]) -> Prediction:
         """Classifies one picture.
@@ -86,11 +101,20 @@ class Predictor:
             picture = read_picture(read_file(picture), os.fspath(picture))
         elif isinstance(picture, bytes):
             picture = read_picture(picture, "the picture")
-        image = prepare_image(picture)
-        return self.to_prediction(image, self.classify(image[None])[0])
+        (prediction,) = self.predict(prepare_image(picture)[None])
+        return prediction
+
+    def predict(self, image: np.ndarray) -> list[Prediction]:
+        """Classifies images ``uint8[N, 28, 28, 1]`` in the format of MNIST."""
+        logits = self._logits(image)
+        probabilities, refused = self._confidence.probabilities(logits), self._confidence.refuses(logits)
+        return [self._to_prediction(*each) for each in zip(image, probabilities, refused, strict=True)]
 
     def classify(self, image: np.ndarray) -> np.ndarray:
         """Returns probabilities ``float32[N, K]`` for images ``uint8[N, 28, 28, 1]`` in the format of MNIST."""
+        return self._confidence.probabilities(self._logits(image))
+
+    def _logits(self, image: np.ndarray) -> np.ndarray:
         size = _BATCH_SIZE if len(image) > 1 else 1
         program = _program()
         found = []
@@ -100,10 +124,14 @@ class Predictor:
             found.append(np.asarray(program(self._state, padded))[: len(batch)])
         return np.concatenate(found)
 
-    def to_prediction(self, image: np.ndarray, probabilities: np.ndarray) -> Prediction:
-        """Creates the prediction of the most probable class."""
-        label = int(probabilities.argmax())
-        return Prediction(label, self._class_names[label], probabilities, image)
+    def _to_prediction(self, image: np.ndarray, probabilities: np.ndarray, refused: bool) -> Prediction:
+        label, second = np.argsort(-probabilities, kind="stable")[:2].tolist()
+        doubt = None
+        if refused:
+            doubt = "unlike the images it was trained on"
+        elif probabilities[label] < _MIN_PROBABILITY:
+            doubt = f"{self.class_names[label]} or {self.class_names[second]}"
+        return Prediction(label, self.class_names[label], probabilities, image, doubt)
 
 
 def predict_image(
@@ -137,7 +165,7 @@ def _program() -> Callable[[TrainState, np.ndarray], Any]:
     from mnist_jax.core.apply import apply_model
 
     @jax.jit
-    def probabilities(state: TrainState, image: jax.Array) -> jax.Array:
-        return jax.nn.softmax(apply_model(state, state.eval_params, image)[0])
+    def logits(state: TrainState, image: jax.Array) -> jax.Array:
+        return apply_model(state, state.eval_params, image)[0]
 
-    return probabilities
+    return logits

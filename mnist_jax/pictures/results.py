@@ -56,6 +56,7 @@ def to_json(result: Result) -> str:
                 "label": prediction.label,
                 "class_name": prediction.class_name,
                 "probabilities": prediction.probabilities.tolist(),
+                "doubt": prediction.doubt,
             }
         )
         for row, prediction in zip(result.rows, result.predictions, strict=True)
@@ -74,7 +75,10 @@ def to_text(result: Result, class_names: Sequence[str], width: int = 0) -> str:
 
 
 def to_line(prediction: Prediction, class_names: Sequence[str]) -> str:
-    """Returns ``7   99.8 %   (1 0.1 %, 9 0.1 %)``: the class, and the next two if they are not negligible."""
+    """Returns ``7   99.8 %   (1 0.1 %, 9 0.1 %)``: the class, and the next two if they are not negligible.
+
+    A prediction in doubt ends with the reason: ``4   51.3 %   (9 48.0 %)   not sure: 4 or 9``.
+    """
     best, *others = np.argsort(-prediction.probabilities, kind="stable")[:3]
 
     def percent(label: int) -> str:
@@ -83,7 +87,8 @@ def to_line(prediction: Prediction, class_names: Sequence[str]) -> str:
     width = max(map(len, class_names))
     line = f"{class_names[best]:<{width}}  {percent(best):>7}"
     likely = [f"{class_names[other]} {percent(other)}" for other in others if prediction.probabilities[other] >= 0.0005]
-    return f"{line}   ({', '.join(likely)})" if likely else line
+    line += f"   ({', '.join(likely)})" if likely else ""
+    return f"{line}   not sure: {prediction.doubt}" if prediction.doubt else line
 
 
 def write_comparison(result: Result) -> Path:
@@ -104,7 +109,9 @@ def write_comparison(result: Result) -> Path:
     ):
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if pixels.ndim == 3 else None)
         axes.set(xticks=[], yticks=[], title=title)
-    figure.supxlabel(f"{prediction.class_name}   {100 * prediction.probabilities.max():.1f} %", fontsize=16)
+    answer = f"{prediction.class_name}   {100 * prediction.probabilities.max():.1f} %"
+    doubt = f"\nnot sure: {prediction.doubt}" if prediction.doubt else ""
+    figure.supxlabel(answer + doubt, fontsize=16)
     stem = Path(result.source.name).with_suffix("")
     content, number = io.BytesIO(), 1
     figure.savefig(content, dpi=120)

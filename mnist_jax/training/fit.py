@@ -20,7 +20,7 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data import Dataset
 from mnist_jax.errors import NonFiniteLossError
 from mnist_jax.training.callbacks import Callback
-from mnist_jax.training.prepare import compile_run, prepare_run
+from mnist_jax.training.prepare import Programs, compile_run, prepare_run
 from mnist_jax.training.resume import restore_run
 from mnist_jax.training.run import Run, Training, describe_data, summarise
 from mnist_jax.training.signals import Stopped
@@ -93,7 +93,7 @@ def fit(
             if training.is_stopping:
                 break
         _check_signal(training)
-        return _finish(training, programs.evaluate_test)
+        return _finish(training, programs)
 
 
 def _train_epoch(training: Training, epochs: ChunkedEpoch) -> None:
@@ -144,10 +144,12 @@ def _check_signal(training: Training) -> None:
         raise Stopped(training.signals.requested, training.step, training.directory.path)
 
 
-def _finish(training: Training, evaluate_test: Callable[[TrainState], Evaluation]) -> Run:
+def _finish(training: Training, programs: Programs) -> Run:
     """Evaluates the test split and writes the summary and the figures."""
     start = time.perf_counter()
-    training.test = evaluate_test(training.state)
+    if training.validation is None:  # the run had finished before
+        training.validation = programs.evaluate_validation(training.state)
+    training.test = programs.evaluate_test(training.state)
     training.seconds["evaluate"] += time.perf_counter() - start
     training.summary = summarise(training)
     training.call("on_finish")

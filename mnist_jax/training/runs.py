@@ -2,7 +2,7 @@
 
     for run in find_runs("runs"):
         print(run.path, run.summary.get("test_accuracy"))
-    newest_run("runs")   # the run that ``python -m mnist_jax.demo`` serves by default
+    newest_mnist_run("runs")   # the run that ``predict`` and ``demo`` use by default
 
 It reads the small files of a run, and does not import JAX.
 """
@@ -19,6 +19,8 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError, one_line
 from mnist_jax.jsonfile import is_number, read_json, read_text
 from mnist_jax.training.directory import describe_model, read_config, read_data
+
+_MNIST = ("mnist", "mnist+digits")  # names of data sets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +71,11 @@ def find_runs(directory: str | os.PathLike[str] = "runs") -> list[RunInfo]:
     return sorted(runs, key=lambda run: (run.modified, run.path.name), reverse=True)
 
 
-def newest_run(directory: str | os.PathLike[str] = "runs") -> Path | None:
-    """Returns the newest finished run in a directory; None if it holds none or does not exist."""
+def newest_mnist_run(directory: str | os.PathLike[str] = "runs") -> Path | None:
+    """Returns the newest finished run in a directory that was trained on MNIST; None if there is none."""
     if not Path(directory).is_dir():
         return None
-    return next((run.path for run in find_runs(directory) if run.summary), None)
+    return next((run.path for run in find_runs(directory) if run.summary.get("dataset") in _MNIST), None)
 
 
 def read_run_config(directory: Path) -> TrainConfig:
