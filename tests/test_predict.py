@@ -1,6 +1,8 @@
+import dataclasses
 import io
 import json
 import os
+import re
 import sys
 from csv import reader
 from pathlib import Path
@@ -11,7 +13,7 @@ from conftest import CSV_HEADER, make_arrays, write_csv
 from drawing import PHOTOGRAPH
 from PIL import Image
 
-from mnist_jax import Prediction, Predictor, load_dataset, load_run, predict_image
+from mnist_jax import Prediction, Predictor, load_dataset, load_predictor
 from mnist_jax.data import class_names_of
 from mnist_jax.pictures.results import to_line
 from mnist_jax.predict import main
@@ -55,7 +57,7 @@ def test_a_line_for_each_picture(run, picture, capsys):
     Path("longer-name.jpg").write_bytes(PHOTOGRAPH.read_bytes())
     assert main([run, picture, "a.png", "missing.png", "longer-name.jpg"]) == 2
     out, err = capsys.readouterr()
-    prediction = predict_image(load_run(run)[1], picture)
+    prediction = load_predictor(run)(picture)
     line = to_line(prediction, tuple("0123456789"))
     assert out == f"seven.jpg        {line}\nlonger-name.jpg  {line}\n"
     assert err == (
@@ -72,14 +74,16 @@ def test_the_line_names_the_likely_classes():
     assert to_line(prediction, ("zero", "one", "two", "three")) == "one     85.0 %   (zero 10.0 %, two 5.0 %)"
     prediction = predict(np.array([0.0001, 0.9999], np.float32))
     assert to_line(prediction, ("no", "yes")) == "yes  100.0 %"
+    doubtful = dataclasses.replace(prediction, doubt="unlike the images it was trained on")
+    assert to_line(doubtful, ("no", "yes")) == "yes  100.0 %   not sure: unlike the images it was trained on"
 
 
 def test_json_lines(run, picture, csv, capsys):
     assert main([run, picture, csv, "--json"]) == 0
     first, *others = map(json.loads, capsys.readouterr().out.splitlines())
-    predictor = Predictor(load_run(run)[1])
+    predictor = load_predictor(run)
     prediction = predictor(picture)
-    assert list(first) == ["file", "label", "class_name", "probabilities"]
+    assert list(first) == ["file", "label", "class_name", "probabilities", "doubt"]
     assert (first["file"], first["label"], first["class_name"]) == (picture, prediction.label, prediction.class_name)
     np.testing.assert_allclose(first["probabilities"], prediction.probabilities, rtol=1e-6)
     assert [(each["file"], each["row"]) for each in others] == [(csv, row) for row in range(14)]
@@ -90,7 +94,7 @@ def test_json_lines(run, picture, csv, capsys):
 def test_rows_of_a_csv_are_read_as_they_are(run, csv, capsys):
     assert main([run, csv]) == 0
     lines = capsys.readouterr().out.splitlines()
-    labels = Predictor(load_run(run)[1]).classify(load_dataset("digits").test.image[:14]).argmax(axis=1)
+    labels = load_predictor(run).classify(load_dataset("digits").test.image[:14]).argmax(axis=1)
     assert [line.split()[:2] for line in lines] == [[f"test.csv[{i}]", str(label)] for i, label in enumerate(labels)]
     assert len({line.index(" %") for line in lines}) == 1
     assert (labels == load_dataset("digits").test.label[:14]).mean() > 0.7  # the run has learnt something
@@ -158,7 +162,7 @@ def test_a_submission_for_kaggle(run, csv, capsys):
     assert main([run, csv, "--submission", "out.csv"]) == 0
     out, err = capsys.readouterr()
     assert (out, err) == ("", "wrote 14 predictions to out.csv\n")
-    labels = Predictor(load_run(run)[1]).classify(load_dataset("digits").test.image[:14]).argmax(axis=1)
+    labels = load_predictor(run).classify(load_dataset("digits").test.image[:14]).argmax(axis=1)
     lines = ["ImageId,Label", *(f"{number},{label}" for number, label in enumerate(labels, start=1))]
     assert Path("out.csv").read_text() == "\n".join(lines) + "\n"
     assert main([run, csv, "--submission", "out.csv"]) == 2
@@ -196,8 +200,8 @@ def folder(run, tmp_path, monkeypatch):
 def test_a_folder_is_read_in_order_and_compared_with_the_names_of_its_folders(run, folder, capsys):
     assert main([run, "digits"]) == 0
     *lines, accuracy = capsys.readouterr().out.splitlines()
-    state = load_run(run)[1]
-    assert lines == [f"{name}  {to_line(predict_image(state, name), tuple('0123456789'))}" for name in folder]
+    predictor = load_predictor(run)
+    assert lines == [f"{name}  {to_line(predictor(name), tuple('0123456789'))}" for name in folder]
     correct = sum(name.split("/")[1] == line.split()[1] for name, line in zip(folder, lines, strict=True))
     assert correct > 7
     assert accuracy == f"accuracy {100 * correct / 14:.1f} % ({correct} of 14), by the names of their folders"
@@ -250,8 +254,8 @@ def test_folders_without_pictures_or_that_cannot_be_read(run, folder, picture, m
 
 def test_many_pictures_pass_through_the_network_together(run, folder, csv, monkeypatch, capsys):
     sizes = []
-    classify = Predictor.classify
-    monkeypatch.setattr(Predictor, "classify", lambda self, image: sizes.append(len(image)) or classify(self, image))
+    predict = Predictor.predict
+    monkeypatch.setattr(Predictor, "predict", lambda self, image: sizes.append(len(image)) or predict(self, image))
     monkeypatch.setattr("mnist_jax.predict._BATCH_SIZE", 6)
     assert main([run, "digits", csv, folder[3]]) == 0
     assert sizes == [6, 6, 2, 14, 1]
@@ -271,7 +275,7 @@ def test_all_probabilities_as_a_csv(run, folder, csv, capsys):
     assert [row[:2] for row in rows] == [[name, ""] for name in folder] + [[csv, str(row)] for row in range(14)]
     probabilities = np.array([row[5:] for row in rows], np.float32)
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
-    expected = Predictor(load_run(run)[1]).classify(load_dataset("digits").test.image[:14])
+    expected = load_predictor(run).classify(load_dataset("digits").test.image[:14])
     np.testing.assert_array_equal(probabilities[14:], expected)
     labels = probabilities.argmax(1)
     assert [row[2:4] for row in rows] == [[str(label)] * 2 for label in labels]
@@ -319,8 +323,7 @@ def test_class_names_are_those_of_the_data(run, picture, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "the following arguments are required: RUN, FILE"),
-        (["nowhere"], "the following arguments are required: FILE"),
+        ([], "the following arguments are required: FILE"),
         (["nowhere", "seven.jpg"], "nowhere: expected a run with a config.json, found none"),
         (["nowhere", "seven.jpg", "--bogus"], "unknown flag --bogus"),
     ],
@@ -328,3 +331,24 @@ def test_class_names_are_those_of_the_data(run, picture, capsys):
 def test_a_wrong_command_is_one_line(args, message, capsys):
     assert main(args) == 2
     assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+def test_without_a_run_the_network_in_the_box_answers(picture, capsys):
+    assert main([picture]) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"seven\.jpg  7  +\d+\.\d %\n", out)
+    assert err == "using the network in the box, a cnn on MNIST and scikit-learn's digits\n"
+
+
+def test_the_first_argument_is_a_run_a_folder_or_a_picture(run, picture, capsys):
+    Path("folder").mkdir()
+    Path("folder", "a.jpg").write_bytes(PHOTOGRAPH.read_bytes())
+    assert main(["folder", picture]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["folder/a.jpg", "seven.jpg"]
+    for args, message in (
+        ([run], f"expected a picture, a folder or a CSV after the run {run}, got none"),
+        (["nowhere", picture], "nowhere: expected a run with a config.json, found none"),
+        ([str(Path(run).parent), picture], f"{Path(run).parent}: expected a run with a config.json, found none; name "),
+    ):
+        assert main(args) == 2
+        assert capsys.readouterr().err.startswith(f"error: {message}")

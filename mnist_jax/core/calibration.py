@@ -10,10 +10,14 @@ confidence.refuses(new_logits)            # True for images that are unlike thos
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 _TEMPERATURES = (0.05, 20.0)  # between which the best one is sought
+_MAX_CLASSES = 20  # with Gaussians of their own
+_PRIOR_COUNT = 25  # weight in examples of the shared covariance in that of each class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,57 +73,115 @@ class Calibration:
         return float(np.nansum(gap * self.count) / self.count.sum())
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Confidence:
     """Makes probabilities honest, and says which images are unlike those of training.
 
+    An image is refused if its logits are unlike those of every class: their distance is minus the largest of the log
+    densities of K Gaussians, one for each class, up to constants.
+
     Attributes:
         temperature: T > 0, which divides the logits.
-        energy_threshold: an image with a larger energy, ``-log(sum(exp(logits)))``, is refused.
+        threshold: an image at a larger distance is refused.
+        mean: ``float64[K, K]``, the mean logits of each class; None if nothing is refused.
+        precision: ``float64[K, K, K]``, the inverse covariance of the logits of each class.
+        log_determinant: ``float64[K]``, of the covariances.
 
-    Reference: temperature scaling, Guo et al., https://arxiv.org/abs/1706.04599; energy, Liu et al.,
-    "Energy-based Out-of-distribution Detection", https://arxiv.org/abs/2010.03759.
+    Reference: temperature scaling, Guo et al., https://arxiv.org/abs/1706.04599; Gaussians for each class, Lee et al.,
+    "A Simple Unified Framework for Detecting Out-of-Distribution Samples", https://arxiv.org/abs/1807.03888.
 
     Example:
-        >>> confidence = Confidence(temperature=2.0, energy_threshold=-1.0)
-        >>> logits = np.array([[4.0, 0.0], [0.1, 0.0]])
-        >>> confidence.probabilities(logits).round(2).tolist(), confidence.refuses(logits).tolist()
-        ([[0.88, 0.12], [0.51, 0.49]], [False, True])
+        >>> rng = np.random.default_rng(0)
+        >>> label = np.arange(200) % 2
+        >>> logits = 4 * np.eye(2)[label] + rng.normal(size=(200, 2))
+        >>> confidence = Confidence.fit(logits, label)
+        >>> confidence.refuses(np.array([[4.0, 0.0], [20.0, 20.0]])).tolist()
+        [False, True]
     """
 
     temperature: float = 1.0
-    energy_threshold: float = np.inf
+    threshold: float = np.inf
+    mean: np.ndarray | None = None
+    precision: np.ndarray | None = None
+    log_determinant: np.ndarray | None = None
 
     @classmethod
     def fit(cls, logits: np.ndarray, label: np.ndarray, refused: float = 0.01) -> Confidence:
-        """Fits the temperature to validation data by maximum likelihood, and the threshold to its energies.
+        """Fits the temperature by maximum likelihood and the Gaussians to validation data.
 
         Args:
             logits: ``float[N, K]``.
             label: ``int[N]``, true classes.
-            refused: fraction of the examples to refuse.
+            refused: fraction of these examples to refuse. Nothing is refused with more than 20 classes.
         """
-        logits = np.asarray(logits, np.float64)
-        correct = np.take_along_axis(logits, np.asarray(label, np.int64)[:, None], axis=1)[:, 0]
+        logits, label = np.asarray(logits, np.float64), np.asarray(label, np.int64)
+        correct = np.take_along_axis(logits, label[:, None], axis=1)[:, 0]
         low, high = np.log(_TEMPERATURES)
         for _ in range(40):  # bisection: the derivative of the loss with respect to 1 / T increases with 1 / T
             middle = (low + high) / 2
             expected = np.sum(_softmax(logits / np.exp(middle)) * logits, axis=1)
             low, high = (middle, high) if np.mean(expected - correct) > 0 else (low, middle)
-        threshold = np.quantile(cls().energy(logits), 1 - refused, method="higher")
-        return cls(float(np.exp((low + high) / 2)), float(threshold))
+        temperature, num_classes = float(np.exp((low + high) / 2)), logits.shape[1]
+        if num_classes > _MAX_CLASSES:
+            return cls(temperature)
+        indicator = np.eye(num_classes)[label]
+        count = indicator.sum(axis=0)
+        mean = indicator.T @ logits / np.maximum(count, 1)[:, None]
+        residual = logits - mean[label]
+        product = np.einsum("nk,ni,nj->kij", indicator, residual, residual, optimize=True)
+        shared = product.sum(axis=0) / len(label)
+        shared += (1e-6 * np.trace(shared) / num_classes + 1e-12) * np.eye(num_classes)
+        covariance = (product + _PRIOR_COUNT * shared) / (count + _PRIOR_COUNT)[:, None, None]
+        fitted = cls(temperature, np.inf, mean, np.linalg.inv(covariance), np.linalg.slogdet(covariance)[1])
+        threshold = np.quantile(fitted.distance(logits), 1 - refused, method="lower")
+        return dataclasses.replace(fitted, threshold=float(threshold))
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Returns calibrated probabilities ``float32[N, K]``."""
         return _softmax(np.asarray(logits, np.float64) / self.temperature).astype(np.float32)
 
-    def energy(self, logits: np.ndarray) -> np.ndarray:
-        """Returns ``float64[N]``; unusual images have a large energy. The temperature plays no part."""
-        return -np.logaddexp.reduce(np.asarray(logits, np.float64), axis=1)
+    def distance(self, logits: np.ndarray) -> np.ndarray:
+        """Returns ``float64[N]``, minus twice the largest log density; the temperature plays no part."""
+        if self.mean is None:
+            return np.full(len(logits), -np.inf)
+        residual = np.asarray(logits, np.float64)[:, None] - self.mean
+        squares = np.einsum("nki,kij,nkj->nk", residual, self.precision, residual, optimize=True)
+        found: np.ndarray = np.min(squares + self.log_determinant, axis=1)
+        return found
 
     def refuses(self, logits: np.ndarray) -> np.ndarray:
-        """Returns ``bool[N]``: the energy is above the threshold."""
-        return self.energy(logits) > self.energy_threshold
+        """Returns ``bool[N]``: the distance is above the threshold."""
+        return self.distance(logits) > self.threshold
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns numbers and lists, for JSON."""
+        return {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in vars(self).items()
+            if value is not None and value != np.inf
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Confidence:
+        """Creates what :meth:`to_dict` describes.
+
+        Raises:
+            ValueError: it is incomplete, or a number is not finite.
+
+        Example:
+            >>> Confidence.from_dict({"temperature": 2.0}).temperature
+            2.0
+        """
+        arrays = {name: np.asarray(value, np.float64) for name, value in content.items()}
+        if not all(np.isfinite(array).all() for array in arrays.values()) or not arrays["temperature"] > 0:
+            raise ValueError("expected finite numbers, and a temperature above 0")
+        if arrays.keys() == {"temperature"}:
+            return cls(float(arrays["temperature"]))
+        size = len(arrays["mean"])
+        shapes = {"temperature": (), "threshold": (), "mean": (size,) * 2, "precision": (size,) * 3}
+        if {name: array.shape for name, array in arrays.items()} != {**shapes, "log_determinant": (size,)}:
+            raise ValueError("expected a temperature, or a temperature, a threshold and Gaussians")
+        return cls(**{name: array if array.ndim else float(array) for name, array in arrays.items()})
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ directory.write_summary({...})
 config.json      the TrainConfig          summary.json   final numbers
 metrics.jsonl    one object per epoch     checkpoints/   Orbax
 figures/*.png    learning curves          events.out.tfevents.*   TensorBoard
+confidence.json  calibration of predict and demo
 """
 
 from __future__ import annotations
@@ -173,6 +174,10 @@ class RunDirectory:
     def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Writes ``metrics.jsonl``, one object per epoch."""
         write_whole(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+
+    def write_confidence(self, confidence: Mapping[str, Any]) -> None:
+        """Writes ``confidence.json``."""
+        write_whole(self.path / "confidence.json", json.dumps(confidence) + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``."""

@@ -145,12 +145,16 @@ def _check_signal(training: Training) -> None:
 
 
 def _finish(training: Training, programs: Programs) -> Run:
-    """Evaluates the test split and writes the summary and the figures."""
+    """Evaluates the test split and writes the confidence, the summary and the figures."""
+    from mnist_jax.core.calibration import Confidence
+
     start = time.perf_counter()
     if training.validation is None:  # the run had finished before
         training.validation = programs.evaluate_validation(training.state)
     training.test = programs.evaluate_test(training.state)
     training.seconds["evaluate"] += time.perf_counter() - start
+    confidence = Confidence.fit(training.validation.logits, training.dataset.validation.label)
+    training.directory.write_confidence(confidence.to_dict())
     training.summary = summarise(training)
     training.call("on_finish")
     training.summary["seconds"]["total"] = training.total_seconds()  # now with the figures

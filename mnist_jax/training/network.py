@@ -19,7 +19,7 @@ from typing import Any
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.core.calibration import Confidence
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, one_line
 from mnist_jax.jsonfile import is_number, read_json
 from mnist_jax.pictures.predictor import Predictor
 from mnist_jax.training.export import load_export
@@ -29,8 +29,7 @@ from mnist_jax.training.runs import newest_mnist_run
 _log = logging.getLogger("mnist_jax")
 _BOX = "the network in the box, a cnn on MNIST and scikit-learn's digits"
 _FILE = Path(__file__).with_name("network.safetensors")
-# From the summary of the run that wrote the file: fitted on MNIST's validation split.
-_CONFIDENCE = Confidence(temperature=1.0, energy_threshold=0.0)
+_CONFIDENCE_FILE = _FILE.with_name("network.confidence.json")  # of the same run, fitted on MNIST's validation split
 
 
 def load_predictor(run: str | os.PathLike[str] | None = None) -> Predictor:
@@ -57,12 +56,12 @@ def load_predictor(run: str | os.PathLike[str] | None = None) -> Predictor:
     title = _describe(config, summary)
     if run is None:
         _log.warning("using the newest run on MNIST, %s: %s", directory, title)
-    return Predictor(state, load_class_names(directory), _read_confidence(summary), title)
+    return Predictor(state, load_class_names(directory), _read_confidence(directory / "confidence.json", state.recipe.num_classes), title)
 
 
 def _load_box() -> Predictor:
     _, state = load_export(_FILE)
-    return Predictor(state, confidence=_CONFIDENCE, title=_BOX)
+    return Predictor(state, confidence=_read_confidence(_CONFIDENCE_FILE, state.recipe.num_classes), title=_BOX)
 
 
 def _read_summary(directory: Path) -> Mapping[str, Any]:
@@ -73,11 +72,17 @@ def _read_summary(directory: Path) -> Mapping[str, Any]:
         return {}
 
 
-def _read_confidence(summary: Mapping[str, Any]) -> Confidence:
-    temperature, threshold = summary.get("temperature"), summary.get("energy_threshold")
-    if is_number(temperature) and is_number(threshold) and temperature > 0:
-        return Confidence(temperature, threshold)
-    return Confidence()  # an unfinished run, or one of an earlier version
+def _read_confidence(path: Path, num_logits: int) -> Confidence:
+    """Reads a ``confidence.json``; without it, as in an unfinished run, probabilities are not calibrated."""
+    try:
+        confidence = Confidence.from_dict(read_json(path))
+        if confidence.mean is not None and len(confidence.mean) != num_logits:
+            raise ValueError(f"expected {num_logits} classes, got {len(confidence.mean)}")
+        return confidence
+    except FileNotFoundError:
+        return Confidence()
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is damaged ({one_line(error)}); delete it, and predictions are not calibrated") from None
 
 
 def _describe(config: TrainConfig, summary: Mapping[str, Any]) -> str:

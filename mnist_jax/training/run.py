@@ -193,12 +193,10 @@ def summarise(training: Training) -> dict[str, Any]:
     from platform import python_version
 
     import mnist_jax
-    from mnist_jax.core.calibration import Confidence
     from mnist_jax.core.state import count_parameters
 
-    config, dataset, validation, test = training.config, training.dataset, training.validation, training.test
-    assert validation is not None and test is not None
-    confidence = Confidence.fit(validation.logits, dataset.validation.label)
+    config, dataset, test = training.config, training.dataset, training.test
+    assert test is not None
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     devices = sorted(training.state.step.devices(), key=lambda device: device.id)
     last = training.history[-1]
@@ -221,7 +219,6 @@ def summarise(training: Training) -> dict[str, Any]:
         **{name: last[name] for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")},
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
-        **dataclasses.asdict(confidence),
         "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
         "versions": {
             "mnist_jax": mnist_jax.__version__,

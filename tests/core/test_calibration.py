@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.special
 
-from mnist_jax.core.calibration import Calibration
+from mnist_jax.core.calibration import Calibration, Confidence
 
 
 def make_predictions(num_examples):
@@ -38,3 +40,42 @@ def test_certain_and_right_is_no_error_and_certain_and_wrong_all_of_it():
     assert Calibration.compute(certain, np.array([3, 4])).expected_error == 0
     assert Calibration.compute(certain, np.array([4, 3])).expected_error == 1
     assert Calibration.compute(certain, np.array([3, 3])).expected_error == 0.5
+
+
+def draw_logits(temperature, num_examples=2000, seed=0):
+    """Logits, and labels drawn from their softmax at a temperature."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 3, (num_examples, 10))
+    noise = rng.gumbel(size=logits.shape)
+    return logits, (logits / temperature + noise).argmax(axis=1)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_the_temperature_has_the_largest_likelihood(temperature):
+    logits, label = draw_logits(temperature)
+
+    def loss(candidate):
+        return -np.mean(scipy.special.log_softmax(logits / candidate, axis=1)[np.arange(len(label)), label])
+
+    expected = scipy.optimize.minimize_scalar(loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-8}).x
+    fitted = Confidence.fit(logits, label)
+    assert fitted.temperature == pytest.approx(expected, rel=1e-5)
+    assert fitted.temperature == pytest.approx(temperature, rel=0.1)
+    np.testing.assert_allclose(
+        fitted.probabilities(logits), scipy.special.softmax(logits / fitted.temperature, axis=1), rtol=1e-6
+    )
+
+
+def test_one_in_a_hundred_of_the_fitted_examples_is_refused():
+    logits, label = draw_logits(1.0)
+    fitted = Confidence.fit(logits, label)
+    np.testing.assert_allclose(fitted.energy(logits), -scipy.special.logsumexp(logits, axis=1))
+    assert fitted.refuses(logits).sum() == 20
+    assert fitted.refuses(logits).tolist() == (fitted.energy(logits) >= np.sort(fitted.energy(logits))[-20]).tolist()
+    assert Confidence.fit(logits, label, refused=0).refuses(logits).sum() == 0
+    assert not Confidence().refuses(logits).any()
+
+
+def test_logits_without_errors_do_not_make_the_temperature_zero():
+    fitted = Confidence.fit(np.eye(10) * 20, np.arange(10))
+    assert fitted.temperature == pytest.approx(0.05)

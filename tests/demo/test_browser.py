@@ -1,18 +1,15 @@
 """The page in a real Chromium: drawn on with mouse and finger, read as a visitor would."""
 
 import base64
-import dataclasses
 import itertools
 import shutil
 import threading
 
-import jax
 import numpy as np
 import pytest
 from pages import DIGITS, SEVEN, picture, serving
 
-from mnist_jax import InputError, TrainConfig, build_state, fit
-from mnist_jax.demo.__main__ import _DEFAULT_RUN
+from mnist_jax import InputError, TrainConfig, build_state, load_predictor
 from mnist_jax.demo.server import create_app
 from mnist_jax.pictures.predictor import Prediction, Predictor
 
@@ -129,24 +126,16 @@ def is_ink(page):
     return page.evaluate(code)
 
 
-@pytest.fixture(scope="module")
-def trained(mnist_dir, tmp_path_factory):
-    """The predictor of a network trained with augmentation for a few seconds."""
-    workdir = str(tmp_path_factory.mktemp("run") / "run")
-    config = dataclasses.replace(_DEFAULT_RUN, data="mnist", data_dir=mnist_dir, epochs=1, workdir=workdir, quiet=True)
-    with jax.numpy_dtype_promotion("standard"):
-        return Predictor(fit(config).state, DIGITS)
-
-
-def test_drawn_digits_are_recognised(trained, open_page):
+def test_drawn_digits_are_recognised_by_the_network_in_the_box(open_page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # without runs
     found = {}
-    with serving(create_app(trained, DIGITS)) as address:
+    with serving(create_app(load_predictor(), DIGITS)) as address:
         page = open_page(address)
         for label, shape in SHAPES.items():
             draw(page, shape)
             found[label] = digit(page)
             page.get_by_role("button", name="Clear").click()
-    assert sum(str(label) == answer for label, answer in found.items()) >= 9, found
+    assert sum(str(label) == answer for label, answer in found.items()) == 10, found
 
 
 def test_the_page_shows_what_the_server_answers(address, open_page):
@@ -162,11 +151,22 @@ def test_the_page_shows_what_the_server_answers(address, open_page):
     ]
     np.testing.assert_allclose(bar_widths(page), 100 * np.array(probabilities), rtol=1e-3, atol=1e-3)
     assert page.locator("#bars .first .name").inner_text() == str(label) == digit(page)
-    sure = f"{100 * probabilities[label]:.1f}\u202f%"
-    assert page.locator("#probability").inner_text() == f"{sure} sure"
-    assert page.locator("[aria-live=polite]").text_content() == f"{label}, {sure}"
+    doubt = f"not sure: {answer['doubt']}"
+    assert page.locator("#probability").inner_text() == doubt
+    assert page.locator("[aria-live=polite]").text_content() == f"{label}, {doubt}"
     np.testing.assert_array_equal(seen(page), answer["image"])
     assert "an untrained network" in page.locator("header").inner_text()
+
+
+@pytest.mark.parametrize("doubt", [None, "unlike the images it was trained on"])
+def test_the_page_says_whether_the_network_is_sure(doubt, open_page):
+    prediction = Prediction(3, "3", np.eye(10, dtype=np.float32)[3], np.zeros((28, 28, 1), np.uint8), doubt)
+    with serving(create_app(lambda content: prediction, DIGITS)) as address:
+        page = open_page(address)
+        draw(page, SHAPES[3])
+        expected = f"not sure: {doubt}" if doubt else "100.0\u202f% sure"
+        assert page.locator("#probability").inner_text() == expected
+        assert page.locator("[aria-live=polite]").text_content() == f"3, {expected.removesuffix(' sure')}"
 
 
 def test_the_answer_follows_the_pen(address, open_page):

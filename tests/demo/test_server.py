@@ -1,6 +1,7 @@
 """The application over real HTTP, and the command in a process of its own."""
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import logging
@@ -15,18 +16,18 @@ import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
+from conftest import make_arrays, write_idx_files
 from pages import DIGITS, SEVEN, picture, serving
 
-from mnist_jax import InputError, TrainConfig, build_state
+from mnist_jax import InputError, TrainConfig, build_state, fit
 from mnist_jax.cli.flags import run_command
 from mnist_jax.demo import __main__ as demo
 from mnist_jax.demo import connections, limits, server
 from mnist_jax.demo.server import LARGEST_BODY, create_app
-from mnist_jax.pictures import predictor as predictor_module
 from mnist_jax.pictures.predictor import Prediction, Predictor
-from mnist_jax.training import loading
 
 
 def fake_predictor(content):
@@ -80,6 +81,7 @@ def test_answers_are_those_of_the_predictor_also_many_at_a_time():
             "label": wanted.label,
             "class_name": wanted.class_name,
             "probabilities": wanted.probabilities.tolist(),
+            "doubt": wanted.doubt,
             "image": wanted.image[..., 0].tolist(),
         }
 
@@ -258,14 +260,15 @@ def test_an_internal_error_is_json_too(caplog):
 
 
 def test_the_traceback_of_an_internal_error_is_on_stderr(capsys, tmp_path, monkeypatch):
-    def fail_after_first(content, contents=[]):  # noqa: B006
-        contents.append(content)
-        if len(contents) > 1:
-            raise RuntimeError(f"{len(content)} bytes")
+    class FailAfterFirst:
+        class_names, title, count = DIGITS, "", 0
 
-    monkeypatch.setattr(loading, "load_run", lambda run: (TrainConfig(), None))
-    monkeypatch.setattr(loading, "load_class_names", lambda run: DIGITS)
-    monkeypatch.setattr(predictor_module, "Predictor", lambda *_: fail_after_first)
+        def __call__(self, content):
+            self.count += 1
+            if self.count > 1:
+                raise RuntimeError(f"{len(content)} bytes")
+
+    monkeypatch.setattr("mnist_jax.training.network.load_predictor", lambda run: FailAfterFirst())
     handlers = list(logging.getLogger("uvicorn").handlers)
 
     def ask_and_stop(address):
@@ -445,7 +448,7 @@ def test_bad_input_is_one_line_and_status_2(capsys, args, message):
     assert re.fullmatch(f"error: {message}\n", capsys.readouterr().err)
 
 
-def test_a_port_in_use_is_said_before_anything_is_trained(capsys, tmp_path, monkeypatch):
+def test_a_port_in_use_is_said_before_anything_is_loaded(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -456,7 +459,7 @@ def test_a_port_in_use_is_said_before_anything_is_trained(capsys, tmp_path, monk
 
 
 @pytest.mark.parametrize("module", ["starlette", "uvicorn"])
-def test_a_missing_package_is_said_before_anything_is_trained(module, capsys, tmp_path, monkeypatch):
+def test_a_missing_package_is_said_before_anything_is_loaded(module, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, module, None)
     assert demo.main(["--port", "0"]) == 2
@@ -464,24 +467,15 @@ def test_a_missing_package_is_said_before_anything_is_trained(module, capsys, tm
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_signal_while_training_ends_the_command(capsys, tmp_path, monkeypatch):
-    def stop(config):
-        raise demo.Stopped(signal.SIGTERM, 11, tmp_path)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "fit", stop)
-    assert demo.main(["--port", "0"]) == 143
-    assert capsys.readouterr().err.splitlines()[-1] == "stopped"
-
-
 @pytest.mark.slow
-def test_without_a_run_one_is_trained_and_served_and_found_again(tmp_path):
-    code = "import sys\nfrom mnist_jax.demo import __main__ as demo\n"
-    code += "demo._MIN_EXAMPLES = 0\nsys.exit(demo.main(['--port', '0']))"  # three epochs of the digits
-
+def test_without_a_run_the_network_in_the_box_answers_until_there_is_a_run_on_mnist(tmp_path):
     def start_and_stop(number):
         with subprocess.Popen(
-            [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "mnist_jax.demo", "--port", "0"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         ) as process:
             try:
                 line = process.stdout.readline()
@@ -492,31 +486,23 @@ def test_without_a_run_one_is_trained_and_served_and_found_again(tmp_path):
                     process.send_signal(number)
                     rest, errors = process.communicate(timeout=60)
                 assert not rest
-                return line, answer, errors, process.returncode
+                return line.partition("  -  ")[2], answer, errors, process.returncode
             finally:
                 process.kill()
 
     line, answer, errors, status = start_and_stop(signal.SIGINT)
-    assert re.fullmatch(
-        r"http://127\.0\.0\.1:\d+  -  cnn on digits, \d+\.\d\d % test accuracy; stop with Ctrl-C\n", line
-    ), errors
-    assert answer[0] == 200
-    assert len(answer[2]["probabilities"]) == 10
-    assert "runs/ holds no finished run: training a cnn on digits first\n" in errors
-    assert errors.endswith("\nstopped\n")
-    assert "Traceback" not in errors
+    title = "the network in the box, a cnn on MNIST and scikit-learn's digits"
+    assert line == f"{title}; stop with Ctrl-C\n"
+    assert (answer[0], answer[2]["label"], answer[2]["doubt"]) == (200, 7, None)
+    assert errors == f"using {title}\nstopped\n"
     assert status == 130
 
-    (run,) = (tmp_path / "runs").iterdir()
-    line_again, answer_again, errors, status = start_and_stop(signal.SIGTERM)
-    assert errors == f"serving the newest run, runs/{run.name}\nstopped\n"
+    data = write_idx_files(tmp_path / "data", make_arrays())
+    config = TrainConfig(data="mnist", data_dir=str(data), hidden_sizes=(4,), epochs=1, batch_size=16, quiet=True)
+    with jax.numpy_dtype_promotion("standard"):
+        run = fit(dataclasses.replace(config, workdir=str(tmp_path / "runs" / "mine")))
+    line, answer, errors, status = start_and_stop(signal.SIGTERM)
+    title = f"mlp on mnist, {run.summary['test_accuracy']:.2%} test accuracy".replace("%", " %")
+    assert line == f"{title}; stop with Ctrl-C\n"
+    assert errors == f"using the newest run on MNIST, runs/mine: {title}\nstopped\n"
     assert status == 143
-    assert line_again.partition(" ")[2] == line.partition(" ")[2]
-    assert answer_again[2]["probabilities"] == answer[2]["probabilities"]
-
-
-def test_an_unfinished_run_is_described_as_one(tmp_path):
-    config = TrainConfig(data="fashion_mnist")
-    assert demo.describe_run(tmp_path, config) == "mlp on fashion_mnist, training not finished"
-    (tmp_path / "summary.json").write_text('{"dataset": "kmnist", "test_accuracy": 0.98765}')
-    assert demo.describe_run(tmp_path, config) == "mlp on kmnist, 98.77 % test accuracy"

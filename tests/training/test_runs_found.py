@@ -1,10 +1,11 @@
+import json
 import re
 
 import pytest
 from rundirs import SUMMARY, write_runs
 
 from mnist_jax import InputError, TrainConfig, load_run
-from mnist_jax.training.runs import find_runs, newest_run
+from mnist_jax.training.runs import find_runs, newest_mnist_run
 
 
 @pytest.fixture
@@ -25,10 +26,13 @@ def test_runs_come_newest_first_without_what_is_none(runs):
     assert found[1].config == TrainConfig(data="digits", epochs=2, model="cnn")
 
 
-def test_the_newest_is_a_finished_one(runs, tmp_path):
-    assert newest_run(runs) == runs / "new"
-    assert newest_run(runs / "empty") is None
-    assert newest_run(tmp_path / "nowhere") is None
+def test_the_newest_finished_one_on_mnist_is_found(runs, tmp_path):
+    assert newest_mnist_run(runs) is None  # all are on digits
+    for name, dataset in (("old", "mnist"), ("new", "mnist+digits")):
+        (runs / name / "summary.json").write_text(json.dumps(SUMMARY | {"dataset": dataset}))
+        assert newest_mnist_run(runs) == runs / name
+    assert newest_mnist_run(runs / "empty") is None
+    assert newest_mnist_run(tmp_path / "nowhere") is None
 
 
 def test_a_directory_of_runs_in_place_of_a_run_is_answered_with_their_names(runs):
