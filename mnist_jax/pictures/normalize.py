@@ -1,6 +1,7 @@
 """Converts a picture of a handwritten digit to the format of MNIST.
 
-    image = prepare_image(picture)   # grey [H, W] in [0, 255] to uint8[28, 28, 1], light on dark
+    image = prepare_image(picture)     # grey [H, W] in [0, 255] to uint8[28, 28, 1], light on dark
+    images = prepare_images(picture)   # the same for several digits: uint8[D, 28, 28, 1], from left to right
 
 MNIST images are black and white scans, cropped to the ink, scaled so that the longer side is 20 pixels, and shifted so
 that its centre of mass is pixel (14, 14). A classifier knows only such images, so other pictures are converted first:
@@ -21,9 +22,9 @@ from mnist_jax.pictures.segment import select_digit, split_digits
 
 _MIN_SIDE = 8
 _WORKING_SIDE = 240  # longer side in pixels at which ink is searched
-_LINE_SIDE = 480
 _MAP_SIDE = 64  # longer side at which the background is estimated
 _WINDOWS = (0.4, 0.2, 0.1)  # largest stroke widths, as shares of the longer side; the first that works is used
+_LINE_SIDE, _LINE_WINDOWS = 480, (0.2, 0.1)  # the same for a line of digits
 _MIN_CONTRAST = 16.0  # of 255
 # A picture of two tones is a tight crop if it is small, or its ink comes close to all four sides.
 _MIN_SEPARABILITY = 0.75
@@ -60,18 +61,37 @@ def prepare_image(picture: np.ndarray) -> np.ndarray:
 
 
 def prepare_images(picture: np.ndarray) -> np.ndarray:
-    """X"""
+    """Converts a picture of digits written side by side to the format of MNIST, one image per digit.
+
+    Pieces of ink belong to one digit if they almost touch, or lie close above one another. Specks, points and the edge
+    of the paper are left out. Digits that touch each other cannot be separated: they are returned as one.
+
+    Args:
+        picture: ``[H, W]`` or ``[H, W, 1]``, grey in [0, 255], with one line of 1 to 20 digits.
+
+    Returns:
+        ``uint8[D, 28, 28, 1]``, the digits from left to right. One digit gives the image of :func:`prepare_image`.
+
+    Raises:
+        InputError: as :func:`prepare_image`, or there are several lines or more than 20 digits.
+
+    Example:
+        >>> paper = np.full((300, 400), 230, np.uint8)
+        >>> paper[60:220, 90:110] = paper[60:220, 200:220] = 40  # 11
+        >>> prepare_images(paper).shape
+        (2, 28, 28, 1)
+    """
     grey = _check(picture)
     if _is_prepared(grey):
-        return grey.astype(np.uint8)[None, ..., None]
-    contrast, mask, digit = _find_ink(grey)
+        return prepare_image(grey)[None]
+    contrast, mask, main_digit = _find_ink(grey)
     digits = split_digits(contrast, mask)
+    if len(digits) > 1:  # each is small in the picture
+        line, mask, _ = _find_ink(grey, _LINE_SIDE, _LINE_WINDOWS)
+        digits = split_digits(line, mask)
     if len(digits) == 1:
-        digits = [digit]
-    elif max(grey.shape) > _WORKING_SIDE:
-        contrast, mask, _ = _find_ink(grey, _LINE_SIDE)
-        digits = split_digits(contrast, mask)
-    return np.stack([_render(contrast, digit) for digit in digits])
+        return _render(contrast, main_digit)[None]
+    return np.stack([_render(line, digit) for digit in digits])
 
 
 def _check(picture: np.ndarray) -> np.ndarray:
@@ -149,7 +169,9 @@ def _otsu(image: np.ndarray) -> tuple[float, float]:
     return lowest + unit * (best + 0.5), float(between[best] / variance)
 
 
-def _find_ink(grey: np.ndarray, side: int = _WORKING_SIDE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _find_ink(
+    grey: np.ndarray, side: int = _WORKING_SIDE, windows: tuple[float, ...] = _WINDOWS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the contrast with the background, the mask of the ink, and the mask of the main digit."""
     grey = _enlarge(_pad_tight_crop(_shrink(grey, side)), _SMALL_SIDE)
     if _roughness(grey) > 1:
@@ -157,7 +179,7 @@ def _find_ink(grey: np.ndarray, side: int = _WORKING_SIDE) -> tuple[np.ndarray, 
     small = _shrink(grey, _MAP_SIDE)
     dark = _has_dark_ink(small)
     found = []
-    for window in _WINDOWS:
+    for window in windows:
         contrast = _contrast(grey, _background(small, dark, window), dark)
         noise = _roughness(contrast)
         peak = float(contrast.max())

@@ -1,10 +1,10 @@
-"""Finds the digits among the parts of a picture's ink.
+"""Finds which ink belongs to which digit.
 
-    digit, inside = select_digit(ink, mask)   # the main digit, without specks and the edge of the paper
-    digits = split_digits(ink, mask)          # every digit, from left to right
+    digit, inside = select_digit(ink, mask)   # mask of the main digit, without specks and the edge of the paper
+    digits = split_digits(ink, mask)          # masks of all digits, from left to right
 
-``ink`` is ``float32[H, W]``, ``mask`` is ``bool[H, W]`` and true where there may be ink. A part is a connected area of
-the mask. Distances are shares of a digit's size, so the scale of the picture does not matter.
+``ink`` is the contrast with the background, ``float32[H, W]``; ``mask`` is ``bool[H, W]``, true where it is strong. A
+part is a connected area of the mask. A box holds the first row and column of a part, and those after its last.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_DIGITS = 20
 class _Parts:
     labels: np.ndarray  # int32[H, W], 0 outside the mask
     mass: np.ndarray  # float[P]; 0 for the edge of the paper and lines
-    boxes: np.ndarray  # int[P, 2, 2]: start and stop, each (row, column)
+    boxes: np.ndarray  # int[P, 2, 2]
     contact: np.ndarray  # int[P]: pixels on the border
     main: int  # the part with the largest mass
 
@@ -49,59 +49,61 @@ def select_digit(ink: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def split_digits(ink: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
-    """Returns the mask of each digit, from left to right."""
-    labels, boxes = _close_breaks(_large_parts(ink, mask))
-    height = boxes[:, 1, 0] - boxes[:, 0, 0]
-    line = height.max()
-    tall = height >= _MIN_HEIGHT * line
-    strength = np.array([np.percentile(ink[labels == part + 1], 90) if tall[part] else 0 for part in range(len(boxes))])
+    """Returns the mask of each digit, from left to right.
+
+    Tall parts start digits; small parts, such as the bar of a five, join the nearest digit.
+
+    Raises:
+        InputError: there are more than 20 digits, or several lines.
+    """
+    parts = _find_parts(ink, mask)
+    large = np.append(False, parts.mass > _MIN_MASS * parts.mass[parts.main])
+    labels, boxes = _close_breaks(large[parts.labels])
+    height, width = (boxes[:, 1] - boxes[:, 0]).T
+    line_height = height.max()
+    tall = np.flatnonzero(height >= _MIN_HEIGHT * line_height)
+    strength = np.array([np.percentile(ink[labels == part + 1], 90) for part in tall])
+    starts = tall[strength >= _MIN_STRENGTH * strength.max()].tolist()
     digits: list[list[int]] = []
-    for part in sorted(
-        np.flatnonzero(strength >= _MIN_STRENGTH * strength.max()), key=lambda part: boxes[part, :, 1].sum()
-    ):
-        if digits and _is_stacked(_union(boxes[digits[-1]]), boxes[part], line):
+    for part in sorted(starts, key=lambda part: boxes[part, :, 1].sum()):
+        if digits and _is_stacked(_outline(boxes[digits[-1]]), boxes[part], line_height):
             digits[-1].append(part)
         else:
             digits.append([part])
     if len(digits) > _MAX_DIGITS:
         raise InputError(f"expected at most {_MAX_DIGITS} digits, got {len(digits)}; crop the picture")
-    whole = np.array([_union(boxes[digit]) for digit in digits])
-    if (whole[1:, 0, 0] >= whole[:-1, 1, 0]).any() or (whole[:-1, 0, 0] >= whole[1:, 1, 0]).any():
-        raise InputError("expected one line of digits, got digits above one another; crop the picture to one line")
-    for part in np.flatnonzero(~tall & (boxes[:, 1, 1] - boxes[:, 0, 1] <= line)):
-        gap = _gap(whole, *boxes[part]) / (whole[:, 1] - whole[:, 0]).max(axis=1)
+    outlines = np.array([_outline(boxes[digit]) for digit in digits])
+    top, bottom = outlines[:, :, 0].T
+    if (np.maximum(top[1:], top[:-1]) >= np.minimum(bottom[1:], bottom[:-1])).any():
+        raise InputError("expected one line of digits, got several; crop the picture to one line")
+    for part in np.flatnonzero((height < _MIN_HEIGHT * line_height) & (width <= line_height)).tolist():
+        gap = _gap(outlines, *boxes[part]) / (outlines[:, 1] - outlines[:, 0]).max(axis=1)
         if gap.min() <= _NEAR:
             digits[int(gap.argmin())].append(part)
     return [np.isin(labels, np.array(digit) + 1) for digit in digits]
 
 
-def _large_parts(ink: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    parts = _find_parts(ink, mask)
-    large = parts.mass > _MIN_MASS * parts.mass[parts.main]
-    return np.append(False, large)[parts.labels]
-
-
 def _close_breaks(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels the parts of a mask, and returns their boxes; pieces of a broken stroke are one part."""
+    """Labels the parts of a mask, and returns their boxes; the pieces of a broken stroke are one part."""
     distance = ndimage.distance_transform_edt(~mask)
-    height = 0
+    line_height = 0
     while True:
-        labels, _ = ndimage.label(distance <= _BREAK / 2 * height, np.ones((3, 3)))
-        boxes = _boxes(labels * mask)
+        labels = mask * ndimage.label(distance <= _BREAK / 2 * line_height, np.ones((3, 3)))[0]
+        boxes = _boxes(labels)
         tallest = (boxes[:, 1, 0] - boxes[:, 0, 0]).max()
-        if tallest <= height:
-            return labels * mask, boxes
-        height = tallest
+        if tallest <= line_height:
+            return labels, boxes
+        line_height = tallest
 
 
-def _is_stacked(one: np.ndarray, other: np.ndarray, line: float) -> bool:
-    """Returns whether two boxes are above one another, and close."""
+def _is_stacked(one: np.ndarray, other: np.ndarray, line_height: int) -> bool:
+    """Returns whether one box lies above another one, close to it."""
     size = np.minimum(one[1] - one[0], other[1] - other[0])
     gap = np.maximum(one[0], other[0]) - np.minimum(one[1], other[1])
-    return bool(gap[1] <= -0.3 * size[1] and -0.5 * size[0] <= gap[0] <= _NEAR * line)
+    return bool(gap[1] <= -0.3 * size[1] and -0.5 * size[0] <= gap[0] <= _NEAR * line_height)
 
 
-def _union(boxes: np.ndarray) -> np.ndarray:
+def _outline(boxes: np.ndarray) -> np.ndarray:
     return np.array([boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0)])
 
 
