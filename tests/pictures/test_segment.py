@@ -69,7 +69,7 @@ def test_specks_points_lines_and_the_edge_of_the_paper_are_no_digits():
     cells = (50, 50, *SEVEN_STROKES), (300, 60, *FIVE)
     clean = prepare_images(draw(*cells))
     # A point and an underline.
-    picture = draw(*cells, (225, 235, [(0, 0), (10, 10)]), (40, 310, [(0, 0), (400, 0)]), size=(900, 360))
+    picture = draw(*cells, (225, 235, [(0, 0), (10, 10)]), (40, 310, [(0, 0), (400, 0)]), size=(900, 500))
     picture[30, 600] = picture[270:273, 810:813] = 0
     picture[:, 880:] = 60
     picture[20] = 120
