@@ -80,6 +80,7 @@ Classify pictures
     Predictor                   classifies many pictures with one network
     Prediction                  class, probabilities, and the picture as the network saw it
     prepare_image               converts a picture to the format of MNIST
+    prepare_images              converts a picture of several digits, one image for each
 
 Export models
     export_run                  writes the model of a run for other programs

@@ -43,6 +43,7 @@ from .export.stablehlo import load_stablehlo as load_stablehlo
 from .models.cnn import CNN as CNN
 from .models.mlp import MLP as MLP
 from .pictures.normalize import prepare_image as prepare_image
+from .pictures.normalize import prepare_images as prepare_images
 from .pictures.predictor import Prediction as Prediction
 from .pictures.predictor import Predictor as Predictor
 from .pictures.predictor import predict_image as predict_image

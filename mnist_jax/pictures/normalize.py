@@ -1,6 +1,7 @@
 """Converts a picture of a handwritten digit to the format of MNIST.
 
-    image = prepare_image(picture)   # grey [H, W] in [0, 255] to uint8[28, 28, 1], light on dark
+    image = prepare_image(picture)     # grey [H, W] in [0, 255] to uint8[28, 28, 1], light on dark
+    images = prepare_images(picture)   # the same for several digits: uint8[D, 28, 28, 1], from left to right
 
 MNIST images are black and white scans, cropped to the ink, scaled so that the longer side is 20 pixels, and shifted so
 that its centre of mass is pixel (14, 14). A classifier knows only such images, so other pictures are converted first:
@@ -17,11 +18,13 @@ from scipy import ndimage
 
 from mnist_jax.data.strokes import CENTRE, INK_SIDE, SIDE, crop, render_ink, resize
 from mnist_jax.errors import InputError
+from mnist_jax.pictures.segment import select_digit, split_digits
 
 _MIN_SIDE = 8
 _WORKING_SIDE = 240  # longer side in pixels at which ink is searched
 _MAP_SIDE = 64  # longer side at which the background is estimated
 _WINDOWS = (0.4, 0.2, 0.1)  # largest stroke widths, as shares of the longer side; the first that works is used
+_LINE_SIDE, _LINE_WINDOWS = 480, (0.2, 0.1)  # the same for a line of digits
 _MIN_CONTRAST = 16.0  # of 255
 # A picture of two tones is a tight crop if it is small, or its ink comes close to all four sides.
 _MIN_SEPARABILITY = 0.75
@@ -50,6 +53,49 @@ def prepare_image(picture: np.ndarray) -> np.ndarray:
         >>> image.shape, image.max().item(), np.unique(rows).size, np.unique(columns).size
         ((28, 28, 1), 255, 20, 3)
     """
+    grey = _check(picture)
+    if _is_prepared(grey):
+        return grey.astype(np.uint8)[..., None]
+    contrast, _, digit = _find_ink(grey)
+    return _render(contrast, digit)
+
+
+def prepare_images(picture: np.ndarray) -> np.ndarray:
+    """Converts a picture of digits written side by side to the format of MNIST, one image per digit.
+
+    Pieces of ink belong to one digit if they almost touch, or lie close above one another. Specks, points and the edge
+    of the paper are left out. Digits that touch each other cannot be separated: they are returned as one.
+
+    Args:
+        picture: ``[H, W]`` or ``[H, W, 1]``, grey in [0, 255], with one line of 1 to 20 digits.
+
+    Returns:
+        ``uint8[D, 28, 28, 1]``, the digits from left to right. One digit gives the image of :func:`prepare_image`.
+
+    Raises:
+        InputError: as :func:`prepare_image`, or there are several lines or more than 20 digits.
+
+    Example:
+        >>> paper = np.full((300, 400), 230, np.uint8)
+        >>> paper[60:220, 90:110] = paper[60:220, 200:220] = 40  # 11
+        >>> prepare_images(paper).shape
+        (2, 28, 28, 1)
+    """
+    grey = _check(picture)
+    if _is_prepared(grey):
+        return prepare_image(grey)[None]
+    contrast, mask, main_digit = _find_ink(grey)
+    digits = split_digits(contrast, mask)
+    if len(digits) > 1:  # each is small in the picture
+        line, mask, _ = _find_ink(grey, _LINE_SIDE, _LINE_WINDOWS)
+        digits = split_digits(line, mask)
+    if len(digits) == 1:
+        return _render(contrast, main_digit)[None]
+    return np.stack([_render(line, digit) for digit in digits])
+
+
+def _check(picture: np.ndarray) -> np.ndarray:
+    """Returns a picture as ``float32[H, W]``."""
     grey = np.asarray(picture, np.float32)
     if grey.ndim == 3 and grey.shape[2] == 1:
         grey = grey[..., 0]
@@ -57,10 +103,7 @@ def prepare_image(picture: np.ndarray) -> np.ndarray:
         raise InputError(f"expected a picture of at least {_MIN_SIDE}x{_MIN_SIDE} grey pixels, got {list(grey.shape)}")
     if not np.isfinite(grey).all():
         raise InputError("expected finite pixels, got NaN or infinity")
-    if _is_prepared(grey):
-        return grey.astype(np.uint8)[..., None]
-    grey = _pad_tight_crop(_shrink(grey, _WORKING_SIDE))
-    return render_ink(_find_ink(_enlarge(grey, _SMALL_SIDE)))
+    return grey
 
 
 def _is_prepared(grey: np.ndarray) -> bool:
@@ -126,33 +169,41 @@ def _otsu(image: np.ndarray) -> tuple[float, float]:
     return lowest + unit * (best + 0.5), float(between[best] / variance)
 
 
-def _find_ink(grey: np.ndarray) -> np.ndarray:
-    """Returns the ink of the digit, cropped: ``float32[h, w]`` in [0, 1]."""
+def _find_ink(
+    grey: np.ndarray, side: int = _WORKING_SIDE, windows: tuple[float, ...] = _WINDOWS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the contrast with the background, the mask of the ink, and the mask of the main digit."""
+    grey = _enlarge(_pad_tight_crop(_shrink(grey, side)), _SMALL_SIDE)
     if _roughness(grey) > 1:
         grey = ndimage.gaussian_filter(grey, 1.0)
     small = _shrink(grey, _MAP_SIDE)
     dark = _has_dark_ink(small)
     found = []
-    for window in _WINDOWS:
+    for window in windows:
         contrast = _contrast(grey, _background(small, dark, window), dark)
         noise = _roughness(contrast)
         peak = float(contrast.max())
         if peak < max(_MIN_CONTRAST, 14 * noise):
             raise _no_ink()
-        mask, inside = _select(contrast, contrast > max(0.2 * peak, 4 * noise))
-        found.append((contrast, mask))
-        if inside and _stroke_width(mask) < 0.6 * window * max(grey.shape):
+        mask = contrast > max(0.2 * peak, 4 * noise)
+        digit, inside = select_digit(contrast, mask)
+        found.append((contrast, mask, digit))
+        if inside and _stroke_width(digit) < 0.6 * window * max(grey.shape):
             break
     else:
         # Either the ink touches the border, or there is none and light falls off there, without sharp edges.
         if np.abs(grey - ndimage.gaussian_filter(grey, 2.0, mode="nearest")).max() < _MIN_CONTRAST / 2:
             raise _no_ink()
         found = found[:1]
-    contrast, mask = found[-1]
+    return found[-1]
+
+
+def _render(contrast: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Renders the ink of one digit, and its soft rim."""
     peak = float(np.percentile(contrast[mask], 90))
     near = ndimage.maximum_filter(mask.view(np.uint8), 3) > 0
     ink = np.where(near, np.clip(contrast / peak, 0, 1), 0)
-    return crop(ink, 0.04)
+    return render_ink(crop(ink, 0.04))
 
 
 def _no_ink() -> InputError:
@@ -195,37 +246,3 @@ def _contrast(grey: np.ndarray, background: np.ndarray, dark: bool) -> np.ndarra
     contrast = 255 * (1 - grey / np.maximum(background, 32)) if dark else grey - background
     flat = contrast[contrast < _MIN_CONTRAST]
     return contrast - np.median(flat) if flat.size else contrast
-
-
-def _select(ink: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Selects the parts of the mask that form the digit; also returns whether its main part stays off the border.
-
-    Specks and the edge of the paper are left out.
-    """
-    labels, count = ndimage.label(mask, np.ones((3, 3)))
-    mass = np.bincount(labels[mask], ink[mask], count + 1)[1:]
-    boxes = np.array(
-        [[(rows.start, columns.start), (rows.stop, columns.stop)] for rows, columns in ndimage.find_objects(labels)]
-    )
-    sides = [np.bincount(side, minlength=count + 1)[1:] for side in _sides(labels)]
-    contact = np.sum(sides, axis=0)
-    inside = np.where(contact == 0, mass, 0)
-    if inside.max() > 0.1 * mass.max():
-        across = np.count_nonzero(sides, axis=0) > 1
-        along = contact > (boxes[:, 1] - boxes[:, 0]).max(axis=1) / 3
-        mass = np.where(across | along, 0, mass)
-        main_part = int(inside.argmax())
-    else:
-        main_part = int(mass.argmax())
-    kept = np.zeros(count, bool)
-    kept[main_part] = True
-    large = mass > 0.01 * mass[main_part]
-    while True:
-        start, stop = boxes[kept, 0].min(0), boxes[kept, 1].max(0)
-        gap = np.maximum(boxes[:, 0] - stop, start - boxes[:, 1]).max(axis=1)
-        near = large & (gap <= 0.3 * (stop - start).max())
-        if (near <= kept).all():
-            selected = np.zeros_like(mask)
-            selected[mask] = kept[labels[mask] - 1]
-            return selected, bool(contact[main_part] == 0)
-        kept |= near
