@@ -155,11 +155,8 @@ class Confidence:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns numbers and lists, for JSON."""
-        return {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in vars(self).items()
-            if value is not None and value != np.inf
-        }
+        names = ["temperature"] if self.mean is None else [field.name for field in dataclasses.fields(self)]
+        return {name: np.asarray(getattr(self, name)).tolist() for name in names}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Confidence:
