@@ -25,7 +25,7 @@ from mnist_jax.data.files import read_csv_images
 from mnist_jax.errors import InputError, printable
 from mnist_jax.pictures.collect import Source, find_sources
 from mnist_jax.pictures.decode import read_file, read_picture
-from mnist_jax.pictures.normalize import prepare_image
+from mnist_jax.pictures.normalize import prepare_images
 from mnist_jax.pictures.predictor import Predictor
 from mnist_jax.pictures.results import (
     FolderScore,
@@ -46,7 +46,7 @@ _Report = Callable[[InputError], None]
 
 
 class _Input(NamedTuple):
-    """Holds what was read from a file: a picture, or the rows of a CSV."""
+    """Holds what was read from a file: the digits of a picture, or the rows of a CSV."""
 
     source: Source
     image: np.ndarray  # uint8[N, 28, 28, 1]
@@ -114,10 +114,10 @@ def _read(source: Source, options: argparse.Namespace) -> _Input:
         raise InputError(f"{name}: expected a CSV file for --submission, got another file")
     picture = read_picture(content, name)
     try:
-        image = prepare_image(picture)
+        image = prepare_images(picture)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    return _Input(source, image[None], picture=picture if options.show else None)
+    return _Input(source, image, picture=picture if options.show else None)
 
 
 def _classify(predictor: Predictor, batches: Iterable[Sequence[_Input]]) -> Iterator[Result]:
@@ -126,8 +126,8 @@ def _classify(predictor: Predictor, batches: Iterable[Sequence[_Input]]) -> Iter
         image = np.concatenate([each.image for each in batch])
         predictions = iter(predictor.predict(image))
         for each in batch:
-            rows: Sequence[int | None] = range(len(each.image)) if each.is_csv else [None]
-            yield Result(each.source, rows, [next(predictions) for _ in rows], each.picture)
+            own = [next(predictions) for _ in each.image]
+            yield Result(each.source, own, each.is_csv, each.picture)
 
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.predict") -> int:

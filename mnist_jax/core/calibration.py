@@ -142,7 +142,7 @@ class Confidence:
 
     def distance(self, logits: np.ndarray) -> np.ndarray:
         """Returns ``float64[N]``, minus twice the largest log density; the temperature plays no part."""
-        if self.mean is None:
+        if self.mean is None or self.precision is None:
             return np.full(len(logits), -np.inf)
         residual = np.asarray(logits, np.float64)[:, None] - self.mean
         squares = np.einsum("nki,kij,nkj->nk", residual, self.precision, residual, optimize=True)
@@ -178,7 +178,8 @@ class Confidence:
         shapes = {"temperature": (), "threshold": (), "mean": (size,) * 2, "precision": (size,) * 3}
         if {name: array.shape for name, array in arrays.items()} != {**shapes, "log_determinant": (size,)}:
             raise ValueError("expected a temperature, or a temperature, a threshold and Gaussians")
-        return cls(**{name: array if array.ndim else float(array) for name, array in arrays.items()})
+        fields: dict[str, Any] = {name: array if array.ndim else float(array) for name, array in arrays.items()}
+        return cls(**fields)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -79,7 +79,7 @@ def serve(run: str | None, host: str, listener: socket.socket) -> None:
 
     with StopSignals() as stop:  # delays the exit: XLA crashes if the process exits while it compiles
         predictor = load_predictor(run)
-        predictor(_any_picture())  # compiles
+        predictor.read(_any_picture())  # compiles
         address, port = listener.getsockname()[:2]
         hosts = sorted({*LOOPBACK_HOSTS, host}) if ipaddress.ip_address(address).is_loopback else ["*"]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -105,7 +105,7 @@ def serve(run: str | None, host: str, listener: socket.socket) -> None:
                     await asyncio.wait([closing], timeout=0.05)
                 await closing
 
-        app = create_app(predictor, predictor.class_names, title=predictor.title, allowed_hosts=hosts)
+        app = create_app(predictor.read, predictor.class_names, title=predictor.title, allowed_hosts=hosts)
         with _errors_on_stderr():
             Server(server_config(app)).run([listener])
     if stop.requested:

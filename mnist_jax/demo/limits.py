@@ -13,7 +13,7 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ class Queue:
         self._num_free, self._turn, self._in_background = size, asyncio.Semaphore(num_threads), in_background
         self._threads = ThreadPoolExecutor(num_threads, initializer=_yield_cpu if in_background else None)
 
-    async def run(self, request: Request, call: Callable[[], Prediction]) -> Prediction:
+    async def run(self, request: Request, call: Callable[[], Sequence[Prediction]]) -> Sequence[Prediction]:
         """Calls ``call`` when it is the request's turn.
 
         Raises:
@@ -59,7 +59,7 @@ class Queue:
         finally:
             self._num_free += 1
 
-    def _call(self, call: Callable[[], Prediction]) -> Prediction:
+    def _call(self, call: Callable[[], Sequence[Prediction]]) -> Sequence[Prediction]:
         try:
             return call()
         finally:

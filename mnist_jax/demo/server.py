@@ -1,11 +1,13 @@
 """Creates the web application of the demo: the page at ``/``, and predictions at ``POST /api/predict``.
 
-    app = create_app(Predictor(state, class_names), class_names, title="cnn on mnist")
+    app = create_app(Predictor(state).read, "0123456789", title="cnn on mnist")
 
 The body of a request is a picture, for example a PNG or JPEG file. The response is JSON:
 
     {"label": 7, "class_name": "7", "probabilities": [K numbers], "doubt": null or why the network is not sure,
-     "image": [28 rows of 28, 0..255], "milliseconds": 4.1}
+     "image": [28 rows of 28, 0..255], "read": "7", "milliseconds": 4.1}
+
+If the picture has several digits, ``read`` has all, such as ``"42"``, and the rest is of the least certain one.
 
 or ``{"error": "..."}``, with status
 
@@ -52,7 +54,7 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 def create_app(
-    predictor: Callable[[bytes], Prediction],
+    predictor: Callable[[bytes], Sequence[Prediction]],
     class_names: Sequence[str],
     *,
     title: str = "",
@@ -61,14 +63,14 @@ def create_app(
     """Creates the application, for any ASGI server.
 
     Args:
-        predictor: maps the bytes of a picture to a prediction; called from several threads at once.
+        predictor: maps the bytes of a picture to a prediction for each digit; called from several threads at once.
         class_names: names of the K classes.
         title: description of the model, shown on the page.
         allowed_hosts: accepted host names; ``["*"]`` for any. The default keeps out other sites, which could point
             their own host name at this machine (DNS rebinding).
 
     Example:
-        >>> app = create_app(lambda content: None, "0123456789")
+        >>> app = create_app(lambda content: [], "0123456789")
         >>> [route.path for route in app.routes]
         ['/', '/api/predict']
     """
@@ -96,9 +98,10 @@ def create_app(
                 raise HTTPException(413, error, {"Connection": "close"})
             start_time = time.perf_counter()
             queue = drawings if is_small_png(content) else pictures
-            prediction = await queue.run(request, lambda: predictor(content))
+            predictions = await queue.run(request, lambda: predictor(content))
         finally:
             num_free += num_held
+        prediction = min(predictions, key=lambda each: (each.doubt is None, each.probabilities.max()))
         return JSONResponse(
             {
                 "label": prediction.label,
@@ -106,6 +109,7 @@ def create_app(
                 "probabilities": prediction.probabilities.tolist(),
                 "doubt": prediction.doubt,
                 "image": prediction.image[..., 0].tolist(),
+                "read": "".join(each.class_name for each in predictions),
                 "milliseconds": round(1000 * (time.perf_counter() - start_time), 2),
             }
         )

@@ -3,6 +3,7 @@
     predict_image(state, "seven.jpg").class_name                # one picture
     predictor = load_predictor()                                # many pictures; or Predictor(state)
     predictor(Path("seven.jpg").read_bytes()).probabilities
+    [digit.class_name for digit in predictor.read("date.jpg")]  # several digits, from left to right
     predictor.predict(dataset.test.image)                       # for images in the format of MNIST
 
 The first prediction imports JAX.
@@ -21,7 +22,7 @@ import numpy as np
 from mnist_jax.core.calibration import Confidence
 from mnist_jax.data.dataset import DIGITS
 from mnist_jax.pictures.decode import read_file, read_picture
-from mnist_jax.pictures.normalize import prepare_image
+from mnist_jax.pictures.normalize import prepare_image, prepare_images
 
 if TYPE_CHECKING:
     from mnist_jax.core.state import TrainState
@@ -89,7 +90,7 @@ class Predictor:
         self.title = title
 
     def __call__(self, picture: np.ndarray | bytes | str | os.PathLike[str]) -> Prediction:
-        """Classifies one picture.
+        """Classifies the one digit, or the main one, in a picture.
 
         Args:
             picture: path of an image file, its content, or an array for :func:`mnist_jax.prepare_image`.
@@ -97,12 +98,16 @@ class Predictor:
         Raises:
             InputError: the picture cannot be read, or no ink is found.
         """
-        if isinstance(picture, (str, os.PathLike)):
-            picture = read_picture(read_file(picture), os.fspath(picture))
-        elif isinstance(picture, bytes):
-            picture = read_picture(picture, "the picture")
-        (prediction,) = self.predict(prepare_image(picture)[None])
+        (prediction,) = self.predict(prepare_image(_read(picture))[None])
         return prediction
+
+    def read(self, picture: np.ndarray | bytes | str | os.PathLike[str]) -> list[Prediction]:
+        """Classifies each digit in a picture, from left to right; see :func:`mnist_jax.prepare_images`.
+
+        Raises:
+            InputError: the picture cannot be read, no ink is found, or there is more than one line of digits.
+        """
+        return self.predict(prepare_images(_read(picture)))
 
     def predict(self, image: np.ndarray) -> list[Prediction]:
         """Classifies images ``uint8[N, 28, 28, 1]`` in the format of MNIST."""
@@ -156,6 +161,12 @@ def predict_image(
         ((10,), (28, 28, 1))
     """
     return Predictor(state, class_names)(picture)
+
+
+def _read(picture: np.ndarray | bytes | str | os.PathLike[str]) -> np.ndarray:
+    if isinstance(picture, (str, os.PathLike)):
+        return read_picture(read_file(picture), os.fspath(picture))
+    return read_picture(picture, "the picture") if isinstance(picture, bytes) else picture
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,15 +36,21 @@ class Result:
 
     Attributes:
         source: the file.
-        rows: numbers of the rows of a CSV, counted from 0; ``[None]`` for a picture.
-        predictions: one per row.
+        predictions: one per row of a CSV, or per digit of a picture, from left to right.
+        is_csv: the file is a CSV.
         picture: ``float32[H, W]``, the picture as it was read, for :func:`write_comparison`.
     """
 
     source: Source
-    rows: Sequence[int | None]
     predictions: Sequence[Prediction]
+    is_csv: bool = False
     picture: np.ndarray | None = None
+
+    def numbered(self) -> Iterator[tuple[int | None, Prediction]]:
+        """Yields each prediction with its number, counted from 0; None for the only digit of a picture."""
+        has_numbers = self.is_csv or len(self.predictions) > 1
+        for number, prediction in enumerate(self.predictions):
+            yield (number if has_numbers else None), prediction
 
 
 def to_json(result: Result) -> str:
@@ -52,21 +59,21 @@ def to_json(result: Result) -> str:
         json.dumps(
             {
                 "file": result.source.name,
-                **({} if row is None else {"row": row}),
+                **({} if number is None else {"row" if result.is_csv else "digit": number}),
                 "label": prediction.label,
                 "class_name": prediction.class_name,
                 "probabilities": prediction.probabilities.tolist(),
                 "doubt": prediction.doubt,
             }
         )
-        for row, prediction in zip(result.rows, result.predictions, strict=True)
+        for number, prediction in result.numbered()
     )
 
 
 def to_text(result: Result, class_names: Sequence[str], width: int = 0) -> str:
     """Returns a line per prediction; the file names are padded to ``width`` characters."""
     name = printable(result.source.name)
-    places = [name if row is None else f"{name}[{row}]" for row in result.rows]
+    places = [name if number is None else f"{name}[{number}]" for number, _ in result.numbered()]
     width = max(width, *map(len, places))
     return "\n".join(
         f"{place:<{width}}  {to_line(prediction, class_names)}"
@@ -81,14 +88,21 @@ def to_line(prediction: Prediction, class_names: Sequence[str]) -> str:
     """
     best, *others = np.argsort(-prediction.probabilities, kind="stable")[:3]
 
-    def percent(label: int) -> str:
-        return f"{100 * prediction.probabilities[label]:.1f} %"
-
     width = max(map(len, class_names))
-    line = f"{class_names[best]:<{width}}  {percent(best):>7}"
-    likely = [f"{class_names[other]} {percent(other)}" for other in others if prediction.probabilities[other] >= 0.0005]
-    line += f"   ({', '.join(likely)})" if likely else ""
-    return f"{line}   not sure: {prediction.doubt}" if prediction.doubt else line
+    line = f"{class_names[best]:<{width}}  {_percent(prediction, best):>7}"
+    likely = [other for other in others if prediction.probabilities[other] >= 0.0005]
+    if likely:
+        line += f"   ({', '.join(f'{class_names[other]} {_percent(prediction, other)}' for other in likely)})"
+    return line + _in_doubt(prediction)
+
+
+def _percent(prediction: Prediction, label: int | None = None) -> str:
+    """Returns the probability of a class, by default of the predicted one."""
+    return f"{100 * prediction.probabilities[prediction.label if label is None else label]:.1f} %"
+
+
+def _in_doubt(prediction: Prediction) -> str:
+    return f"   not sure: {prediction.doubt}" if prediction.doubt else ""
 
 
 def write_comparison(result: Result) -> Path:
@@ -98,20 +112,19 @@ def write_comparison(result: Result) -> Path:
         InputError: the file cannot be written.
     """
     assert result.picture is not None
-    prediction = result.predictions[0]
+    seen = np.hstack([prediction.image for prediction in result.predictions])
     prepare_matplotlib()
 
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     for axes, pixels, title in zip(
-        figure.subplots(1, 2), (result.picture, prediction.image), ("picture", "network input"), strict=True
+        figure.subplots(1, 2), (result.picture, seen), ("picture", "network input"), strict=True
     ):
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if pixels.ndim == 3 else None)
         axes.set(xticks=[], yticks=[], title=title)
-    answer = f"{prediction.class_name}   {100 * prediction.probabilities.max():.1f} %"
-    doubt = f"\nnot sure: {prediction.doubt}" if prediction.doubt else ""
-    figure.supxlabel(answer + doubt, fontsize=16)
+    answer = ",  ".join(f"{each.class_name}  {_percent(each)}{_in_doubt(each)}" for each in result.predictions)
+    figure.supxlabel("\n".join(textwrap.wrap(answer, 60)), fontsize=16 if len(answer) < 60 else 10)
     stem = Path(result.source.name).with_suffix("")
     content, number = io.BytesIO(), 1
     figure.savefig(content, dpi=120)
@@ -168,8 +181,9 @@ def write_submission(path: str, result: Result) -> None:
 def new_csv(path: str, class_names: Sequence[str]) -> Iterator[Callable[[Result], None]]:
     """Opens a CSV file with a row per prediction, and yields the function that writes them.
 
-    The columns are ``file``, ``row`` (empty for a picture), ``label``, ``class_name``, ``probability`` (of that class)
-    and the probabilities of all K classes, named by class. The file appears at the end of the block.
+    The columns are ``file``, ``row`` (of a CSV; or the number of the digit, if a picture has several), ``label``,
+    ``class_name``, ``probability`` (of that class) and the probabilities of all K classes, named by class. The file
+    appears at the end of the block.
 
     Raises:
         InputError: the file exists or cannot be written, or nothing was predicted.
@@ -179,10 +193,10 @@ def new_csv(path: str, class_names: Sequence[str]) -> Iterator[Callable[[Result]
 
         def write(result: Result) -> None:
             nonlocal num_rows
-            for row, each in zip(result.rows, result.predictions, strict=True):
+            for number, each in result.numbered():
                 probabilities = each.probabilities
                 best = probabilities[each.label]
-                _write_row(file, [result.source.name, row, each.label, each.class_name, best, *probabilities])
+                _write_row(file, [result.source.name, number, each.label, each.class_name, best, *probabilities])
             num_rows += len(result.predictions)
 
         _write_row(file, ["file", "row", "label", "class_name", "probability", *class_names])
@@ -205,7 +219,7 @@ class FolderScore:
         >>> score = FolderScore(["7", "8"])
         >>> prediction = Prediction(0, "7", np.array([0.9, 0.1]), np.zeros((28, 28, 1), np.uint8))
         >>> for folder in ("7", "8", "other"):
-        ...     score.count(Result(Source("a.png", folder), [None], [prediction]))
+        ...     score.count(Result(Source("a.png", folder), [prediction]))
         >>> score.describe(num_unread=1)
         'accuracy 50.0 % (1 of 2), by the names of their folders; 1 could not be read'
     """
@@ -218,7 +232,7 @@ class FolderScore:
         """Counts one picture; others than those in such a folder are ignored."""
         if result.source.folder in self._class_names:
             self._num_pictures += 1
-            self._num_correct += result.predictions[0].class_name == result.source.folder
+            self._num_correct += [each.class_name for each in result.predictions] == [result.source.folder]
 
     def describe(self, num_unread: int) -> str | None:
         """Returns the accuracy as a sentence; None if no picture was counted."""

@@ -56,7 +56,8 @@ def load_predictor(run: str | os.PathLike[str] | None = None) -> Predictor:
     title = _describe(config, summary)
     if run is None:
         _log.warning("using the newest run on MNIST, %s: %s", directory, title)
-    return Predictor(state, load_class_names(directory), _read_confidence(directory / "confidence.json", state.recipe.num_classes), title)
+    confidence = _read_confidence(directory / "confidence.json", state.recipe.num_classes)
+    return Predictor(state, load_class_names(directory), confidence, title)
 
 
 def _load_box() -> Predictor:
@@ -82,7 +83,9 @@ def _read_confidence(path: Path, num_logits: int) -> Confidence:
     except FileNotFoundError:
         return Confidence()
     except (LookupError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is damaged ({one_line(error)}); delete it, and predictions are not calibrated") from None
+        raise InputError(
+            f"{path}: is damaged ({one_line(error)}); delete it, and predictions are not calibrated"
+        ) from None
 
 
 def _describe(config: TrainConfig, summary: Mapping[str, Any]) -> str:

@@ -1,7 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 import scipy.optimize
 import scipy.special
+import scipy.stats
 
 from mnist_jax.core.calibration import Calibration, Confidence
 
@@ -66,14 +69,46 @@ def test_the_temperature_has_the_largest_likelihood(temperature):
     )
 
 
+def test_the_distance_is_minus_twice_the_largest_log_density():
+    logits, label = draw_logits(1.0)
+    fitted = Confidence.fit(logits, label)
+    shared = np.mean(
+        [np.outer(z - fitted.mean[k], z - fitted.mean[k]) for z, k in zip(logits, label, strict=True)], axis=0
+    )
+    densities = []
+    for k in range(10):
+        own = logits[label == k]
+        np.testing.assert_allclose(fitted.mean[k], own.mean(axis=0))
+        weight = len(own) / (len(own) + 25)
+        covariance = weight * np.cov(own.T, bias=True) + (1 - weight) * shared
+        density = scipy.stats.multivariate_normal(own.mean(axis=0), covariance)
+        densities.append(density.logpdf(logits) + 5 * np.log(2 * np.pi))
+    np.testing.assert_allclose(fitted.distance(logits), -2 * np.max(densities, axis=0), rtol=1e-3)
+
+
 def test_one_in_a_hundred_of_the_fitted_examples_is_refused():
     logits, label = draw_logits(1.0)
     fitted = Confidence.fit(logits, label)
-    np.testing.assert_allclose(fitted.energy(logits), -scipy.special.logsumexp(logits, axis=1))
     assert fitted.refuses(logits).sum() == 20
-    assert fitted.refuses(logits).tolist() == (fitted.energy(logits) >= np.sort(fitted.energy(logits))[-20]).tolist()
     assert Confidence.fit(logits, label, refused=0).refuses(logits).sum() == 0
     assert not Confidence().refuses(logits).any()
+
+
+def test_more_than_twenty_classes_or_one_example_refuse_nothing():
+    logits = np.random.default_rng(0).normal(size=(50, 21))
+    fitted = Confidence.fit(logits, np.arange(50) % 21)
+    assert fitted.mean is None
+    assert not fitted.refuses(100 * logits).any()
+    assert not Confidence.fit(logits[:1, :10], np.array([3])).refuses(logits[:1, :10]).any()
+
+
+def test_a_confidence_is_the_same_after_a_file():
+    logits, label = draw_logits(1.0)
+    for confidence in (Confidence(2.0), Confidence.fit(logits, label)):
+        content = json.loads(json.dumps(confidence.to_dict()))
+        again = Confidence.from_dict(content)
+        assert again.to_dict() == content
+        np.testing.assert_array_equal(again.distance(logits), confidence.distance(logits))
 
 
 def test_logits_without_errors_do_not_make_the_temperature_zero():

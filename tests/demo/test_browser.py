@@ -80,7 +80,7 @@ def predictor():
 
 @pytest.fixture(scope="module")
 def address(predictor):
-    with serving(create_app(predictor, DIGITS, title="an untrained network")) as address:
+    with serving(create_app(predictor.read, DIGITS, title="an untrained network")) as address:
         yield address
 
 
@@ -129,7 +129,7 @@ def is_ink(page):
 def test_drawn_digits_are_recognised_by_the_network_in_the_box(open_page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # without runs
     found = {}
-    with serving(create_app(load_predictor(), DIGITS)) as address:
+    with serving(create_app(load_predictor().read, DIGITS)) as address:
         page = open_page(address)
         for label, shape in SHAPES.items():
             draw(page, shape)
@@ -161,7 +161,7 @@ def test_the_page_shows_what_the_server_answers(address, open_page):
 @pytest.mark.parametrize("doubt", [None, "unlike the images it was trained on"])
 def test_the_page_says_whether_the_network_is_sure(doubt, open_page):
     prediction = Prediction(3, "3", np.eye(10, dtype=np.float32)[3], np.zeros((28, 28, 1), np.uint8), doubt)
-    with serving(create_app(lambda content: prediction, DIGITS)) as address:
+    with serving(create_app(lambda content: [prediction], DIGITS)) as address:
         page = open_page(address)
         draw(page, SHAPES[3])
         expected = f"not sure: {doubt}" if doubt else "100.0\u202f% sure"
@@ -202,7 +202,7 @@ class Recorder:
         self.asked.set()
         self.go_on.wait(60)
         self.at_once -= 1
-        return Prediction(4, "4", np.full(10, 0.1, np.float32), np.zeros((28, 28, 1), np.uint8))
+        return [Prediction(4, "4", np.full(10, 0.1, np.float32), np.zeros((28, 28, 1), np.uint8))]
 
 
 def test_one_request_at_a_time_and_the_last_is_about_the_whole_drawing(open_page, predictor):
@@ -346,7 +346,7 @@ def test_what_the_server_says_is_wrong_is_shown(address, open_page):
 
 
 def test_a_server_that_is_gone_is_missed(predictor, open_page):
-    with serving(create_app(predictor, DIGITS)) as address:
+    with serving(create_app(predictor.read, DIGITS)) as address:
         page = open_page(address)
     draw(page, STROKE)
     api.expect(page.locator("[role=status]")).to_have_text("The server does not answer. Is it still running?")
@@ -359,7 +359,7 @@ CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 @pytest.mark.parametrize("class_names", [DIGITS, CLOTHES])
 def test_nothing_is_wider_than_the_window(open_page, class_names):
     def predictor(content):
-        return Prediction(9, class_names[9], np.eye(10, dtype=np.float32)[9], np.zeros((28, 28, 1), np.uint8))
+        return [Prediction(9, class_names[9], np.eye(10, dtype=np.float32)[9], np.zeros((28, 28, 1), np.uint8))]
 
     too_long = "(it) => it.scrollWidth > it.clientWidth"
     too_high = "(it) => it.scrollHeight > it.clientHeight"

@@ -36,7 +36,7 @@ def fake_predictor(content):
         raise InputError("no ink found: a digit wanted")
     probabilities = np.full(10, 0.05, np.float32)
     probabilities[7] = 0.55
-    return Prediction(7, "7", probabilities, np.full((28, 28, 1), len(content) % 256, np.uint8))
+    return [Prediction(7, "7", probabilities, np.full((28, 28, 1), len(content) % 256, np.uint8))]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_answers_are_those_of_the_predictor_also_many_at_a_time():
     state = build_state(TrainConfig(hidden_sizes=(16,), optimizer="sgd"))
     predictor = Predictor(state, DIGITS)
     pictures = [picture([(80, 60 + shift), (200, 60), (130, 220 - shift)]) for shift in range(0, 60, 5)]
-    with serving(create_app(predictor, DIGITS)) as address, ThreadPoolExecutor(6) as pool:
+    with serving(create_app(predictor.read, DIGITS)) as address, ThreadPoolExecutor(6) as pool:
         answers = [*pool.map(lambda content: ask(address, content), pictures)]
     assert len({str(answer["probabilities"]) for _, _, answer in answers}) == len(pictures)
     for content, (status, _, answer) in zip(pictures, answers, strict=True):
@@ -83,6 +83,7 @@ def test_answers_are_those_of_the_predictor_also_many_at_a_time():
             "probabilities": wanted.probabilities.tolist(),
             "doubt": wanted.doubt,
             "image": wanted.image[..., 0].tolist(),
+            "read": wanted.class_name,
         }
 
 
@@ -92,7 +93,7 @@ def test_answers_are_those_of_the_predictor_also_many_at_a_time():
 )
 def test_what_cannot_be_read_is_422_with_the_reason(content, message):
     predictor = Predictor(build_state(TrainConfig(hidden_sizes=(4,), optimizer="sgd")), DIGITS)
-    with serving(create_app(predictor, DIGITS)) as address:
+    with serving(create_app(predictor.read, DIGITS)) as address:
         status, _, answer = ask(address, content)
     assert status == 422
     assert message in answer["error"]
@@ -263,7 +264,7 @@ def test_the_traceback_of_an_internal_error_is_on_stderr(capsys, tmp_path, monke
     class FailAfterFirst:
         class_names, title, count = DIGITS, "", 0
 
-        def __call__(self, content):
+        def read(self, content):
             self.count += 1
             if self.count > 1:
                 raise RuntimeError(f"{len(content)} bytes")

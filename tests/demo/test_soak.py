@@ -34,7 +34,7 @@ connections.IDLE_SECONDS = limits.BODY_SECONDS = 1.0
 predictor = Predictor(build_state(TrainConfig(hidden_sizes=(8,))))
 with listen("127.0.0.1", 0) as listener:
     print(listener.getsockname()[1], flush=True)
-    uvicorn.Server(connections.server_config(server.create_app(predictor, "0123456789"))).run([listener])
+    uvicorn.Server(connections.server_config(server.create_app(predictor.read, "0123456789"))).run([listener])
 """
 
 
