@@ -178,7 +178,7 @@ def create_train_state(
         hash(recipe)
     except TypeError as error:
         raise TypeError(f"the recipe of a state must be hashable, got {error}") from None
-    return _create(recipe, variables, train_key)
+    return begin_training(recipe, variables, train_key)
 
 
 def _count_classes(adapter: Adapter, variables: Variables, image_shape: Shape) -> int:
@@ -191,7 +191,8 @@ def _count_classes(adapter: Adapter, variables: Variables, image_shape: Shape) -
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _create(recipe: Recipe, variables: Variables, train_key: jax.Array) -> TrainState:
+def begin_training(recipe: Recipe, variables: Variables, train_key: jax.Array) -> TrainState:
+    """Creates the state before the first step from given parameters and model state."""
     params, model_state = variables
     has_ema = recipe.ema_decay is not None
     return TrainState(

@@ -83,23 +83,21 @@ def load_export(path: str | os.PathLike[str]) -> tuple[TrainConfig, TrainState]:
     """
     import jax
 
+    from mnist_jax.core.state import begin_training
     from mnist_jax.export.weights import arrays_like, read_weights
+    from mnist_jax.models.adapters import Variables
     from mnist_jax.training.build import build_state
 
     header, found = read_weights(path)
     config = header["config"]
-    create = functools.partial(build_state, config, num_classes=len(header["class_names"]))
+    # Allocates nothing, and compiles no initialisation, which takes seconds for a CNN.
+    shapes = jax.eval_shape(functools.partial(build_state, config, num_classes=len(header["class_names"])))
     try:
-        arrays = arrays_like(jax.eval_shape(create), found)  # before any array of the state is created
+        arrays = arrays_like(shapes, found)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    state, params, model_state = create(), arrays["params"], arrays["model_state"]
-    return config, state.replace(
-        params=params,
-        ema_params=None if state.ema_params is None else params,
-        model_state=model_state,
-        ema_model_state=None if state.ema_model_state is None else model_state,
-    )
+    train_key = jax.random.split(jax.random.key(config.seed))[1]  # as of create_train_state
+    return config, begin_training(shapes.recipe, Variables(arrays["params"], arrays["model_state"]), train_key)
 
 
 def _to_bytes(format: str, config: TrainConfig, state: TrainState, class_names: Sequence[str]) -> bytes:
