@@ -22,7 +22,9 @@ from mnist_jax.report.figures import confusion_matrix, example_grid
 CLAIM = "accuracy, confusion matrix, predictions and misclassified samples are shown"
 TARGETS: dict[str, float] = {}
 NUM_SHOWN = 30
-CONFIG = TrainConfig(hidden_sizes=(512, 256), dropout_rate=0.2, optimizer="adam", learning_rate=1e-3, epochs=10)
+# Named, because a default config without MNIST would train the preset "digits".
+DATA = "mnist"
+CONFIG = TrainConfig(DATA, hidden_sizes=(512, 256), dropout_rate=0.2, optimizer="adam", learning_rate=1e-3, epochs=10)
 
 
 def draw_figures(run: Run) -> dict[str, float]:

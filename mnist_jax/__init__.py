@@ -6,6 +6,7 @@ The public names, by task. ``help(mnist_jax.fit)`` explains a name, with an exam
 
 Train a run
     TrainConfig                 every choice of a run: data, model, optimizer, output
+    preset                      returns the config of a preset, such as ``fast``
     fit                         trains and evaluates a model, and writes the run directory
     Callback                    reacts to the events of ``fit``
     Training                    a run in progress, as callbacks see it
@@ -50,6 +51,7 @@ Data
     load_dataset                loads a data set by name, from a directory or from a CSV
     Dataset                     training, validation and test split
     Split                       images and their labels
+    prepare_dataset             writes IDX files as a data set of tensorflow-datasets
     stream_batches              yields shuffled batches
     prefetch                    moves batches to the device before they are needed
 
@@ -58,6 +60,7 @@ Models
     CNN                         convolutional network
     build_model                 builds the model of a ``TrainConfig``
     apply_model                 runs the model of a state with given parameters
+    model_table                 lists the layers of a model
     count_parameters            counts the scalars in a parameter tree
 
 Evaluate and look inside
@@ -70,6 +73,7 @@ Evaluate and look inside
     per_example_losses          computes the loss of each example of a split
     per_example_margins         computes the margin of each example of a split
     per_example_gradient_norms  computes the gradient norm of each example of a split
+    saliency                    computes how much each pixel changes the predicted logit
     one_example_loss            returns the loss of one example as a function, for ``vmap``
     one_example_margin          returns the margin of one example as a function
     one_example_gradient_norm   returns the gradient norm of one example as a function

@@ -77,8 +77,8 @@ class TrainConfig:
     """
 
     data: str | None = None
-    """mnist, fashion_mnist, kmnist, emnist/digits, digits, a directory of IDX files or of prepared tfds data, or a
-    Kaggle CSV; default: mnist, or scikit-learn's digits if MNIST is not available"""
+    """mnist, fashion_mnist, kmnist, emnist/digits, digits, mnist+digits, a directory of IDX files or of prepared tfds
+    data, or a Kaggle CSV; default: mnist, or scikit-learn's digits if MNIST is not available"""
     data_dir: str | None = None
     """directory searched first: IDX files of mnist, or prepared tfds data; default: $MNIST_JAX_DATA_DIR"""
     num_validation: int | None = None

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_idx_files
+
+from mnist_jax.data.digits import load_digits
 
 ROOT = Path(__file__).parent.parent
 BEFORE = "cd8895a"  # the last commit of the first version
@@ -20,7 +23,7 @@ BEFORE = "cd8895a"  # the last commit of the first version
 TRAIN = """
 import sys, jax, numpy as np
 from mnist_jax import TrainConfig, fit, train_population
-small = dict(data="digits", epochs=2, quiet=True)
+small = dict(data=sys.argv[2], num_validation=150, epochs=2, quiet=True)
 configs = {
     "mlp": TrainConfig(**small),
     "cnn": TrainConfig(model="cnn", **small),
@@ -34,10 +37,10 @@ np.savez(sys.argv[1], **{jax.tree_util.keystr(path, simple=True, separator="."):
 """
 
 
-def train(source, directory):
+def train(source, data, directory):
     directory.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN, "found.npz"],
+        [sys.executable, "-c", TRAIN, "found.npz", str(data)],
         cwd=directory,
         env={**os.environ, "PYTHONPATH": str(source)},
         capture_output=True,
@@ -56,8 +59,9 @@ def test_the_same_parameters_as_before_the_redesign_bit_for_bit(tmp_path):
         pytest.skip(f"needs the history of the repository, back to {BEFORE}")
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
         files.extractall(tmp_path / "before", filter="data")
+    data = write_idx_files(tmp_path / "digits", load_digits())
     with ThreadPoolExecutor() as pool:
-        before, now = pool.map(train, (tmp_path / "before", ROOT), (tmp_path / "old", tmp_path / "new"))
+        before, now = pool.map(train, (tmp_path / "before", ROOT), (data, data), (tmp_path / "old", tmp_path / "new"))
     assert before.keys() == now.keys()
     for name, leaf in before.items():
         np.testing.assert_array_equal(now[name], leaf, err_msg=name, strict=True)

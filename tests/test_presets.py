@@ -36,7 +36,7 @@ def test_fields_of_a_preset_that_lose_their_effect_are_dropped():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("--preset fats", "preset must be one of fast, accurate, demo, got fats; did you mean fast?"),
+        ("--preset fats", "preset must be one of fast, accurate, demo, digits, got fats; did you mean fast?"),
         (
             "--preset fast --model mlp --channels 3",
             "channels has no effect with model mlp: leave it out, or choose model cnn",
@@ -56,7 +56,7 @@ def test_bad_input_is_one_line_and_status_2(capsys, args, message):
 
 def test_an_unknown_preset_is_refused_by_the_library():
     with pytest.raises(
-        InputError, match=r"^preset must be one of fast, accurate, demo, got demmo; did you mean demo\?$"
+        InputError, match=r"^preset must be one of fast, accurate, demo, digits, got demmo; did you mean demo\?$"
     ):
         preset("demmo")
 

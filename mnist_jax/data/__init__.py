@@ -86,7 +86,8 @@ def load_dataset(
         try:
             return _load_named("mnist", data_dir, num_validation)
         except DownloadError as error:
-            notice = f"MNIST is not on disk and could not be downloaded ({error}): using scikit-learn's digits instead"
+            reason = f"MNIST is not on disk and could not be downloaded ({error})"
+        notice = f"{reason}: using scikit-learn's 1,797 small digits instead"
         _log.warning(notice)
         digits = Dataset.from_arrays(load_digits(), "digits", num_validation)
         return dataclasses.replace(digits, notice=notice)

@@ -24,6 +24,7 @@ from typing import Any
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError, one_line, short_repr
 from mnist_jax.jsonfile import is_number, parse_json, read_json, read_text
+from mnist_jax.training.fallback import complete_resumed
 from mnist_jax.training.workdir import in_use, lock_directory, new_directory, write_whole
 
 _NOT_IDENTITY = ("path", "class_names", "model", "has_own_optimizer")  # of data.json; the others identify the data
@@ -91,6 +92,7 @@ class RunDirectory:
             raise InputError(f"resume: expected a directory of checkpoints, got the file {self.checkpoints}")
         self._lock.enter_context(lock_directory(self.path))
         self.saved = read_config(path)
+        config = complete_resumed(config, self.saved)
         for name in self.saved.differences(config):
             was, now = getattr(self.saved, name), getattr(config, name)
             if name not in ("epochs", "early_stopping") and not (name == "data" and now is None):

@@ -48,7 +48,7 @@ def fit(
     and the figures at the end. The test split is evaluated once, after the last step.
 
     Args:
-        config: the run.
+        config: the run. Without MNIST, a config with defaults for data and training trains ``preset("digits")``.
         dataset: replaces the one that ``config`` names.
         model: replaces the one that ``config`` describes; anything that :func:`mnist_jax.create_train_state` takes.
         tx: replaces the optimizer that ``config`` describes.

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError
 from mnist_jax.training.callbacks import Callback, arrange_callbacks
 from mnist_jax.training.directory import RunDirectory
+from mnist_jax.training.fallback import complete_resumed, replace_default
 from mnist_jax.training.run import Training
 from mnist_jax.training.signals import StopSignals
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from mnist_jax.core.state import TrainState
     from mnist_jax.training.compiled import Compiled
     from mnist_jax.training.epochs import ChunkedEpoch
+
+_log = logging.getLogger("mnist_jax")
 
 
 class Programs(NamedTuple):
@@ -66,6 +70,7 @@ def prepare_run(
     directory = RunDirectory.claim(config)
     stack.callback(directory.close)
     if directory.saved is not None:
+        config = complete_resumed(config, directory.saved)
         config = dataclasses.replace(
             config,
             data=config.data or directory.saved.data,
@@ -78,7 +83,10 @@ def prepare_run(
     from mnist_jax.training.build import check_batch_size, check_device, choose_microbatch_size
 
     seconds = {"import": time.perf_counter() - started}
+    is_given = dataset is not None
     dataset, seconds["data"] = loading.result()
+    if dataset.notice and not is_given and directory.saved is None and all(part is None for part in own):
+        config = _replace_default(config)
     config = dataclasses.replace(config, data=config.data or dataset.name)
     check_batch_size(config, dataset)
     check_device()
@@ -119,6 +127,15 @@ def _check_arguments(config: TrainConfig, own: tuple[Any, Any, Any], callbacks: 
             raise InputError(
                 f"{field.name} has no effect on a model, tx or state of your own: leave it out, got {value}"
             )
+
+
+def _replace_default(config: TrainConfig) -> TrainConfig:
+    replaced = replace_default(config)
+    if replaced != config:
+        _log.warning(
+            "training the CNN of --preset digits, which suits so few examples; --data digits trains the default MLP"
+        )
+    return replaced
 
 
 def _start_loading(config: TrainConfig, dataset: Dataset | None) -> Future[tuple[Dataset, float]]:

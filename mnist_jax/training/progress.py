@@ -140,6 +140,8 @@ def closing_table(summary: Mapping[str, Any], path: Any) -> str:
         f"{epochs} epoch{'s' * (epochs != 1)}, seed {summary['seed']}, {summary['device']['kind']}",
         f"{seconds['train']:.1f} s training, {seconds['total']:.1f} s in all; everything is in {path}",
     ]
+    if summary["dataset"] == "digits" and summary["data_path"] is None:
+        rows.insert(-1, "trained on scikit-learn's 1,797 small digits, not on MNIST")
     if "stop_reason" in summary:
         rows.insert(-1, f"stopped early: {summary['stop_reason']}")
     return "\n".join(rows)

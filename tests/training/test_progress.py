@@ -137,6 +137,7 @@ def test_the_closing_table():
     summary = {
         "model": "mlp",
         "dataset": "mnist",
+        "data_path": "path/to/mnist",
         "num_parameters": 535818,
         "epochs": 10,
         "seed": 0,
@@ -155,3 +156,9 @@ def test_the_closing_table():
         "4.6 s training, 9.0 s in all; everything is in runs/x",
     ]
     assert "parameters, 1 epoch, seed" in closing_table({**summary, "epochs": 1}, "runs/x")
+    digits = closing_table({**summary, "dataset": "digits", "data_path": None}, "runs/x").splitlines()
+    assert digits[5:7] == [
+        "mlp on digits, 535,818 parameters, 10 epochs, seed 0, cpu",
+        "trained on scikit-learn's 1,797 small digits, not on MNIST",
+    ]
+    assert "not on MNIST" not in closing_table({**summary, "dataset": "digits"}, "runs/x")  # a directory of that name
