@@ -90,9 +90,10 @@ def load_export(path: str | os.PathLike[str]) -> tuple[TrainConfig, TrainState]:
 
     header, found = read_weights(path)
     config = header["config"]
-    # Allocates nothing, and compiles no initialisation, which takes seconds for a CNN.
-    shapes = jax.eval_shape(functools.partial(build_state, config, num_classes=len(header["class_names"])))
+    # Nothing is allocated before the check, and no initialisation is compiled, which takes seconds for a CNN.
+    create = functools.partial(build_state, config, num_classes=len(header["class_names"]))
     try:
+        shapes = jax.eval_shape(create)
         arrays = arrays_like(shapes, found)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
