@@ -66,7 +66,7 @@ def split_digits(ink: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
     starts = tall[strength >= _MIN_STRENGTH * strength.max()].tolist()
     digits: list[list[int]] = []
     for part in sorted(starts, key=lambda part: boxes[part, :, 1].sum()):
-        if digits and _is_stacked(_outline(boxes[digits[-1]]), boxes[part], line_height):
+        if digits and _is_stacked(_outline(boxes[digits[-1]]), boxes[part]):
             digits[-1].append(part)
         else:
             digits.append([part])
@@ -96,11 +96,11 @@ def _close_breaks(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         line_height = tallest
 
 
-def _is_stacked(one: np.ndarray, other: np.ndarray, line_height: int) -> bool:
-    """Returns whether one box lies above another one, close to it."""
-    size = np.minimum(one[1] - one[0], other[1] - other[0])
-    gap = np.maximum(one[0], other[0]) - np.minimum(one[1], other[1])
-    return bool(gap[1] <= -0.3 * size[1] and -0.5 * size[0] <= gap[0] <= _NEAR * line_height)
+def _is_stacked(one: np.ndarray, other: np.ndarray) -> bool:
+    """Returns whether one box lies above another one, straight or slanted, and close to it."""
+    sizes = np.array([one[1] - one[0], other[1] - other[0]])
+    rows, columns = np.maximum(one[0], other[0]) - np.minimum(one[1], other[1])  # gaps, negative where they overlap
+    return bool(columns <= _BREAK * sizes.max() and -sizes[:, 0].min() / 2 <= rows <= _NEAR * sizes.max())
 
 
 def _outline(boxes: np.ndarray) -> np.ndarray:

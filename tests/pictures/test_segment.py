@@ -28,10 +28,11 @@ FOUR = [[(25, 10), (0, 120), (72, 120)], [(90, 10), (90, 200)]]  # its two strok
 FIVE = [[(20, 45), (20, 90), *arc(40, 140, 55, -90, 120)], [(35, 12), (100, 8)]]  # with a separate bar
 SEVEN_STROKES = [[(0, 10), (95, 10), (40, 200)]]
 ZERO = [arc(60, 100, 90, 95, 265), arc(60, 100, 90, -85, 85)]  # broken at the top and the bottom
-DIGITS = {"1": ONE, "4": FOUR, "5": FIVE, "7": SEVEN_STROKES, "0": ZERO}
+SLASH = [[(90, 0), (56, 85)], [(44, 115), (10, 200)]]  # a slanted 1, broken in the middle
+DIGITS = {"1": ONE, "/": SLASH, "4": FOUR, "5": FIVE, "7": SEVEN_STROKES, "0": ZERO}
 
 
-@pytest.mark.parametrize("number", ["1", "4", "5", "7", "0", "11", "47", "540", "7115", "1040"])
+@pytest.mark.parametrize("number", ["1", "4", "5", "7", "0", "11", "47", "540", "/", "7/15", "1040"])
 def test_each_digit_is_as_it_is_alone(number):
     lefts = 50 + 210 * np.arange(len(number))
     tops = [40, 60, 30, 50][: len(number)]
