@@ -29,11 +29,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.core.state import PyTree, TrainState
 from mnist_jax.data.dataset import DIGITS
-from mnist_jax.errors import InputError, import_extra, one_line, short_repr
+from mnist_jax.errors import InputError, one_line, short_repr
 from mnist_jax.jsonfile import parse_json
 
 _FORMAT, _VERSION = "mnist_jax", 1
@@ -87,7 +88,7 @@ def to_safetensors(config: TrainConfig, state: TrainState, class_names: Sequence
         Bytes of the file. The metadata are ``format``, ``version``, and as JSON ``config`` and ``class_names``.
 
     Raises:
-        InputError: a parameter is not finite, or safetensors is not installed.
+        InputError: a parameter is not finite.
 
     Reference: https://github.com/huggingface/safetensors
 
@@ -106,7 +107,7 @@ def to_safetensors(config: TrainConfig, state: TrainState, class_names: Sequence
         "config": json.dumps(config.training_fields()),
         "class_names": json.dumps(list(class_names)),
     }
-    content: bytes = import_extra("safetensors.numpy", "export").save(arrays, metadata)
+    content: bytes = safetensors.numpy.save(arrays, metadata)
     return content
 
 
@@ -240,7 +241,6 @@ def _flatten(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _open_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    safetensors = import_extra("safetensors", "export")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
