@@ -80,7 +80,7 @@ Evaluate and look inside
 
 Classify pictures
     predict_image               classifies one picture of a digit
-    load_predictor              loads the network of a run, or the trained one that comes with the package
+    load_predictor              loads the network of a run, or the one that comes trained
     Predictor                   classifies many pictures with one network
     Prediction                  class, probabilities, and the picture as the network saw it
     prepare_image               converts a picture to the format of MNIST

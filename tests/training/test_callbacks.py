@@ -24,7 +24,7 @@ def test_the_training_curve_says_how_it_was_measured(monkeypatch, options, has_o
     config = TrainConfig(**options)
     training = SimpleNamespace(
         config=config,
-        has_own_model=has_own_model,
+        model="mine" if has_own_model else config.model,
         state=SimpleNamespace(recipe=SimpleNamespace(augment=build_augmentation(config))),
         directory=SimpleNamespace(path=Path("run")),
         summary={"model": "mlp"},

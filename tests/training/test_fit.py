@@ -37,6 +37,7 @@ from mnist_jax import (
     restore_checkpoint,
     train_epoch,
 )
+from mnist_jax.core.calibration import Confidence
 from mnist_jax.train import main
 
 pytestmark = pytest.mark.uses_adam
@@ -63,9 +64,13 @@ def run(tmp_path_factory):
 def test_a_run_leaves_its_directory(run):
     names = {path.name for path in run.workdir.iterdir()}
     (events,) = (name for name in names if name.startswith("events.out.tfevents."))
-    assert names == {"config.json", "data.json", "metrics.jsonl", "summary.json", "checkpoints", "figures", events}
+    files = {"config.json", "data.json", "metrics.jsonl", "confidence.json", "summary.json", events}
+    assert names == {*files, "checkpoints", "figures"}
     assert TrainConfig.from_json((run.workdir / "config.json").read_text()) == run.config
     assert read_json(run, "summary.json") == run.summary
+    validation = load_dataset("digits").validation
+    confidence = Confidence.fit(evaluate_dataset(run.state, validation).logits, validation.label)
+    assert read_json(run, "confidence.json") == confidence.to_dict()
     lines = (run.workdir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == run.history
     assert (run.workdir / "figures" / "learning_curves.png").stat().st_size > 10_000

@@ -6,6 +6,7 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from matplotlib.image import imread
@@ -29,7 +30,8 @@ SUMMARY = {
 
 @pytest.fixture
 def run():
-    return Run(TrainConfig(), None, [LINE, {**LINE, "epoch": 2}], {**SUMMARY}, None, Path("runs/mine"))
+    state = SimpleNamespace(recipe=SimpleNamespace(augment=None))
+    return Run(TrainConfig(), state, [LINE, {**LINE, "epoch": 2}], {**SUMMARY}, None, Path("runs/mine"))
 
 
 class Page(HTMLParser):
