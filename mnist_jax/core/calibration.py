@@ -17,6 +17,7 @@ import numpy as np
 
 _TEMPERATURES = (0.05, 20.0)  # between which the best one is sought
 _MAX_CLASSES = 20  # with Gaussians of their own
+_NUM_FOLDS = 5  # the threshold is chosen on distances from Gaussians of other examples
 _PRIOR_COUNT = 25  # weight in examples of the shared covariance in that of each class
 
 
@@ -112,7 +113,7 @@ class Confidence:
         Args:
             logits: ``float[N, K]``.
             label: ``int[N]``, true classes.
-            refused: fraction of these examples to refuse. Nothing is refused with more than 20 classes.
+            refused: fraction of such examples to refuse. Nothing is refused with more than 20 classes.
         """
         logits, label = np.asarray(logits, np.float64), np.asarray(label, np.int64)
         correct = np.take_along_axis(logits, label[:, None], axis=1)[:, 0]
@@ -124,17 +125,13 @@ class Confidence:
         temperature, num_classes = float(np.exp((low + high) / 2)), logits.shape[1]
         if num_classes > _MAX_CLASSES:
             return cls(temperature)
-        indicator = np.eye(num_classes)[label]
-        count = indicator.sum(axis=0)
-        mean = indicator.T @ logits / np.maximum(count, 1)[:, None]
-        residual = logits - mean[label]
-        product = np.einsum("nk,ni,nj->kij", indicator, residual, residual, optimize=True)
-        shared = product.sum(axis=0) / len(label)
-        shared += (1e-6 * np.trace(shared) / num_classes + 1e-12) * np.eye(num_classes)
-        covariance = (product + _PRIOR_COUNT * shared) / (count + _PRIOR_COUNT)[:, None, None]
-        fitted = cls(temperature, np.inf, mean, np.linalg.inv(covariance), np.linalg.slogdet(covariance)[1])
-        threshold = np.quantile(fitted.distance(logits), 1 - refused, method="lower")
-        return dataclasses.replace(fitted, threshold=float(threshold))
+        fold = np.arange(len(label)) % min(_NUM_FOLDS, len(label))  # else few examples would seem close
+        distance = np.empty(len(label))
+        for each in range(fold.max() + 1):
+            others = cls(temperature, np.inf, *_fit_gaussians(logits[fold != each], label[fold != each]))
+            distance[fold == each] = others.distance(logits[fold == each])
+        threshold = float(np.quantile(distance, 1 - refused, method="lower"))
+        return cls(temperature, threshold, *_fit_gaussians(logits, label))
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Returns calibrated probabilities ``float32[N, K]``."""
@@ -180,6 +177,19 @@ class Confidence:
             raise ValueError("expected a temperature, or a temperature, a threshold and Gaussians")
         fields: dict[str, Any] = {name: array if array.ndim else float(array) for name, array in arrays.items()}
         return cls(**fields)
+
+
+def _fit_gaussians(logits: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns mean, precision and log determinant of each class; its covariance is mixed with the shared one."""
+    indicator = np.eye(logits.shape[1])[label]
+    count = indicator.sum(axis=0)
+    mean = indicator.T @ logits / np.maximum(count, 1)[:, None]
+    residual = logits - mean[label]
+    product = np.einsum("nk,ni,nj->kij", indicator, residual, residual, optimize=True)
+    shared = product.sum(axis=0) / max(len(label), 1)
+    shared += (1e-6 * np.trace(shared) / len(shared) + 1e-12) * np.eye(len(shared))
+    covariance = (product + _PRIOR_COUNT * shared) / (count + _PRIOR_COUNT)[:, None, None]
+    return mean, np.linalg.inv(covariance), np.linalg.slogdet(covariance)[1]
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

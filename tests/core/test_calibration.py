@@ -86,11 +86,17 @@ def test_the_distance_is_minus_twice_the_largest_log_density():
     np.testing.assert_allclose(fitted.distance(logits), -2 * np.max(densities, axis=0), rtol=1e-3)
 
 
-def test_one_in_a_hundred_of_the_fitted_examples_is_refused():
+def test_one_in_a_hundred_of_other_examples_is_refused():
     logits, label = draw_logits(1.0)
     fitted = Confidence.fit(logits, label)
-    assert fitted.refuses(logits).sum() == 20
-    assert Confidence.fit(logits, label, refused=0).refuses(logits).sum() == 0
+    distance = np.empty(2000)
+    for fold in range(5):  # each fifth, from the Gaussians of the others
+        held_out = np.arange(2000) % 5 == fold
+        distance[held_out] = Confidence.fit(logits[~held_out], label[~held_out]).distance(logits[held_out])
+    assert np.sum(distance > fitted.threshold) == 20
+    assert fitted.threshold in distance
+    others, _ = draw_logits(1.0, seed=1)
+    assert fitted.refuses(others).mean() == pytest.approx(0.01, abs=0.005)
     assert not Confidence().refuses(logits).any()
 
 
