@@ -26,7 +26,7 @@ def test_the_pictures_are_made_by_one_command(digits_run, tmp_path):
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         pytest.skip("needs chromium, chromium-browser or google-chrome")
     run = shutil.copytree(digits_run.workdir, tmp_path / "run")
-    command = [sys.executable, IMAGES / "make.py", run, "--demo", run, "--to", tmp_path / "new"]
+    command = [sys.executable, IMAGES / "make.py", run, "--to", tmp_path / "new"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     made = sorted((tmp_path / "new").iterdir())

@@ -1,11 +1,9 @@
-"""Makes the pictures of the README and the guide from a run, and that of the demo page from a run fit for drawings.
+"""Makes the pictures of the README and the guide; needs Playwright and Chromium.
 
-    python tests/images/make.py runs/mine --demo runs/drawn
+    python tests/images/make.py runs/mine
 
 confusion_matrix.png, misclassified.png    from ``python -m mnist_jax.evaluate runs/mine``
-demo.png                                   from ``python -m mnist_jax.demo runs/drawn``, with a drawn 6
-
-Without ``--demo`` it leaves out demo.png, which needs Playwright and Chromium.
+demo.png                                   from ``python -m mnist_jax.demo`` with the network in the box, and a drawn 6
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +31,15 @@ def save_small(source: Path, target: Path) -> None:
     picture.quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
-def draw_on_demo(run: str, target: Path) -> None:
-    """Saves a screenshot of the demo page with a drawn 6."""
+def draw_on_demo(target: Path) -> None:
+    """Saves a screenshot of the demo page of the network in the box, with a drawn 6."""
     from playwright.sync_api import expect, sync_playwright
 
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    command = [sys.executable, "-m", "mnist_jax.demo", run, "--port", "0"]
+    command = [sys.executable, "-m", "mnist_jax.demo", "--port", "0"]
     with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+        tempfile.TemporaryDirectory() as without_runs,
+        subprocess.Popen(command, cwd=without_runs, stdout=subprocess.PIPE, text=True) as server,
         sync_playwright() as playwright,
         playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]) as browser,
     ):
@@ -68,16 +68,14 @@ def main() -> None:
     """Parses the command line and writes the pictures."""
     parser = argparse.ArgumentParser(description="Make the pictures of the README and the guide.")
     parser.add_argument("run", metavar="RUN", help="run to evaluate for the figures")
-    parser.add_argument("--demo", metavar="RUN", help="run for the picture of the demo page; default: no such picture")
     parser.add_argument("--to", metavar="DIR", type=Path, default=Path(__file__).parent, help="default: tests/images")
     flags = parser.parse_args()
     flags.to.mkdir(parents=True, exist_ok=True)
     subprocess.run([sys.executable, "-m", "mnist_jax.evaluate", flags.run], check=True)
     for name in FIGURES:
         save_small(Path(flags.run, "figures", f"{name}.png"), flags.to / f"{name}.png")
-    if flags.demo is not None:
-        draw_on_demo(flags.demo, flags.to / "demo.png")
-        save_small(flags.to / "demo.png", flags.to / "demo.png")
+    draw_on_demo(flags.to / "demo.png")
+    save_small(flags.to / "demo.png", flags.to / "demo.png")
 
 
 if __name__ == "__main__":
