@@ -46,6 +46,8 @@ RENDERINGS: dict[str, dict[str, Any]] = {
     "very thin": {"width": 0.5},
     "uneven light": {"light": 0.5, "noise": 8},
     "chalk": {"dark": False, "light": 0.5, "noise": 8},
+    "cropped to its ink": {"tight": 120},
+    "16 pixels high": {"tight": 16},
 }
 
 
@@ -79,8 +81,12 @@ def render(
     dark: bool = True,
     light: float = 0.0,
     noise: float = 0.0,
+    tight: int = 0,
 ) -> np.ndarray:
-    """Returns a picture of an MNIST digit: enlarged, strokes ``width`` times as wide, somewhere on a canvas."""
+    """Returns a picture of an MNIST digit: enlarged, strokes ``width`` times as wide, somewhere on a canvas.
+
+    With ``tight``, it is cropped to its ink instead, and its longer side has that many pixels.
+    """
     side = 28 * scale
     enlarged = Image.fromarray(digit[..., 0]).resize((side, side), Image.Resampling.BICUBIC)
     large = np.asarray(enlarged, np.float32) / 255
@@ -91,12 +97,17 @@ def render(
         large = np.clip(inside - ndimage.distance_transform_edt(~mask) + margin + 0.5, 0, 1)
     rows, columns = np.nonzero(large > 0.03)
     large = large[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    picture = np.zeros((canvas, canvas))
-    top, left = (rng.integers(2, canvas - length - 1) for length in large.shape)
-    picture[top : top + large.shape[0], left : left + large.shape[1]] = large
+    if tight:
+        height, width_ = (max(8, round(tight * length / max(large.shape))) for length in large.shape)
+        resized = Image.fromarray(large.astype(np.float32)).resize((width_, height), Image.Resampling.BOX)
+        picture = np.asarray(resized, np.float64)
+    else:
+        picture = np.zeros((canvas, canvas))
+        top, left = (rng.integers(2, canvas - length - 1) for length in large.shape)
+        picture[top : top + large.shape[0], left : left + large.shape[1]] = large
     ink, paper = rng.uniform(0, 70), rng.uniform(185, 255)
     picture = paper + (ink - paper) * picture if dark else ink + (paper - ink) * picture
     direction = rng.uniform(0, 2 * np.pi)
-    y, x = np.indices(picture.shape) / canvas - 0.5
+    y, x = np.indices(picture.shape) / max(picture.shape) - 0.5
     picture *= 1 - light * (0.5 + np.cos(direction) * x + np.sin(direction) * y)
     return np.clip(picture + rng.normal(0, noise, picture.shape), 0, 255).astype(np.uint8)
