@@ -202,7 +202,7 @@ def test_the_commands_on_a_run_work_one_after_another(tmp_path, request, port_80
     assert printed["demo"].startswith("http://127.0.0.1:8000 ")
     assert answer["class_name"] == label
     assert label == "7" or MNIST_DIR is None  # scikit-learn's digits are too few to learn how others write
-    assert answer.keys() == {"label", "class_name", "probabilities", "image", "milliseconds"}
+    assert answer.keys() == {"label", "class_name", "probabilities", "doubt", "image", "read", "milliseconds"}
     assert printed["export"].startswith("runs/mine/model.onnx")
     assert (run / "model.onnx").exists()
     assert f"{summary['test_accuracy']:.2%}" in printed["runs"]

@@ -305,14 +305,9 @@ def _terminal() -> Iterator[None]:
         log.propagate = False
         logging.root.addHandler(others)
         logging.captureWarnings(not sys.warnoptions)
-        hook, sys.excepthook = (
-            sys.excepthook,
-            lambda *_: None,
-        )  # Orbax calls it in its threads, after errors that it also raises
         try:
             yield
         finally:
-            sys.excepthook = hook
             _drop_unwritten(sys.__stderr__)
             logging.captureWarnings(False)
             logging.root.removeHandler(others)

@@ -314,11 +314,14 @@ sys.exit(run_command(fail))
 
 def test_log_lines_and_warnings_of_other_libraries_are_not_shown(tmp_path):
     code = """
-import logging, sys, warnings
+import _thread, logging, sys, threading, warnings
 from mnist_jax.cli.flags import run_command
 
 def command():
-    sys.excepthook(ValueError, ValueError("in a thread of C++"), None)
+    done = threading.Event()
+    # a thread that Python does not know, as those of C++
+    _thread.start_new_thread(lambda: (sys.excepthook(ValueError, ValueError("in C++"), None), done.set()), ())
+    done.wait()
     warnings.warn("deprecated")
     logging.getLogger("absl").error("details")
     logging.warning("root")
