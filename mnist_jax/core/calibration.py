@@ -2,9 +2,9 @@
 
 calibration = Calibration.compute(probabilities, label)
 calibration.expected_error                # 0.004: they differ by 0.4 percentage points on average
-confidence = Confidence.fit(logits, label)
+confidence = Confidence.fit(logits, image, label)
 confidence.probabilities(new_logits)      # calibrated
-confidence.refuses(new_logits)            # True for images that are unlike those of training
+confidence.refuses(new_logits, new_image) # True for images that are unlike those of training
 """
 
 from __future__ import annotations
@@ -78,14 +78,16 @@ class Calibration:
 class Confidence:
     """Makes probabilities honest, and says which images are unlike those of training.
 
-    An image is refused if its logits are unlike those of every class: their distance is minus the largest of the log
-    densities of K Gaussians, one for each class, up to constants.
+    An image is refused if its features are unlike those of every class: their distance is minus twice the largest of
+    the log densities of K Gaussians, one for each class, up to a constant. The F = K + 3 features are the logits, the
+    sum of the pixels, and the sums of the absolute differences of neighbours along columns and rows. The logits tell
+    other shapes from those of the classes, the sums tell longer or shorter strokes, such as a spiral from a 0.
 
     Attributes:
         temperature: T > 0, which divides the logits.
         threshold: an image at a larger distance is refused.
-        mean: ``float64[K, K]``, the mean logits of each class; None if nothing is refused.
-        precision: ``float64[K, K, K]``, the inverse covariance of the logits of each class.
+        mean: ``float64[K, F]``, the mean features of each class; None if nothing is refused.
+        precision: ``float64[K, F, F]``, the inverse covariance of the features of each class.
         log_determinant: ``float64[K]``, of the covariances.
 
     Reference: temperature scaling, Guo et al., https://arxiv.org/abs/1706.04599; Gaussians for each class, Lee et al.,
@@ -93,10 +95,10 @@ class Confidence:
 
     Example:
         >>> rng = np.random.default_rng(0)
-        >>> label = np.arange(200) % 2
+        >>> label, image = np.arange(200) % 2, rng.integers(0, 256, (200, 28, 28, 1), dtype=np.uint8)
         >>> logits = 4 * np.eye(2)[label] + rng.normal(size=(200, 2))
-        >>> confidence = Confidence.fit(logits, label)
-        >>> confidence.refuses(np.array([[4.0, 0.0], [20.0, 20.0]])).tolist()
+        >>> confidence = Confidence.fit(logits, image, label)
+        >>> confidence.refuses(np.array([[4.0, 0.0], [20.0, 20.0]]), image[:2]).tolist()
         [False, True]
     """
 
@@ -107,11 +109,12 @@ class Confidence:
     log_determinant: np.ndarray | None = None
 
     @classmethod
-    def fit(cls, logits: np.ndarray, label: np.ndarray, refused: float = 0.01) -> Confidence:
+    def fit(cls, logits: np.ndarray, image: np.ndarray, label: np.ndarray, refused: float = 0.01) -> Confidence:
         """Fits the temperature by maximum likelihood and the Gaussians to validation data.
 
         Args:
             logits: ``float[N, K]``.
+            image: ``uint8[N, 28, 28, 1]``, the images that they are for.
             label: ``int[N]``, true classes.
             refused: fraction of such examples to refuse. Nothing is refused with more than 20 classes.
         """
@@ -125,30 +128,28 @@ class Confidence:
         temperature, num_classes = float(np.exp((low + high) / 2)), logits.shape[1]
         if num_classes > _MAX_CLASSES:
             return cls(temperature)
+        feature = _features(logits, image)
         fold = np.arange(len(label)) % min(_NUM_FOLDS, len(label))  # else few examples would seem close
         distance = np.empty(len(label))
         for each in range(fold.max() + 1):
-            others = cls(temperature, np.inf, *_fit_gaussians(logits[fold != each], label[fold != each]))
-            distance[fold == each] = others.distance(logits[fold == each])
+            others = _fit_gaussians(feature[fold != each], label[fold != each], num_classes)
+            distance[fold == each] = _distance(feature[fold == each], *others)
         threshold = float(np.quantile(distance, 1 - refused, method="lower"))
-        return cls(temperature, threshold, *_fit_gaussians(logits, label))
+        return cls(temperature, threshold, *_fit_gaussians(feature, label, num_classes))
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Returns calibrated probabilities ``float32[N, K]``."""
         return _softmax(np.asarray(logits, np.float64) / self.temperature).astype(np.float32)
 
-    def distance(self, logits: np.ndarray) -> np.ndarray:
-        """Returns ``float64[N]``, minus twice the largest log density; the temperature plays no part."""
-        if self.mean is None or self.precision is None:
+    def distance(self, logits: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """Returns ``float64[N]`` for ``float[N, K]`` and ``uint8[N, 28, 28, 1]``; the temperature plays no part."""
+        if self.mean is None or self.precision is None or self.log_determinant is None:
             return np.full(len(logits), -np.inf)
-        residual = np.asarray(logits, np.float64)[:, None] - self.mean
-        squares = np.einsum("nki,kij,nkj->nk", residual, self.precision, residual, optimize=True)
-        found: np.ndarray = np.min(squares + self.log_determinant, axis=1)
-        return found
+        return _distance(_features(logits, image), self.mean, self.precision, self.log_determinant)
 
-    def refuses(self, logits: np.ndarray) -> np.ndarray:
+    def refuses(self, logits: np.ndarray, image: np.ndarray) -> np.ndarray:
         """Returns ``bool[N]``: the distance is above the threshold."""
-        return self.distance(logits) > self.threshold
+        return self.distance(logits, image) > self.threshold
 
     def to_dict(self) -> dict[str, Any]:
         """Returns numbers and lists, for JSON."""
@@ -172,24 +173,43 @@ class Confidence:
         if arrays.keys() == {"temperature"}:
             return cls(float(arrays["temperature"]))
         size = len(arrays["mean"])
-        shapes = {"temperature": (), "threshold": (), "mean": (size,) * 2, "precision": (size,) * 3}
-        if {name: array.shape for name, array in arrays.items()} != {**shapes, "log_determinant": (size,)}:
+        shapes = {"temperature": (), "threshold": (), "mean": (size, size + 3), "log_determinant": (size,)}
+        shapes |= {"precision": (size, size + 3, size + 3)}
+        if {name: array.shape for name, array in arrays.items()} != shapes:
             raise ValueError("expected a temperature, or a temperature, a threshold and Gaussians")
         fields: dict[str, Any] = {name: array if array.ndim else float(array) for name, array in arrays.items()}
         return cls(**fields)
 
 
-def _fit_gaussians(logits: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _features(logits: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Returns ``float64[N, K + 3]``: logits, sum of the pixels, and their variation along columns and rows."""
+    image = np.asarray(image)
+    pixels = (np.rint(255 * image) if np.issubdtype(image.dtype, np.floating) else image).astype(np.int16)
+    sums = (pixels, *(np.abs(np.diff(pixels, axis=axis)) for axis in (1, 2)))
+    totals = np.stack([each.reshape(len(pixels), -1).sum(axis=1) for each in sums], axis=1)
+    return np.concatenate([np.asarray(logits, np.float64), totals / 255], axis=1)
+
+
+def _fit_gaussians(
+    feature: np.ndarray, label: np.ndarray, num_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns mean, precision and log determinant of each class; its covariance is mixed with the shared one."""
-    indicator = np.eye(logits.shape[1])[label]
+    indicator = np.eye(num_classes)[label]
     count = indicator.sum(axis=0)
-    mean = indicator.T @ logits / np.maximum(count, 1)[:, None]
-    residual = logits - mean[label]
+    mean = indicator.T @ feature / np.maximum(count, 1)[:, None]
+    residual = feature - mean[label]
     product = np.einsum("nk,ni,nj->kij", indicator, residual, residual, optimize=True)
     shared = product.sum(axis=0) / max(len(label), 1)
     shared += (1e-6 * np.trace(shared) / len(shared) + 1e-12) * np.eye(len(shared))
     covariance = (product + _PRIOR_COUNT * shared) / (count + _PRIOR_COUNT)[:, None, None]
     return mean, np.linalg.inv(covariance), np.linalg.slogdet(covariance)[1]
+
+
+def _distance(feature: np.ndarray, mean: np.ndarray, precision: np.ndarray, log_determinant: np.ndarray) -> np.ndarray:
+    residual = feature[:, None] - mean
+    squares = np.einsum("nki,kij,nkj->nk", residual, precision, residual, optimize=True)
+    found: np.ndarray = np.min(squares + log_determinant, axis=1)
+    return found
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -112,7 +112,7 @@ class Predictor:
     def predict(self, image: np.ndarray) -> list[Prediction]:
         """Classifies images ``uint8[N, 28, 28, 1]`` in the format of MNIST."""
         logits = self._logits(image)
-        probabilities, refused = self._confidence.probabilities(logits), self._confidence.refuses(logits)
+        probabilities, refused = self._confidence.probabilities(logits), self._confidence.refuses(logits, image)
         return [self._to_prediction(*each) for each in zip(image, probabilities, refused, strict=True)]
 
     def classify(self, image: np.ndarray) -> np.ndarray:

@@ -153,7 +153,7 @@ def _finish(training: Training, programs: Programs) -> Run:
         training.validation = programs.evaluate_validation(training.state)
     training.test = programs.evaluate_test(training.state)
     training.seconds["evaluate"] += time.perf_counter() - start
-    confidence = Confidence.fit(training.validation.logits, training.dataset.validation.label)
+    confidence = Confidence.fit(training.validation.logits, *training.dataset.validation)
     training.directory.write_confidence(confidence.to_dict())
     training.summary = summarise(training)
     training.call("on_finish")

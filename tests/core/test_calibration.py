@@ -45,23 +45,24 @@ def test_certain_and_right_is_no_error_and_certain_and_wrong_all_of_it():
     assert Calibration.compute(certain, np.array([3, 3])).expected_error == 0.5
 
 
-def draw_logits(temperature, num_examples=2000, seed=0):
-    """Logits, and labels drawn from their softmax at a temperature."""
+def draw_examples(temperature=1.0, num_examples=2000, seed=0):
+    """Logits and images, and labels drawn from the softmax of the logits at a temperature."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 3, (num_examples, 10))
+    image = rng.integers(0, 256, (num_examples, 6, 5, 1), dtype=np.uint8)
     noise = rng.gumbel(size=logits.shape)
-    return logits, (logits / temperature + noise).argmax(axis=1)
+    return logits, image, (logits / temperature + noise).argmax(axis=1)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_the_temperature_has_the_largest_likelihood(temperature):
-    logits, label = draw_logits(temperature)
+    logits, image, label = draw_examples(temperature)
 
     def loss(candidate):
         return -np.mean(scipy.special.log_softmax(logits / candidate, axis=1)[np.arange(len(label)), label])
 
     expected = scipy.optimize.minimize_scalar(loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-8}).x
-    fitted = Confidence.fit(logits, label)
+    fitted = Confidence.fit(logits, image, label)
     assert fitted.temperature == pytest.approx(expected, rel=1e-5)
     assert fitted.temperature == pytest.approx(temperature, rel=0.1)
     np.testing.assert_allclose(
@@ -69,54 +70,65 @@ def test_the_temperature_has_the_largest_likelihood(temperature):
     )
 
 
+def describe(logits, image):
+    """The features, by loops."""
+    rows = []
+    for z, x in zip(logits, image[..., 0] / 255, strict=True):
+        down = sum(abs(x[i + 1, j] - x[i, j]) for i in range(5) for j in range(5))
+        across = sum(abs(x[i, j + 1] - x[i, j]) for i in range(6) for j in range(4))
+        rows.append([*z, x.sum(), down, across])
+    return np.array(rows)
+
+
 def test_the_distance_is_minus_twice_the_largest_log_density():
-    logits, label = draw_logits(1.0)
-    fitted = Confidence.fit(logits, label)
-    shared = np.mean(
-        [np.outer(z - fitted.mean[k], z - fitted.mean[k]) for z, k in zip(logits, label, strict=True)], axis=0
-    )
+    logits, image, label = draw_examples(num_examples=500)
+    fitted, feature = Confidence.fit(logits, image, label), describe(logits, image)
+    residual = feature - fitted.mean[label]
+    shared = residual.T @ residual / len(label)
     densities = []
     for k in range(10):
-        own = logits[label == k]
+        own = feature[label == k]
         np.testing.assert_allclose(fitted.mean[k], own.mean(axis=0))
         weight = len(own) / (len(own) + 25)
         covariance = weight * np.cov(own.T, bias=True) + (1 - weight) * shared
         density = scipy.stats.multivariate_normal(own.mean(axis=0), covariance)
-        densities.append(density.logpdf(logits) + 5 * np.log(2 * np.pi))
-    np.testing.assert_allclose(fitted.distance(logits), -2 * np.max(densities, axis=0), rtol=1e-3)
+        densities.append(density.logpdf(feature) + 13 / 2 * np.log(2 * np.pi))
+    expected = -2 * np.max(densities, axis=0)
+    np.testing.assert_allclose(fitted.distance(logits, image), expected, rtol=1e-3)
+    np.testing.assert_allclose(fitted.distance(logits, image / 255), expected, rtol=1e-3)
 
 
 def test_one_in_a_hundred_of_other_examples_is_refused():
-    logits, label = draw_logits(1.0)
-    fitted = Confidence.fit(logits, label)
+    logits, image, label = draw_examples()
+    fitted = Confidence.fit(logits, image, label)
     distance = np.empty(2000)
     for fold in range(5):  # each fifth, from the Gaussians of the others
-        held_out = np.arange(2000) % 5 == fold
-        distance[held_out] = Confidence.fit(logits[~held_out], label[~held_out]).distance(logits[held_out])
+        out = np.arange(2000) % 5 == fold
+        distance[out] = Confidence.fit(logits[~out], image[~out], label[~out]).distance(logits[out], image[out])
     assert np.sum(distance > fitted.threshold) == 20
     assert fitted.threshold in distance
-    others, _ = draw_logits(1.0, seed=1)
-    assert fitted.refuses(others).mean() == pytest.approx(0.01, abs=0.005)
-    assert not Confidence().refuses(logits).any()
+    assert fitted.refuses(*draw_examples(seed=1)[:2]).mean() == pytest.approx(0.01, abs=0.005)
+    assert not Confidence().refuses(logits, image).any()
 
 
 def test_more_than_twenty_classes_or_one_example_refuse_nothing():
-    logits = np.random.default_rng(0).normal(size=(50, 21))
-    fitted = Confidence.fit(logits, np.arange(50) % 21)
+    logits, image = np.random.default_rng(0).normal(size=(50, 21)), np.zeros((50, 6, 5, 1), np.uint8)
+    fitted = Confidence.fit(logits, image, np.arange(50) % 21)
     assert fitted.mean is None
-    assert not fitted.refuses(100 * logits).any()
-    assert not Confidence.fit(logits[:1, :10], np.array([3])).refuses(logits[:1, :10]).any()
+    assert not fitted.refuses(100 * logits, image).any()
+    one = logits[:1, :10], image[:1]
+    assert not Confidence.fit(*one, np.array([3])).refuses(*one).any()
 
 
 def test_a_confidence_is_the_same_after_a_file():
-    logits, label = draw_logits(1.0)
-    for confidence in (Confidence(2.0), Confidence.fit(logits, label)):
+    logits, image, label = draw_examples()
+    for confidence in (Confidence(2.0), Confidence.fit(logits, image, label)):
         content = json.loads(json.dumps(confidence.to_dict()))
         again = Confidence.from_dict(content)
         assert again.to_dict() == content
-        np.testing.assert_array_equal(again.distance(logits), confidence.distance(logits))
+        np.testing.assert_array_equal(again.distance(logits, image), confidence.distance(logits, image))
 
 
 def test_logits_without_errors_do_not_make_the_temperature_zero():
-    fitted = Confidence.fit(np.eye(10) * 20, np.arange(10))
+    fitted = Confidence.fit(np.eye(10) * 20, np.zeros((10, 6, 5, 1), np.uint8), np.arange(10))
     assert fitted.temperature == pytest.approx(0.05)

@@ -69,7 +69,7 @@ def test_a_run_leaves_its_directory(run):
     assert TrainConfig.from_json((run.workdir / "config.json").read_text()) == run.config
     assert read_json(run, "summary.json") == run.summary
     validation = load_dataset("digits").validation
-    confidence = Confidence.fit(evaluate_dataset(run.state, validation).logits, validation.label)
+    confidence = Confidence.fit(evaluate_dataset(run.state, validation).logits, *validation)
     assert read_json(run, "confidence.json") == confidence.to_dict()
     lines = (run.workdir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == run.history

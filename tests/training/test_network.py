@@ -45,7 +45,7 @@ def test_its_accuracy_and_confidence_are_those_stated(mnist_dir):
     digits = evaluate_dataset(state, load_dataset("digits").test)
     assert abs(round(digits.accuracy * 297) - 290) <= 1
     validation = evaluate_dataset(state, dataset.validation)
-    expected = Confidence.fit(validation.logits, dataset.validation.label).to_dict()
+    expected = Confidence.fit(validation.logits, *dataset.validation).to_dict()
     stored = json.loads(FILE.with_name("network.confidence.json").read_text())
     assert stored.keys() == expected.keys()
     for name, values in stored.items():
@@ -79,12 +79,12 @@ def test_a_run_that_is_named_answers_with_its_confidence(runs, caplog):
     dataset = load_dataset("digits")
     state = load_run("runs/mine")[1]
     validation = evaluate_dataset(state, dataset.validation)
-    confidence = Confidence.fit(validation.logits, dataset.validation.label)
+    confidence = Confidence.fit(validation.logits, *dataset.validation)
     test = evaluate_dataset(state, dataset.test)
     predictor = load_predictor("runs/mine")
     probabilities = predictor.classify(dataset.test.image)
     np.testing.assert_allclose(probabilities, confidence.probabilities(test.logits), rtol=1e-4, atol=1e-5)
-    doubtful = confidence.refuses(test.logits) | (probabilities.max(axis=1) < 0.6)
+    doubtful = confidence.refuses(test.logits, dataset.test.image) | (probabilities.max(axis=1) < 0.6)
     predictions = predictor.predict(dataset.test.image)
     assert [prediction.doubt is not None for prediction in predictions] == doubtful.tolist()
     assert 0 < doubtful.sum() < 60
@@ -96,7 +96,7 @@ def test_the_doubt_says_why(runs):
     prediction = load_predictor("runs/mine").predict(load_dataset("digits").test.image[:1])[0]
     first, second = np.argsort(-prediction.probabilities, kind="stable")[:2]
     assert prediction.doubt == f"{first} or {second}"
-    refusing = Confidence(1.0, -1.0, np.zeros((10, 10)), np.zeros((10, 10, 10)), np.zeros(10))
+    refusing = Confidence(1.0, -1.0, np.zeros((10, 13)), np.zeros((10, 13, 13)), np.zeros(10))
     (runs / "mine" / "confidence.json").write_text(json.dumps(refusing.to_dict()))
     prediction = load_predictor("runs/mine").predict(load_dataset("digits").test.image[:1])[0]
     assert prediction.doubt == "unlike the images it was trained on"
@@ -110,7 +110,7 @@ def test_the_doubt_says_why(runs):
         ('{"temperature": 0}', "expected finite numbers, and a temperature above 0"),
         ('{"temperature": 1, "mean": [[1]]}', "expected a temperature, or a temperature, a threshold and Gaussians"),
         (
-            json.dumps(Confidence(1.0, 0.0, np.zeros((2, 2)), np.zeros((2, 2, 2)), np.zeros(2)).to_dict()),
+            json.dumps(Confidence(1.0, 0.0, np.zeros((2, 5)), np.zeros((2, 5, 5)), np.zeros(2)).to_dict()),
             "expected 10 classes, got 2",
         ),
     ],
