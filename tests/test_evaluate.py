@@ -108,6 +108,7 @@ def test_tensorboard_has_the_figures(run, report):
         np.testing.assert_array_equal(shown, imread(path))
 
 
+@pytest.mark.slow
 def test_another_evaluation_takes_the_place_of_the_last(run, report):
     names = {path.name for path in run.workdir.iterdir()}
     evaluate_run(run.workdir)
@@ -205,6 +206,7 @@ def test_other_data_have_a_validation_split_of_their_own_size(run, tmp_path, idx
     assert evaluate_run(tmp_path / "run", data=str(idx_dir), split="validation").content["num_examples"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.uses_adam
 def test_the_data_is_found_where_the_run_had_it(tmp_path, monkeypatch, idx_dir):
     """Even if it was named by the environment, or by a directory of the name of a data set."""

@@ -71,6 +71,7 @@ def test_help_has_a_line_for_each_preset(capsys, monkeypatch):
         assert re.search(rf"^ +{name} +{re.escape(description)}$", text, flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.uses_adam
 def test_a_preset_trains(tmp_path, capsys):
     flags = ["--channels", "2", "2", "--data", "digits", "--workdir", str(tmp_path / "run"), "--quiet"]

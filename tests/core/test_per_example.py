@@ -79,7 +79,7 @@ MODELS = {
 }
 
 
-SLOW = ("cnn",)  # another CNN is in the quick tests
+SLOW = ("cnn without dense layer", "spread")  # like "cnn" and "tied", which are in the quick tests
 
 
 @pytest.fixture(

@@ -157,7 +157,7 @@ def test_each_microbatch_has_dropout_of_its_own():
     np.testing.assert_allclose(together.loss_sum, sum(alone), rtol=1e-5)
 
 
-@pytest.mark.parametrize("microbatch_size", [None, 4])
+@pytest.mark.parametrize("microbatch_size", [None, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_batch_spread_over_devices_is_the_batch(microbatch_size):
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     batch = make_batch(16)
@@ -184,7 +184,7 @@ def test_a_batch_of_tfds_is_taken_as_it_comes():
     assert_trees_equal(params_of(train_step(state, tfds_batch)[0]), params_of(train_step(state, batch)[0]))
 
 
-@pytest.mark.parametrize("num_examples", [24, 25, 31])  # 3 B, 3 B + 1, 4 B - 1
+@pytest.mark.parametrize("num_examples", [24, pytest.param(25, marks=pytest.mark.slow), 31])  # 3 B, 3 B + 1, 4 B - 1
 def test_an_epoch_counts_every_example_once(num_examples):
     split = make_split(num_examples)
     state = make_state(MLP(hidden_sizes=(8,), dropout_rate=0.0), optax.set_to_zero())
@@ -275,7 +275,7 @@ def test_label_smoothing_is_the_formula():
     assert_trees_equal(eval_step(state, batch), eval_step(plain, batch))  # evaluation is never smoothed
 
 
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.25])
+@pytest.mark.parametrize("label_smoothing", [pytest.param(0.0, marks=pytest.mark.slow), 0.25])
 def test_labels_may_be_probabilities(label_smoothing):
     """Their loss is linear in them: the mean of the losses of the classes, weighted."""
     state, batch = make_state(loss_fn=MeanLoss(CrossEntropy(label_smoothing))), make_batch(4)

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from scipy import ndimage
 from sklearn.datasets import load_digits as load_originals
 
@@ -31,6 +32,7 @@ def test_the_images_have_size_and_centre_of_mnist():
         np.testing.assert_allclose(ndimage.center_of_mass(image), (14, 14), atol=0.501)  # rounded to 1/255
 
 
+@pytest.mark.slow
 def test_the_cached_copy_equals_a_fresh_one(monkeypatch):
     load_digits()
     fresh = digits._render_digits()

@@ -63,6 +63,7 @@ def prepare(config, dataset=None, own=(None, None, None)):
         return prepare_run(config, dataset, own, (), stack).config
 
 
+@pytest.mark.slow
 def test_without_mnist_the_preset_is_trained_and_resumed(tmp_path, monkeypatch, caplog, idx_dir, short):
     monkeypatch.chdir(tmp_path)
     bare = TrainConfig(seed=1, quiet=True)
