@@ -17,22 +17,11 @@ from PIL import Image
 from scipy import ndimage
 
 from benchmarks.setting import Row, Setting
-from mnist_jax import Predictor, TrainConfig, fit, prepare_image
+from mnist_jax import Predictor, TrainConfig, fit, prepare_image, preset
 
 CONFIGS = [
     TrainConfig(quiet=True),
-    TrainConfig(
-        model="cnn",
-        epochs=6,
-        learning_rate=3e-3,
-        schedule="one_cycle",
-        augment_shift=2,
-        augment_rotation=12,
-        augment_scale=0.15,
-        augment_shear=0.15,
-        augment_elastic=0.6,
-        quiet=True,
-    ),
+    dataclasses.replace(preset("demo"), data=None, epochs=6, quiet=True),
 ]
 RENDERINGS: dict[str, dict[str, Any]] = {
     "dark": {},

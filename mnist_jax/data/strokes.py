@@ -68,7 +68,8 @@ def _even_strokes(ink: np.ndarray) -> np.ndarray:
     if middle.any():
         line = least - ndimage.distance_transform_edt(~middle)
         distance = np.maximum(distance, np.where(mask, line, -1))
-    holes = ndimage.binary_fill_holes(mask) & ~mask
+    background, _ = ndimage.label(~mask)
+    holes = ~mask & (background != background[0, 0])
     middle = _ridge(outside) & holes & (distance > -least)
     if middle.any():
         gap = ndimage.distance_transform_edt(~middle) - least

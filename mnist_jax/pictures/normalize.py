@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from mnist_jax.data.strokes import CENTRE, INK_SIDE, SIDE, crop, render_ink, resize
 from mnist_jax.errors import InputError
-from mnist_jax.pictures.segment import select_digit, split_digits
+from mnist_jax.pictures.segment import select_digit, sides, split_digits
 
 _MIN_SIDE = 8
 _WORKING_SIDE = 240  # longer side in pixels at which ink is searched
@@ -134,21 +134,17 @@ def _pad_tight_crop(grey: np.ndarray) -> np.ndarray:
     if separability < _MIN_SEPARABILITY:
         return grey
     ink = grey < threshold
-    if np.concatenate(_sides(ink)).mean() > 0.5:
+    if np.concatenate(sides(ink)).mean() > 0.5:
         ink = ~ink
     if max(ink.shape) > _SMALL_SIDE:
         rows, columns = np.nonzero(ink)
         height, width = ink.shape
         gap = max(rows.min(), height - 1 - rows.max(), columns.min(), width - 1 - columns.max())
         # The edge of a sheet fills a side, as a narrow crop of a 1 may.
-        has_edge = min(ink.shape) > 0.4 * max(ink.shape) and any(side.all() for side in _sides(ink))
+        has_edge = min(ink.shape) > 0.4 * max(ink.shape) and any(side.all() for side in sides(ink))
         if gap > _MAX_GAP * max(ink.shape) or has_edge:
             return grey
     return np.pad(grey, round(_PADDING * max(ink.shape)), constant_values=np.median(grey[~ink]))
-
-
-def _sides(image: np.ndarray) -> tuple[np.ndarray, ...]:
-    return image[0], image[-1], image[:, 0], image[:, -1]
 
 
 def _otsu(image: np.ndarray) -> tuple[float, float]:

@@ -107,16 +107,20 @@ def _outline(boxes: np.ndarray) -> np.ndarray:
     return np.array([boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0)])
 
 
+def sides(image: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Returns the first and last row and column of an image ``[H, W]``."""
+    return image[0], image[-1], image[:, 0], image[:, -1]
+
+
 def _find_parts(ink: np.ndarray, mask: np.ndarray) -> _Parts:
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     mass = np.bincount(labels[mask], ink[mask], count + 1)[1:]
     boxes = _boxes(labels)
-    borders = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
-    sides = [np.bincount(side, minlength=count + 1)[1:] for side in borders]
-    contact = np.sum(sides, axis=0)
+    contacts = [np.bincount(side, minlength=count + 1)[1:] for side in sides(labels)]
+    contact = np.sum(contacts, axis=0)
     inside = np.where(contact == 0, mass, 0)
     if inside.max() > 0.1 * mass.max():
-        across = np.count_nonzero(sides, axis=0) > 1
+        across = np.count_nonzero(contacts, axis=0) > 1
         along = contact > (boxes[:, 1] - boxes[:, 0]).max(axis=1) / 3
         mass = np.where(across | along, 0, mass)
         return _Parts(labels, mass, boxes, contact, int(inside.argmax()))
