@@ -18,6 +18,7 @@ from jax import lax
 
 from mnist_jax.core.checks import check_split, checked_jit
 from mnist_jax.core.metrics import Metrics
+from mnist_jax.core.sharding import replicate, shard
 from mnist_jax.core.state import TrainState
 from mnist_jax.core.steps import train_step
 from mnist_jax.data.dataset import Split
@@ -78,7 +79,7 @@ def train_steps(
         batch_size: B.
         start: index of the first batch; ``start + num_steps`` must be at most ``ceil(n / B)``.
         num_steps: number of batches. It is not static, so chunks of any length share one compiled program.
-        sharding: sharding of the batch axis, for data-parallel steps on a mesh.
+        sharding: sharding of the batch axis, for data-parallel steps on a mesh; see :mod:`mnist_jax.core.sharding`.
 
     Returns:
         The state after the steps, their summed metrics, and the index of the first batch with a loss that is not
@@ -132,12 +133,11 @@ def loop_steps(
         state, total, nonfinite = carry
         first = (start + count) * batch_size
         index = lax.dynamic_slice_in_dim(order, first, batch_size)
-        if sharding is not None:
-            index = lax.with_sharding_constraint(index, sharding)
+        index = shard(index, sharding)
         batch = {"image": image[index], "label": label[index]}
         if num_examples is not None:
             batch["mask"] = first + jnp.arange(batch_size) < num_examples
-        state, metrics = train_step(state, batch)
+        state, metrics = replicate(train_step(state, batch), sharding)
         is_first = (nonfinite < 0) & ~jnp.isfinite(metrics.loss_sum)
         return state, total + metrics, jnp.where(is_first, first // batch_size, nonfinite)
 
@@ -179,7 +179,7 @@ def train_epoch(
         batch_size: B; the last batch of an epoch is padded and masked, see :func:`train_steps`.
         num_steps: largest number of steps; training also stops at the end of the epoch. It is not static, so chunks of
             any length share one compiled program.
-        sharding: sharding of the batch axis, for data-parallel steps on a mesh.
+        sharding: sharding of the batch axis, for data-parallel steps on a mesh; see :mod:`mnist_jax.core.sharding`.
 
     Returns:
         The state after the steps, and their summed metrics.
