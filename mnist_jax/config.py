@@ -37,18 +37,19 @@ AUGMENTATION_FIELDS = ("augment_shift", "augment_rotation", "augment_scale", "au
 # The remaining fields of a training step.
 RECIPE_FIELDS = (*LOSS_FIELDS, *AUGMENTATION_FIELDS, "microbatch_size", "seed")
 # These fields do not affect the training, so they may change when a run is resumed.
-CHANGEABLE_ON_RESUME = ("data_dir", "checkpoint_every", "keep_checkpoints", "workdir", "resume", "progress", "quiet")
+CHANGEABLE_ON_RESUME = ("data_dir", "num_devices", "checkpoint_every", "keep_checkpoints", "workdir", "resume",
+                        "progress", "quiet")
 # ``--help-all`` shows all fields in these groups, ``--help`` the common ones.
 FIELD_GROUPS = {
     "data": ("data", "data_dir", "num_validation"),
     "model": MODEL_FIELDS,
     "optimizer": (*OPTIMIZER_FIELDS, *LOSS_FIELDS),
     "augmentation": AUGMENTATION_FIELDS,
-    "run": ("batch_size", "microbatch_size", "epochs", "early_stopping", "seed", "checkpoint_every", "keep_checkpoints",
-            "workdir", "resume", "progress", "quiet"),
+    "run": ("batch_size", "microbatch_size", "epochs", "early_stopping", "seed", "num_devices", "checkpoint_every",
+            "keep_checkpoints", "workdir", "resume", "progress", "quiet"),
 }
 COMMON_FIELDS = ("data", "data_dir", "model", "hidden_sizes", "optimizer", "learning_rate", "schedule", "augment_shift",
-                 "augment_rotation", "batch_size", "epochs", "seed", "workdir", "resume")
+                 "augment_rotation", "batch_size", "epochs", "seed", "num_devices", "workdir", "resume")
 # fmt: on
 
 # Each of these fields has an effect only with these values of another field.
@@ -157,6 +158,8 @@ class TrainConfig:
     seed: int = 0
     """seed of initialisation, shuffling, dropout and augmentation, in [0, 2**32)"""
 
+    num_devices: int | None = None
+    """devices that share each batch, over all processes; default: all GPUs or TPUs, but one CPU"""
     checkpoint_every: int = 1
     """epochs between checkpoints; the last epoch is always saved"""
     keep_checkpoints: int = 3
@@ -181,7 +184,7 @@ class TrainConfig:
                 _require(value is None or is_valid(value), name, expected, value)
 
         epochs = ("epochs", "early_stopping", "checkpoint_every", "keep_checkpoints")
-        counts = ("batch_size", "microbatch_size", "num_validation", *epochs)
+        counts = ("batch_size", "microbatch_size", "num_validation", "num_devices", *epochs)
         check("at least 1", lambda value: value >= 1, *counts)
         sizes = ("hidden_sizes", "channels", "kernel_sizes", "pool_sizes")
         check("at least 1 each", lambda value: all(size >= 1 for size in value), *sizes)

@@ -73,6 +73,7 @@ def evaluate_run(
     data_dir: str | None = None,
     split: str = "test",
     best: bool = False,
+    num_devices: int | None = None,
     model: Any = None,
     tx: optax.GradientTransformation | None = None,
 ) -> RunReport:
@@ -84,6 +85,7 @@ def evaluate_run(
         data_dir: as for ``load_dataset``; None for the directory that the run used.
         split: ``test``, ``validation`` or ``train``.
         best: evaluate the checkpoint with the best validation accuracy, instead of the newest.
+        num_devices: devices that share each batch; None takes all GPUs or TPUs, but one CPU.
         model: the model, if the run was trained with your own, as for :func:`mnist_jax.load_run`.
         tx: the optimizer, if the run was trained with your own.
 
@@ -111,8 +113,10 @@ def evaluate_run(
         from mnist_jax.core.evaluation import evaluate_dataset
         from mnist_jax.core.per_example import per_example_gradient_norms
         from mnist_jax.core.saliency import saliency
+        from mnist_jax.training.devices import choose_sharding, put_everywhere
         from mnist_jax.training.loading import load_run
 
+        sharding = choose_sharding(num_devices)
         config, state = load_run(run, model=model, tx=tx, best=best)
         num_validation = config.num_validation if data is None else None
         trained_on = read_data(Path(run)) or {}
@@ -128,7 +132,7 @@ def evaluate_run(
     directory = Path(run, "-".join(parts))
     with lock_directory(directory), ThreadPoolExecutor() as pool:
         gradient_norms = pool.submit(per_example_gradient_norms, state, examples)  # runs while figures are drawn
-        evaluation = evaluate_dataset(state, examples)
+        evaluation = evaluate_dataset(*put_everywhere((state, examples), sharding), sharding=sharding)
         content = {
             "run": os.fspath(run),
             "model": trained_on.get("model") or config.model,
@@ -177,9 +181,12 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.eva
         parser.add_argument("--split", choices=SPLITS, default="test", help="split to evaluate; default: test")
         help_ = "evaluate the checkpoint with the best validation accuracy; default: the newest"
         parser.add_argument("--best", action="store_true", help=help_)
+        help_ = "devices that share each batch; default: all GPUs or TPUs, but one CPU"
+        parser.add_argument("--num-devices", type=int, metavar="INT", help=help_)
         add_device_flag(parser)
         flags = parser.parse_args(args)
-        report = evaluate_run(flags.run, data=flags.data, data_dir=flags.data_dir, split=flags.split, best=flags.best)
+        options = {name: getattr(flags, name) for name in ("data", "data_dir", "split", "best", "num_devices")}
+        report = evaluate_run(flags.run, **options)
         print(results_table(report.content))
         if flags.best:
             print(f"checkpoint of step {report.content['step']}, the best by validation accuracy")

@@ -19,6 +19,7 @@ from jax import lax
 
 from mnist_jax.core.checks import check_split, checked_jit
 from mnist_jax.core.metrics import Metrics
+from mnist_jax.core.sharding import replicate, shard
 from mnist_jax.core.state import TrainState
 from mnist_jax.core.steps import train_step
 from mnist_jax.data.dataset import Split
@@ -79,7 +80,7 @@ def train_steps(
         batch_size: B.
         start: index of the first batch; ``start + num_steps`` must be at most ``ceil(n / B)``.
         num_steps: number of batches. It is not static, so chunks of any length share one compiled program.
-        sharding: sharding of the batch axis, for data-parallel steps on a mesh.
+        sharding: sharding of the batch axis, for data-parallel steps on a mesh; see :mod:`mnist_jax.core.sharding`.
 
     Returns:
         The state after the steps, their summed metrics, and the index of the first batch with a loss that is not
@@ -124,12 +125,10 @@ def loop_steps(
     image, label = jnp.asarray(split.image), jnp.asarray(split.label)
 
     def read_batch(step: jax.Array) -> Split:
-        index = lax.dynamic_slice_in_dim(order, step * batch_size, batch_size)
-        if sharding is not None:
-            index = lax.with_sharding_constraint(index, sharding)
+        index = shard(lax.dynamic_slice_in_dim(order, step * batch_size, batch_size), sharding)
         return Split(image[index], label[index])
 
-    return _loop(state, read_batch, num_examples, batch_size, start, num_steps, total)
+    return _loop(state, read_batch, num_examples, batch_size, start, num_steps, sharding, total)
 
 
 def loop_block(
@@ -156,10 +155,9 @@ def loop_block(
     """
 
     def read_batch(step: jax.Array) -> Split:
-        batch = jax.tree.map(lambda leaf: leaf[step - start, :batch_size], block)
-        return batch if sharding is None else lax.with_sharding_constraint(batch, sharding)
+        return shard(jax.tree.map(lambda leaf: leaf[step - start, :batch_size], block), sharding)
 
-    return _loop(state, read_batch, num_examples, batch_size, start, num_steps, total)
+    return _loop(state, read_batch, num_examples, batch_size, start, num_steps, sharding, total)
 
 
 def _loop(
@@ -169,6 +167,7 @@ def _loop(
     batch_size: int,
     start: jax.Array | int,
     num_steps: jax.Array | int,
+    sharding: jax.sharding.Sharding | None,
     total: Metrics | None,
 ) -> tuple[TrainState, Metrics, jax.Array]:
     """Loops ``train_step`` over batches, each read by its number in the epoch."""
@@ -179,7 +178,7 @@ def _loop(
         batch = read_batch(step)._asdict()
         if num_examples % batch_size:
             batch["mask"] = step * batch_size + jnp.arange(batch_size) < num_examples
-        state, metrics = train_step(state, batch)
+        state, metrics = replicate(train_step(state, batch), sharding)
         is_first = (nonfinite < 0) & ~jnp.isfinite(metrics.loss_sum)
         return state, total + metrics, jnp.where(is_first, step, nonfinite)
 
@@ -221,7 +220,7 @@ def train_epoch(
         batch_size: B; the last batch of an epoch is padded and masked, see :func:`train_steps`.
         num_steps: largest number of steps; training also stops at the end of the epoch. It is not static, so chunks of
             any length share one compiled program.
-        sharding: sharding of the batch axis, for data-parallel steps on a mesh.
+        sharding: sharding of the batch axis, for data-parallel steps on a mesh; see :mod:`mnist_jax.core.sharding`.
 
     Returns:
         The state after the steps, and their summed metrics.

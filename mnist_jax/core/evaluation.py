@@ -17,6 +17,7 @@ from jax import lax
 from mnist_jax.core.apply import apply_model, scale_image
 from mnist_jax.core.checks import check_split
 from mnist_jax.core.metrics import Metrics, compute_metrics
+from mnist_jax.core.sharding import replicate, shard
 from mnist_jax.core.state import Augment, TrainState
 from mnist_jax.data.dataset import Split
 
@@ -103,14 +104,21 @@ class Evaluation:
         return np.take_along_axis(values, self.label[:, None], axis=-1)[:, 0]
 
 
-def evaluate_dataset(state: TrainState, split: Split, batch_size: int | None = None) -> Evaluation:
+def evaluate_dataset(
+    state: TrainState,
+    split: Split,
+    batch_size: int | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Evaluation:
     """Evaluates a state on a split, without dropout and with the EMA of the parameters if there is one.
 
     Args:
         state: the state to evaluate.
         split: N examples, on the host or the device.
-        batch_size: examples at a time; the last batch is padded and masked. Default 1000, or 100 on CPU, where the
-            activations then stay in the cache.
+        batch_size: examples at a time; the last batch is padded and masked. Default 1000 for each device, or 100 on
+            CPU, where the activations then stay in the cache.
+        sharding: sharding of the batch axis on a mesh, which state and split are on; see
+            :mod:`mnist_jax.core.sharding`.
 
     Raises:
         ValueError: the split is empty, or ``batch_size`` is below 1.
@@ -123,7 +131,7 @@ def evaluate_dataset(state: TrainState, split: Split, batch_size: int | None = N
         297
     """
     check_split(state.recipe, split)
-    metrics, logits = evaluate_arrays(state, split, choose_batch_size(split, batch_size))
+    metrics, logits = evaluate_arrays(state, split, choose_batch_size(split, batch_size, sharding), sharding)
     return Evaluation.from_metrics(metrics, logits, split.label)
 
 
@@ -159,12 +167,15 @@ def evaluate_views(
     return Evaluation.from_probabilities(np.asarray(total) / (1 + num_views), split.label)
 
 
-def choose_batch_size(split: Split, batch_size: int | None = None) -> int:
+def choose_batch_size(
+    split: Split, batch_size: int | None = None, sharding: jax.sharding.Sharding | None = None
+) -> int:
     """Returns how many examples to evaluate at a time; see :func:`evaluate_dataset`."""
     if not split.num_examples:
         raise ValueError("the split to evaluate must have at least one example, got none")
     if batch_size is None:
         batch_size = 100 if jax.default_backend() == "cpu" else 1000
+        batch_size *= 1 if sharding is None else sharding.num_devices
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     return min(batch_size, split.num_examples)
@@ -175,8 +186,10 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-@functools.partial(jax.jit, static_argnames="batch_size")
-def evaluate_arrays(state: TrainState, split: Split, batch_size: int) -> tuple[Metrics, jax.Array]:
+@functools.partial(jax.jit, static_argnames=("batch_size", "sharding"))
+def evaluate_arrays(
+    state: TrainState, split: Split, batch_size: int, sharding: jax.sharding.Sharding | None = None
+) -> tuple[Metrics, jax.Array]:
     """Evaluates on the device as :func:`evaluate_dataset` does: returns metrics, and logits ``float32[N, K]``."""
     num_examples = split.num_examples
     num_batches = -(-num_examples // batch_size)
@@ -186,7 +199,7 @@ def evaluate_arrays(state: TrainState, split: Split, batch_size: int) -> tuple[M
         return jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)).reshape(num_batches, batch_size, *x.shape[1:])
 
     def body(total: Metrics, batch: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Metrics, jax.Array]:
-        image, label, mask = batch
+        image, label, mask = shard(batch, sharding)
         logits, _ = apply_model(state, state.eval_params, image)
         losses = state.recipe.example_loss(logits, label)
         return total + compute_metrics(logits, label, losses, mask), logits
@@ -196,5 +209,5 @@ def evaluate_arrays(state: TrainState, split: Split, batch_size: int) -> tuple[M
         batched(jnp.asarray(split.label)),
         batched(jnp.ones(num_examples, bool)),
     )
-    metrics, logits = lax.scan(body, Metrics.zeros(), batches)
+    metrics, logits = replicate(lax.scan(body, Metrics.zeros(), batches), sharding)
     return metrics, logits.reshape(-1, logits.shape[-1])[:num_examples]

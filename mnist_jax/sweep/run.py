@@ -97,9 +97,10 @@ def run_sweep(config: TrainConfig, search: Search) -> Sweep:
     import jax
 
     from mnist_jax.report.figures import sweep_results
-    from mnist_jax.training.build import build_state, check_batch_size, check_device
+    from mnist_jax.training.build import build_state, check_batch_size
+    from mnist_jax.training.devices import choose_devices
 
-    check_device()
+    choose_devices(config.num_devices)
     dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
     config = dataclasses.replace(config, data=config.data or dataset.name)
     for shared_config, _ in search.populations(config, drawn, range(search.trials)):  # checked before any training

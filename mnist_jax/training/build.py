@@ -23,22 +23,6 @@ from mnist_jax.models.mlp import MLP
 from mnist_jax.training.optimizer import build_optimizer
 
 
-def check_device() -> None:
-    """Checks that JAX has a device: ``--device`` or ``$JAX_PLATFORMS`` may name a platform that is not there.
-
-    Raises:
-        InputError: it has none.
-    """
-    try:
-        jax.devices()
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).split("\n")[0].split(" (set ")[0] or "no NVIDIA GPU is visible"
-        platforms = jax.config.jax_platforms or "any platform"
-        raise InputError(
-            f"device: expected a device of {platforms}, found none ({reason}); install JAX for it, or use --device cpu"
-        ) from None
-
-
 def build_state(
     config: TrainConfig,
     num_steps: int = 1,

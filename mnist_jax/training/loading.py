@@ -21,7 +21,8 @@ from mnist_jax.core.epoch import count_steps
 from mnist_jax.core.state import TrainState
 from mnist_jax.data import class_names_of
 from mnist_jax.errors import InputError
-from mnist_jax.training.build import build_state, check_device
+from mnist_jax.training.build import build_state
+from mnist_jax.training.devices import check_device
 from mnist_jax.training.directory import describe_model, read_data, read_history
 from mnist_jax.training.runs import read_run_config
 

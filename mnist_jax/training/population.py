@@ -5,8 +5,8 @@
     ensemble_probabilities(population.logits(dataset.test))     # float32[N, K]
 
 Member i is the run with seed number i and value number i of each hyperparameter: initialisation, shuffling, dropout
-and augmentation use its own key. All members share one copy of the data on the device. If the number of devices divides
-M, each device trains its share of the members, without communication.
+and augmentation use its own key. The devices of the run, ``config.num_devices``, or as many of them as divide M, train
+their share of the members without communication; all members of a device share its copy of the data.
 
 Shape letter of this file: M members.
 """
@@ -31,7 +31,8 @@ from mnist_jax.core.population import evaluate_population
 from mnist_jax.core.state import TrainState
 from mnist_jax.data import Dataset, Split, load_dataset
 from mnist_jax.errors import InputError
-from mnist_jax.training.build import build_state, check_batch_size, check_device
+from mnist_jax.training.build import build_state, check_batch_size
+from mnist_jax.training.devices import choose_devices
 from mnist_jax.training.epochs import ChunkedEpoch
 from mnist_jax.training.memory import explain_out_of_memory
 from mnist_jax.training.optimizer import build_optimizer
@@ -109,9 +110,9 @@ def train_population(
     if dataset is None:
         dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
     check_batch_size(config, dataset)
-    check_device()
+    devices = choose_devices(config.num_devices)
     with explain_out_of_memory(lambda: "train fewer members at a time"):
-        return _train(config, seeds, member_values, dataset, before_epoch)
+        return _train(config, seeds, member_values, dataset, devices, before_epoch)
 
 
 def _train(
@@ -119,18 +120,21 @@ def _train(
     seeds: tuple[int, ...],
     member_values: Mapping[str, tuple[float, ...]],
     dataset: Dataset,
+    devices: Sequence[jax.Device],
     before_epoch: Callable[[int], object] | None,
 ) -> Population:
     steps_per_epoch = count_steps(dataset.train.num_examples, config.batch_size)
     tx = build_optimizer(config, config.epochs * steps_per_epoch, tuple(member_values))
     _check_members(config, seeds, member_values)
 
-    sharded, replicated = _choose_shardings(len(seeds))
+    sharded, replicated = _choose_shardings(len(seeds), devices)
     train, validation = jax.device_put((dataset.train, dataset.validation), replicated)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     arrays = {name: jnp.asarray(values, jnp.float32) for name, values in member_values.items()}
     # Fields that do not affect the states are reset, so that the program is reused.
-    shared = dataclasses.replace(config, data=None, data_dir=None, workdir=None, resume=False, seed=0, epochs=1)
+    shared = dataclasses.replace(
+        config, data=None, data_dir=None, workdir=None, resume=False, seed=0, epochs=1, num_devices=None
+    )
     states = _create(shared, tx, dataset.num_classes, sharded, keys, arrays)
     epochs = ChunkedEpoch(states, train, config.batch_size, population=True)
     history = []
@@ -165,11 +169,10 @@ def _check_members(
         dataclasses.replace(config, seed=seed, **member)  # checks the values
 
 
-def _choose_shardings(num_members: int) -> tuple[NamedSharding, NamedSharding]:
+def _choose_shardings(num_members: int, devices: Sequence[jax.Device]) -> tuple[NamedSharding, NamedSharding]:
     """Chooses the shardings of arrays with a leading member axis, and of arrays that all members share."""
-    devices = jax.devices()
-    if num_members % len(devices):
-        devices = devices[:1]
+    used = max(number for number in range(1, len(devices) + 1) if num_members % number == 0)
+    devices = devices[:used]
     mesh = jax.make_mesh((len(devices),), ("member",), axis_types=(AxisType.Auto,), devices=devices)
     return NamedSharding(mesh, PartitionSpec("member")), NamedSharding(mesh, PartitionSpec())
 

@@ -80,7 +80,8 @@ def prepare_run(
         )
     loading = _start_loading(config, dataset)
     from mnist_jax.core.epoch import count_steps
-    from mnist_jax.training.build import check_batch_size, check_device, choose_microbatch_size
+    from mnist_jax.training.build import check_batch_size, choose_microbatch_size
+    from mnist_jax.training.devices import choose_sharding
 
     seconds = {"import": time.perf_counter() - started}
     is_given = dataset is not None
@@ -89,7 +90,7 @@ def prepare_run(
         config = _replace_default(config)
     config = dataclasses.replace(config, data=config.data or dataset.name)
     check_batch_size(config, dataset)
-    check_device()
+    sharding = choose_sharding(config.num_devices)
     model, _, state = own
     if model is None and state is None:
         microbatch_size = choose_microbatch_size(config) or config.batch_size
@@ -97,6 +98,7 @@ def prepare_run(
     # From here on a signal waits for the end of a chunk: XLA does not survive an exit while it compiles.
     signals = stack.enter_context(StopSignals())
     training = Training(config, dataset, directory, seconds, started, signals, arrange_callbacks(callbacks))
+    training.sharding = sharding
     training.steps_per_epoch = count_steps(dataset.train.num_examples, config.batch_size)
     return training
 
@@ -162,12 +164,13 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
     from mnist_jax.core.evaluation import Evaluation, choose_batch_size, evaluate_arrays
     from mnist_jax.training.build import build_state
     from mnist_jax.training.compiled import Compiled
+    from mnist_jax.training.devices import everywhere, put_everywhere, shapes_everywhere
     from mnist_jax.training.epochs import ChunkedEpoch
     from mnist_jax.training.optimizer import build_schedule
 
     start = time.perf_counter()
-    config, dataset = training.config, training.dataset
-    train, validation, test = jax.device_put((dataset.train, dataset.validation, dataset.test))
+    config, dataset, sharding = training.config, training.dataset, training.sharding
+    train, validation, test = put_everywhere((dataset.train, dataset.validation, dataset.test), sharding)
     num_steps = config.epochs * training.steps_per_epoch
     if tx is None and state is None:
         training.schedule = build_schedule(config, num_steps)
@@ -175,13 +178,17 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
     create = build if state is None else lambda: jax.tree.map(jax.numpy.copy, state)
     # On CPU, initialisation is mostly compilation; level 1 halves it and gives the same values.
     options: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
-    initialise = Compiled(jax.jit(create), options=options if jax.default_backend() == "cpu" else None)
-    shapes: TrainState = initialise.out_info
+    initialise = Compiled(
+        jax.jit(create, out_shardings=None if sharding is None else everywhere(sharding)),
+        options=options if jax.default_backend() == "cpu" else None,
+    )
+    shapes: TrainState = shapes_everywhere(initialise.out_info, sharding)
     _check_fits(shapes, dataset)
-    epochs = ChunkedEpoch(shapes, train, config.batch_size)
+    epochs = ChunkedEpoch(shapes, train, config.batch_size, sharding=sharding)
 
     def compile_evaluation(split: Split) -> tuple[Compiled, Callable[[TrainState], Evaluation]]:
-        program = Compiled(evaluate_arrays, shapes, split, batch_size=choose_batch_size(split))
+        size = choose_batch_size(split, sharding=sharding)
+        program = Compiled(evaluate_arrays, shapes, split, batch_size=size, sharding=sharding)
 
         def evaluate(state: TrainState) -> Evaluation:
             metrics, logits = program(state, split)

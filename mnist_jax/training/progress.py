@@ -125,6 +125,10 @@ def _find_notebook_bar() -> Any:
     return notebook.tqdm if notebook.IProgress else None
 
 
+def _describe_devices(device: Mapping[str, Any]) -> str:
+    return device["kind"] if device["count"] == 1 else f"{device['count']} x {device['kind']}"
+
+
 def closing_table(summary: Mapping[str, Any], path: Any) -> str:
     """Returns the final numbers of a run as a table."""
     rows = [f"{'':<12}{'examples':>10}{'loss':>10}{'accuracy':>11}"]
@@ -137,7 +141,7 @@ def closing_table(summary: Mapping[str, Any], path: Any) -> str:
     rows += [
         "",
         f"{summary['model']} on {summary['dataset']}, {summary['num_parameters']:,} parameters, "
-        f"{epochs} epoch{'s' * (epochs != 1)}, seed {summary['seed']}, {summary['device']['kind']}",
+        f"{epochs} epoch{'s' * (epochs != 1)}, seed {summary['seed']}, {_describe_devices(summary['device'])}",
         f"{seconds['train']:.1f} s training, {seconds['total']:.1f} s in all; everything is in {path}",
     ]
     if summary["dataset"] == "digits" and summary["data_path"] is None:

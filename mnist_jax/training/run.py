@@ -89,6 +89,7 @@ class Training:
         config: the config, completed with the values that ``fit`` chose.
         dataset: the data set, three splits.
         directory: the run directory.
+        sharding: sharding of a batch over the devices of the run; None for a single device.
         model: name of the model; ``has_own_model`` says whether the user passed it to ``fit``.
         state: the current state.
         step: steps taken.
@@ -114,6 +115,7 @@ class Training:
     started: float
     signals: StopSignals
     callbacks: Sequence[Callback]
+    sharding: Any = None
     schedule: Callable[[int], Any] | None = None
     model: str = ""
     has_own_model: bool = False

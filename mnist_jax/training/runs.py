@@ -95,7 +95,7 @@ def read_run_config(directory: Path) -> TrainConfig:
 def config_to_repeat(path: str | os.PathLike[str]) -> TrainConfig:
     """Returns the config of a new run with the same training as an earlier one.
 
-    ``workdir``, ``resume``, ``progress`` and ``quiet`` are not taken over.
+    ``workdir``, ``resume``, ``progress``, ``quiet`` and ``num_devices`` are not taken over.
 
     Args:
         path: the ``config.json`` of the earlier run, or its directory.
@@ -112,7 +112,7 @@ def config_to_repeat(path: str | os.PathLike[str]) -> TrainConfig:
     if data.get("model") is not None or data.get("has_own_optimizer"):
         own = "a custom optimizer" if data.get("model") is None else describe_model(data["model"])
         raise InputError(f"{path}: the run has {own}, which its config does not describe: train it with fit in Python")
-    return dataclasses.replace(config, workdir=None, resume=False, progress=False, quiet=False)
+    return dataclasses.replace(config, workdir=None, resume=False, progress=False, quiet=False, num_devices=None)
 
 
 def read_run(directory: str | os.PathLike[str]) -> RunInfo:

@@ -4,7 +4,6 @@ import numpy as np
 import optax
 import pytest
 from conftest import assert_trees_close, assert_trees_equal, make_split
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mnist_jax import MLP, Metrics, Split, create_train_state, epoch_order, train_epoch, train_step, train_steps
 
@@ -74,14 +73,3 @@ def test_chunks_share_one_program_and_change_nothing():
     part, _, _ = train_steps(part, SPLIT, order, 4, start=2, num_steps=4)
     assert_trees_equal(part.params, whole.params)
     assert train_steps._cache_size() <= before + 1  # of the state that a program has put on its device
-
-
-def test_a_batch_sharded_over_a_mesh_is_the_batch():
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    state = create_train_state(MLP(hidden_sizes=(8,), dropout_rate=0.0), optax.sgd(0.1), jax.random.key(3))
-    expected, metrics = train_epoch(state, SPLIT, 4)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    spread, split = jax.device_put((state, SPLIT), everywhere)
-    found, found_metrics = train_epoch(spread, split, 4, sharding=NamedSharding(mesh, PartitionSpec("data")))
-    assert_trees_close((found.params, found_metrics), (expected.params, metrics))
-    assert found.step.sharding.device_set == set(jax.devices())

@@ -25,7 +25,7 @@ def parse(*args):
 @pytest.mark.parametrize("file", ["", "config.json"])
 def test_all_fields_but_those_of_one_run_are_taken_over(tmp_path, file):
     fields = {"model": "cnn", "channels": (2, 3), "microbatch_size": 16, "seed": 5, "keep_checkpoints": 1}
-    of_one_run = {"workdir": "somewhere", "resume": True, "progress": True, "quiet": True}
+    of_one_run = {"workdir": "somewhere", "resume": True, "progress": True, "quiet": True, "num_devices": 2}
     run = write_run(tmp_path / "run", 1000, **fields, **of_one_run, data_dir="/data")
     expected = TrainConfig(data="digits", epochs=2, **fields, data_dir="/data")
     assert config_to_repeat(run / file) == expected

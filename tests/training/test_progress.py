@@ -141,7 +141,7 @@ def test_the_closing_table():
         "num_parameters": 535818,
         "epochs": 10,
         "seed": 0,
-        "device": {"kind": "cpu"},
+        "device": {"kind": "cpu", "count": 1},
         "seconds": {"train": 4.56, "total": 9.04},
     }
     for split, (count, loss, accuracy) in splits.items():

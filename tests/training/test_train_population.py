@@ -27,7 +27,14 @@ pytestmark = pytest.mark.uses_adam
 DATASET = Dataset(make_split(30), make_split(12, seed=1), make_split(103, seed=2), "some")
 MLP = TrainConfig(hidden_sizes=(8,), batch_size=8, epochs=2, learning_rate=0.05, augment_erasing=0.5)
 SGD = TrainConfig(
-    hidden_sizes=(), optimizer="sgd", schedule="cosine", batch_size=8, epochs=2, dropout_rate=0.0, ema_decay=None
+    hidden_sizes=(),
+    optimizer="sgd",
+    schedule="cosine",
+    batch_size=8,
+    epochs=2,
+    dropout_rate=0.0,
+    ema_decay=None,
+    num_devices=2,
 )
 CNN = TrainConfig(model="cnn", channels=(2,), kernel_sizes=(3,), dense_size=0, batch_size=8, epochs=2, dropout_rate=0.0)
 CNN = dataclasses.replace(CNN, optimizer="momentum", schedule="one_cycle", ema_decay=None)
@@ -93,7 +100,7 @@ def test_members_are_dealt_out_to_all_devices(plain_population):
 
 def test_they_are_created_where_they_are_trained():
     keys = jax.numpy.stack([jax.random.key(seed) for seed in range(4)])
-    sharding, _ = _choose_shardings(4)
+    sharding, _ = _choose_shardings(4, jax.devices())
     program = _create.lower(SGD, build_optimizer(SGD, 8), 10, sharding, keys, {}).compile()
     states = program(keys, {})
     kernel = states.params["Dense_0"]["kernel"]
