@@ -11,6 +11,7 @@ adds to the sums of the one before. The buffers of a state are donated to the ne
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -18,7 +19,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax.core.epoch import count_steps, epoch_order, loop_steps
@@ -67,6 +67,8 @@ class ChunkedEpoch:
         clock: returns a time in seconds.
     """
 
+    _unit = 1  # the length of a chunk is a multiple of it
+
     def __init__(
         self,
         state: TrainState,
@@ -88,8 +90,12 @@ class ChunkedEpoch:
             self._steps: Any = functools.partial(_population_steps, batch_size=batch_size)
             return
         self._order = Compiled(epoch_order, state.key, 0, num_examples=split.num_examples)
-        options: dict[str, Any] = {"batch_size": batch_size, "sharding": sharding, "total": Metrics.zeros()}
-        self._steps = Compiled(_steps, state, split, self._order.out_info, start=0, num_steps=1, **options)
+        self._steps = self._trace(state, sharding)
+
+    def _trace(self, state: TrainState, sharding: Any) -> Compiled:
+        """Traces the program of a chunk."""
+        options: dict[str, Any] = {"batch_size": self._batch_size, "sharding": sharding, "total": Metrics.zeros()}
+        return Compiled(_steps, state, self._split, self._order.out_info, start=0, num_steps=1, **options)
 
     def compile(self) -> None:
         """Compiles the programs, unless they are compiled already; a population compiles at its first chunk."""
@@ -120,20 +126,31 @@ class ChunkedEpoch:
         """
         epoch, start = divmod(first_step, self.steps_per_epoch)
         end = self.steps_per_epoch if num_steps is None else min(self.steps_per_epoch, start + num_steps)
-        order = self._order(state if self._population else state.key, epoch)
         if total is None:
             total = jax.tree.map(lambda zero: np.broadcast_to(zero, state.step.shape), Metrics.zeros())
-        while start < end:
-            length = min(self._chunk_steps, end - start)
-            start_time = self._clock()
-            before = total
-            state, total, nonfinite = self._steps(state, self._split, order, start=start, num_steps=length, total=total)
-            total, nonfinite = jax.device_get((total, nonfinite))  # waits for the chunk
-            elapsed = self._clock() - start_time
-            if not self._population and nonfinite >= 0:
-                step = epoch * self.steps_per_epoch + int(nonfinite)
-                raise NonFiniteLossError(epoch + 1, step + 1, float(total.loss_sum))
-            start += length
-            metrics = jax.tree.map(np.subtract, total, before)
-            yield Chunk(state, total, metrics, epoch * self.steps_per_epoch + start, elapsed)
-            self._chunk_steps = max(1, round(length * _CHUNK_S / max(elapsed, 1e-9)))
+        with self._open(state, epoch, start, end) as run_chunk:
+            while start < end:
+                length = min(-(-self._chunk_steps // self._unit) * self._unit, end - start)
+                start_time = self._clock()
+                before = total
+                state, total, nonfinite = run_chunk(state, start=start, num_steps=length, total=total)
+                total, nonfinite = jax.device_get((total, nonfinite))  # waits for the chunk
+                elapsed = self._clock() - start_time
+                if not self._population and nonfinite >= 0:
+                    step = epoch * self.steps_per_epoch + int(nonfinite)
+                    raise NonFiniteLossError(epoch + 1, step + 1, float(total.loss_sum))
+                start += length
+                metrics = jax.tree.map(np.subtract, total, before)
+                yield Chunk(state, total, metrics, epoch * self.steps_per_epoch + start, elapsed)
+                self._chunk_steps = max(1, round(length * _CHUNK_S / max(elapsed, 1e-9)))
+
+    @contextlib.contextmanager
+    def _open(self, state: TrainState, epoch: int, start: int, end: int) -> Iterator[Callable[..., Any]]:
+        """Prepares the steps from ``start`` to ``end`` of an epoch; yields a function that trains a chunk of them."""
+        del start, end  # all examples are on the device
+        order = self._order(state if self._population else state.key, epoch)
+
+        def run_chunk(state: TrainState, **options: Any) -> Any:
+            return self._steps(state, self._split, order, **options)
+
+        yield run_chunk
