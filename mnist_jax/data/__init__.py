@@ -72,12 +72,13 @@ def load_dataset(
     Args:
         name_or_path: ``mnist``, ``fashion_mnist``, ``kmnist``, ``emnist/digits``, ``digits``, ``mnist+digits``, a
             directory of four IDX files, of prepared tfds data (``.../mnist/3.0.1``) or of shards
-            (:func:`write_shards`), or a Kaggle CSV. None means ``mnist``; if MNIST is neither on disk nor reachable, it means ``digits``, and a notice is logged.
+            (:func:`write_shards`), or a Kaggle CSV. None means ``mnist``; if MNIST is neither on disk nor reachable,
+            it means ``digits``, and a notice is logged.
         data_dir: directory of MNIST's IDX files or of prepared tfds data; default ``$MNIST_JAX_DATA_DIR``.
         num_validation: number of examples to hold out from the end of the training set; None means 5,000, or a
             tenth of a training set with fewer than 50,000.
-        stream: leave the training examples on disk, for data larger than memory: ``train`` is then a
-            ``StreamedSplit``. It takes shards and prepared tfds data. Validation and test examples are read into memory.
+        stream: leave the training examples of shards or of prepared tfds data on disk, for data larger than memory:
+            ``train`` is then a ``StreamedSplit``. Validation and test examples are read into memory.
 
     Returns:
         Three splits of ``uint8[N, 28, 28, 1]`` images and ``int32[N]`` labels.

@@ -82,7 +82,8 @@ class ChunkedEpoch:
         if population and sharding is not None:
             raise ValueError("a population must have its batch unsharded")
         self.steps_per_epoch = count_steps(split.num_examples, batch_size)
-        self._split, self._batch_size, self._clock = split, batch_size, clock
+        self._split: Any = split
+        self._batch_size, self._clock = batch_size, clock
         self._population = population
         self._chunk_steps = max(1, self.steps_per_epoch // 20)
         if population:  # uses the cache of jit, so the next population reuses the program

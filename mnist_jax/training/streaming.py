@@ -4,8 +4,8 @@
     for chunk in epochs.run(state, first_step=0):
         state = chunk.state
 
-The order of the examples is that of ``ChunkedEpoch``: a function of key and epoch. So the step in the state is the whole
-state of the input, a run resumes at the exact batch, and any number of processes sees the same batches.
+The order of the examples is that of ``ChunkedEpoch``: a function of key and epoch. So the step in the state is all that
+input needs: a run resumes at the exact batch, and any number of processes sees the same batches.
 
 A block of a few thousand examples, consecutive batches of the epoch, is read by grain's threads and copied to the
 device while the blocks before it are trained on.
@@ -17,7 +17,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -35,9 +35,7 @@ _BLOCK_SIZE = 4096  # examples, 3 MB: large enough to hide what a read and a pro
 _NUM_AHEAD = 2  # blocks on the device beyond the one that is trained on
 _MAX_THREADS = 8
 
-_block_steps = jax.jit(
-    loop_block, static_argnames=("num_examples", "batch_size", "sharding"), donate_argnames="state"
-)
+_block_steps = jax.jit(loop_block, static_argnames=("num_examples", "batch_size", "sharding"), donate_argnames="state")
 
 
 class StreamedEpoch(ChunkedEpoch):
@@ -74,10 +72,10 @@ class StreamedEpoch(ChunkedEpoch):
             # The transfer needs as many examples for each device; the program cuts the batch to B.
             shape = (self._unit, batch_size + -batch_size % sharding.num_devices)
             self._sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
-            slices = {index[1] for index in self._sharding.addressable_devices_indices_map(shape).values()}
-            columns = np.concatenate(sorted(np.arange(shape[1])[part].tolist() for part in slices)) % batch_size
+            parts = [index for index in self._sharding.addressable_devices_indices_map(shape).values() if index]
+            columns = np.unique([np.arange(shape[1])[part] for _, part in parts]) % batch_size
         self._shape, self._columns = shape, columns
-        super().__init__(state, split, batch_size, sharding=sharding, clock=clock)
+        super().__init__(state, cast(Split, split), batch_size, sharding=sharding, clock=clock)
 
     def _trace(self, state: TrainState, sharding: Any) -> Compiled:
         def stack(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
@@ -96,9 +94,12 @@ class StreamedEpoch(ChunkedEpoch):
         # As in a split on the device, the last batch is padded with the first examples of the epoch.
         order = np.resize(order, (self.steps_per_epoch, self._batch_size))[start:end]
 
-        def read(block: int) -> Split:
+        def read(block: int) -> Split | Exception:
             index = order[block * self._unit : (block + 1) * self._unit, self._columns]
-            examples = self._split.read(index.ravel())
+            try:
+                examples = self._split.read(index.ravel())
+            except Exception as error:  # raised, it would get a message of grain's
+                return error
             return jax.tree.map(lambda leaf: self._stack(leaf, index.shape), examples)
 
         num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
@@ -110,12 +111,14 @@ class StreamedEpoch(ChunkedEpoch):
             nonfinite: list[jax.Array] = []
             for first in range(start, start + num_steps, self._unit):
                 length = min(self._unit, start + num_steps - first)
-                block = jax.tree.map(self._put, next(blocks))
+                if isinstance(block := next(blocks), Exception):
+                    raise block
+                block = jax.tree.map(self._put, block)
                 state, total, bad = self._steps(state, block, start=first, num_steps=length, total=total)
                 nonfinite.append(bad)
                 if len(nonfinite) > _NUM_AHEAD:
                     nonfinite[-1 - _NUM_AHEAD].block_until_ready()
-            return state, total, max(jax.device_get(nonfinite), key=lambda step: (step >= 0, -step))
+            return state, total, next((step for step in jax.device_get(nonfinite) if step >= 0), np.int32(-1))
 
         try:
             yield run_chunk
@@ -133,6 +136,15 @@ class StreamedEpoch(ChunkedEpoch):
         if self._sharding is None:
             return jax.device_put(leaf)
         return jax.make_array_from_process_local_data(self._sharding, leaf, (*self._shape, *leaf.shape[2:]))
+
+
+def create_epochs(
+    state: TrainState, split: Split | StreamedSplit, batch_size: int, sharding: NamedSharding | None = None
+) -> ChunkedEpoch:
+    """Returns a :class:`StreamedEpoch` for a split on disk, and a :class:`ChunkedEpoch` for one on the device."""
+    if isinstance(split, StreamedSplit):
+        return StreamedEpoch(state, split, batch_size, sharding=sharding)
+    return ChunkedEpoch(state, split, batch_size, sharding=sharding)
 
 
 def check_grain() -> None:
