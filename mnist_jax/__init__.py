@@ -95,6 +95,7 @@ Export models
 
 Errors
     InputError                  a flag, file or directory cannot be used
+    LostProcessError            another process of the run has ended
     NonFiniteLossError          the loss became NaN or infinite
 
 A name is loaded on first use, so that ``python -m mnist_jax.train --help`` does not wait for JAX.

@@ -38,6 +38,7 @@ from .data import prepare_dataset as prepare_dataset
 from .data import stream_batches as stream_batches
 from .data import write_shards as write_shards
 from .errors import InputError as InputError
+from .errors import LostProcessError as LostProcessError
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .evaluate import RunReport as RunReport
 from .evaluate import evaluate_run as evaluate_run

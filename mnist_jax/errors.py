@@ -2,6 +2,7 @@
 
 ``InputError``          a flag, file or directory cannot be used: one line, exit status 2
 ``NonFiniteLossError``  training diverged: one line, exit status 1
+``LostProcessError``    another process of the run has ended: one line, exit status 1
 """
 
 from __future__ import annotations
@@ -46,6 +47,20 @@ class NonFiniteLossError(FloatingPointError):
         )
         self.epoch = epoch
         self.step = step
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run has ended, so this one cannot continue.
+
+    Example:
+        >>> str(LostProcessError("Connection closed by peer"))
+        'another process of the run has ended (Connection closed by peer): continue from its checkpoint with --resume'
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"another process of the run has ended ({one_line(reason)}): continue from its checkpoint with --resume"
+        )
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from mnist_jax.cli.flags import parse_flags, run_command
 from mnist_jax.config import TrainConfig
+from mnist_jax.training import processes
 
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.train") -> int:
@@ -21,12 +22,16 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.tra
         example = "--model cnn --epochs 3 --workdir runs/mine"
         config = parse_flags(TrainConfig(), args, prog, description, example)
 
+        processes.connect()
+
         from mnist_jax.training.callbacks import ModelTable
         from mnist_jax.training.fit import fit
         from mnist_jax.training.progress import closing_table
 
-        run = fit(config, callbacks=[] if config.quiet else [ModelTable()])
-        print(closing_table(run.summary, run.workdir))
+        shows_table = processes.is_first() and not config.quiet
+        run = fit(config, callbacks=[ModelTable()] if shows_table else [])
+        if processes.is_first():
+            print(closing_table(run.summary, run.workdir))
 
     return run_command(command)
 

@@ -21,13 +21,15 @@ import os
 import pkgutil
 import re
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NoReturn, TextIO
 
 from mnist_jax.config import COMMON_FIELDS, FIELD_GROUPS, TrainConfig, check_effect, effective_config
-from mnist_jax.errors import InputError, NonFiniteLossError, suggest
+from mnist_jax.errors import InputError, LostProcessError, NonFiniteLossError, suggest
 from mnist_jax.presets import DESCRIPTIONS, PRESETS
+from mnist_jax.training import processes
 from mnist_jax.training.runs import config_to_repeat
 from mnist_jax.training.signals import leave_on_signals
 from mnist_jax.training.stderr import Stderr
@@ -108,6 +110,13 @@ class _SplitCommas(argparse.Action):
         setattr(namespace, self.dest, [convert(text) for value in values for text in value.split(",")])
 
 
+class _SetVariable(argparse.Action):
+    """Stores the value of a flag in an environment variable, its ``const``."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        os.environ[self.const] = values
+
+
 class _ChooseDevice(argparse.Action):
     """Makes JAX compute on a kind of device, which ``check_device`` then looks for; overrides ``$JAX_PLATFORMS``."""
 
@@ -166,6 +175,7 @@ def parse_flags(
     text = "a run, or its config.json: begins a new run with the same training"
     either.add_argument("--config", metavar="RUN", help=text)
     add_config_flags(parser, default, args)
+    _add_process_flags(parser)
     flags = parser.parse_args(args)
     if flags.preset is not None:
         default = PRESETS[flags.preset]
@@ -207,6 +217,19 @@ def add_device_flag(parser: argparse.ArgumentParser) -> None:
     """
     help_ = "kind of device to compute on: cpu, gpu or tpu; default: the fastest that JAX finds"
     parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), action=_ChooseDevice, metavar="KIND", help=help_)
+
+
+def _add_process_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of a run of several processes, which ``processes.connect`` reads from the environment."""
+    text = "The same command in each process makes one run. SLURM, Open MPI, Cloud TPU and Kubernetes need no flags."
+    group = parser.add_argument_group("several processes", text)
+    for flag, variable, metavar, help_ in (
+        ("--coordinator", processes.COORDINATOR, "HOST:PORT", "address of process 0, with a free port"),
+        ("--num-processes", processes.NUM_PROCESSES, "INT", "number of processes; 1 ignores a launcher"),
+        ("--process-id", processes.PROCESS_ID, "INT", "number of this process, from 0"),
+    ):
+        help_ = f"{help_}; default: ${variable}"
+        group.add_argument(flag, action=_SetVariable, const=variable, metavar=metavar, help=help_)
 
 
 def replace_fields(default: TrainConfig, flags: argparse.Namespace) -> TrainConfig:
@@ -284,7 +307,16 @@ def run_command(command: Callable[[], object]) -> int:
     with contextlib.ExitStack() as stack:
         stack.callback(leave_on_signals())
         stack.enter_context(_terminal())
-        return _run(command)
+        try:
+            status = _run(command)
+        except Exception:
+            if processes.count() == 1:
+                raise
+            traceback.print_exc()
+            status = 1
+        if status:
+            processes.leave(status)
+        return status
 
 
 @contextlib.contextmanager
@@ -326,16 +358,21 @@ def _drop_unwritten(stream: TextIO | None) -> None:
             os.close(null)
 
 
+def _process() -> str:
+    """Returns the beginning of a message that names the process, if it is one of several but not the first."""
+    return "" if processes.is_first() else f"process {processes.index()}: "
+
+
 def _run(command: Callable[[], object]) -> int:
     try:
         command()
         if sys.stdout is not None:  # None after ``>&-``
             sys.stdout.flush()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{_process()}error: {error}", file=sys.stderr)
         return 2
-    except NonFiniteLossError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (LostProcessError, NonFiniteLossError) as error:
+        print(f"{_process()}error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
         print(f"stopped: {interrupt}" if str(interrupt) else "stopped", file=sys.stderr)

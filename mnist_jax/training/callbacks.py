@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mnist_jax.training import processes
 from mnist_jax.training.progress import Progress
 from mnist_jax.training.run import train_label
 
@@ -82,6 +83,7 @@ class Checkpoints(Callback):
 
     def on_epoch_end(self, training: Training) -> None:
         """Saves every ``checkpoint_every`` epochs, and after the last one."""
+        training.poll()  # a callback before this one may have asked to stop, in one process
         config, epoch = training.config, training.epoch
         if epoch % config.checkpoint_every == 0 or epoch == config.epochs or training.is_stopping:
             self._save(training, {"validation_accuracy": training.history[-1]["validation_accuracy"]})
@@ -218,15 +220,8 @@ class LearningCurves(Callback):
 def arrange_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
     """Returns the library's callbacks and the user's, in the order in which they are called.
 
-    The summary comes first, so that no failing callback prevents it; checkpoints come last, so that they see a stop.
+    The summary comes first, so that no failing callback prevents it; checkpoints come last, so that they see a stop. Of
+    several processes, only the first writes other files and reports.
     """
-    return (
-        SummaryFile(),
-        MetricsFile(),
-        LearningCurves(),
-        TensorBoard(),
-        ProgressReport(),
-        EarlyStopping(),
-        *callbacks,
-        Checkpoints(),
-    )
+    of_first = (SummaryFile(), MetricsFile(), LearningCurves(), TensorBoard(), ProgressReport())
+    return (*(of_first if processes.is_first() else ()), EarlyStopping(), *callbacks, Checkpoints())

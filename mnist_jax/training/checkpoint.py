@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import json
 import logging
@@ -32,6 +33,7 @@ from mnist_jax.atomic import sync
 from mnist_jax.core.state import TrainState
 from mnist_jax.errors import InputError, one_line
 from mnist_jax.jsonfile import read_json
+from mnist_jax.training import processes
 
 _RANKED_BY, _PROGRESS = "validation_accuracy", "progress"
 _CHECKSUMS = "checksums.json"  # in each checkpoint, covers its files
@@ -70,23 +72,48 @@ def save_checkpoint(
         [0]
     """
     directory, step = Path(directory).resolve(), int(state.step)
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=directory) as staging:
-        path = Path(staging, str(step))
+    with _staging(directory) as staging:
+        path = staging / str(step)
         try:
             _check_space(directory, state)
             _write(path, state, {_RANKED_BY: -1.0, **(metrics or {}), _PROGRESS: dict(progress or {})})
-            (path / _CHECKSUMS).write_text(json.dumps(_checksums(path)))
+            processes.first(lambda: _write_checksums(path))
             _read_back(path)
-            for each in (path, *path.rglob("*")):  # Orbax itself syncs only the arrays
-                sync(each)
         except Exception as error:  # a full disk is several kinds of errors in Orbax
             raise _write_error(error, directory / str(step)) from None
-        _discard(directory / str(step), Path(staging))
-        path.rename(directory / str(step))
+        processes.first(lambda: _publish(path, directory))
+    processes.first(lambda: delete_old(directory, keep))
+
+
+@contextlib.contextmanager
+def _staging(directory: Path) -> Iterator[Path]:
+    """Yields a directory in which a checkpoint is written, the same one in all processes of the run."""
+
+    def create() -> str:
+        directory.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkdtemp(prefix=_UNFINISHED, dir=directory)
+
+    staging = Path(processes.first(create))
+    try:
+        yield staging
+    finally:
+        if processes.is_first():
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_checksums(path: Path) -> None:
+    (path / _CHECKSUMS).write_text(json.dumps(_checksums(path)))
+
+
+def _publish(path: Path, directory: Path) -> None:
+    """Moves a checkpoint, in one step, from its staging directory to where it is found, and waits for the disk."""
+    target = directory / path.name
+    for each in (path, *path.rglob("*")):  # Orbax itself syncs only the arrays
+        sync(each)
+    _discard(target, path.parent)
+    path.rename(target)
     for each in (directory, directory.parent):
         sync(each)
-    delete_old(directory, keep)
 
 
 def _check_space(directory: Path, state: TrainState) -> None:
@@ -108,7 +135,7 @@ def _write(path: Path, state: TrainState, metrics: Mapping[str, Any]) -> None:
 
 def _read_back(path: Path) -> None:
     """Raises an exception unless a checkpoint that was just written can be read: its files, and one array by Orbax."""
-    damage = _find_damage(path)
+    damage = _find_damage(path) if processes.is_first() else None
     if damage is not None:
         raise OSError(damage)
     expected = {"step": jax.ShapeDtypeStruct((), jnp.int32)}
@@ -190,14 +217,20 @@ def restore_checkpoint(
     """
     directory = find_checkpoints(directory)
     damaged: list[int] = []
-    while steps := [each for each in saved_steps(directory) if each not in damaged and step in (None, each)]:
+
+    def find_steps() -> list[int]:
+        return [each for each in saved_steps(directory) if each not in damaged and step in (None, each)]
+
+    while steps := processes.first(find_steps):
         path = directory.resolve() / str(steps[-1])
         try:
             with _plain(path) if set_aside else _copy(path) as place:
-                damage = _find_damage(place)
+                damage = processes.first(functools.partial(_find_damage, place))
                 if damage is None:
                     return _restore(path, place, like)
         except OSError as error:
+            if processes.count() > 1:  # the others may have read it
+                raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
             if not path.exists():  # deleted by the training that saved it: there are newer ones
                 continue
             damage = f"it cannot be read ({error.strerror or error})"[:200]
@@ -205,7 +238,7 @@ def restore_checkpoint(
                 raise InputError(f"{path}: no space left in {tempfile.gettempdir()} to read it") from None
         damaged.insert(0, steps[-1])
         if set_aside:
-            _set_aside(path, damage)
+            processes.first(functools.partial(_set_aside, path, damage))
         else:
             _log.warning("%s: checkpoint skipped: %s", path, damage)
     if damaged:

@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mnist_jax.errors import InputError
+from mnist_jax.training import processes
 
 T = TypeVar("T")
 
@@ -74,7 +76,18 @@ def choose_sharding(num_devices: int | None) -> NamedSharding | None:
     if len(devices) == 1:
         return None
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-    return NamedSharding(mesh, PartitionSpec("data"))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    if processes.count() > 1:
+        with processes.silent_stdout():
+            _connect(sharding)
+    return sharding
+
+
+def _connect(sharding: NamedSharding) -> None:
+    """Makes the devices of several processes connect: as Orbax connects them, and as training does."""
+    multihost_utils.sync_global_devices("connect")
+    ones = jax.make_array_from_callback((sharding.num_devices,), sharding, lambda index: np.ones(1, np.float32))
+    jax.block_until_ready(jax.jit(jnp.sum)(ones))
 
 
 def everywhere(sharding: NamedSharding) -> NamedSharding:

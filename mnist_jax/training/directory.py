@@ -24,6 +24,7 @@ from typing import Any
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError, one_line, short_repr
 from mnist_jax.jsonfile import is_number, parse_json, read_json, read_text
+from mnist_jax.training import processes
 from mnist_jax.training.fallback import complete_resumed
 from mnist_jax.training.workdir import in_use, lock_directory, new_directory, write_whole
 
@@ -65,20 +66,25 @@ class RunDirectory:
             InputError: the workdir is in use, holds another run, or has no run with this config to resume.
         """
         directory = cls(None if config.workdir is None else Path(config.workdir))
+        processes.first(lambda: directory._claim(config))
+        if config.resume and directory.saved is None:  # in a process that is not the first
+            directory.saved = read_config(directory.path / "config.json")
+        return directory
+
+    def _claim(self, config: TrainConfig) -> None:
         try:
             if config.resume:
-                directory._lock_and_read(config)
+                self._lock_and_read(config)
             elif config.workdir is not None:
-                _check_free(directory.path)
+                _check_free(self.path)
         except OSError as error:
-            directory.close()
+            self.close()
             if error.errno == errno.ENOSPC:
                 raise
             raise InputError(f"workdir {str(config.workdir)[:80]}: cannot be used ({error.strerror})") from None
         except BaseException:
-            directory.close()
+            self.close()
             raise
-        return directory
 
     def _lock_and_read(self, config: TrainConfig) -> None:
         path = self.path / "config.json"
@@ -122,8 +128,12 @@ class RunDirectory:
             model: name of the model, part of the default directory name.
 
         Raises:
-            InputError: the directory cannot be written or is in use.
+            InputError: the directory cannot be written or is in use, or another process does not see it.
         """
+        self._path = Path(processes.first(lambda: self._create(config, data, model)))
+        processes.together(self._check_visible)
+
+    def _create(self, config: TrainConfig, data: Mapping[str, Any], model: str) -> str:
         if self._path is None:
             self._path = new_directory(Path("runs"), f"{data['name'].replace('/', '-')}-{model}")
         if self.saved is None:
@@ -133,6 +143,11 @@ class RunDirectory:
         (self.path / "summary.json").unlink(missing_ok=True)  # outdated once the run continues
         write_whole(self.path / "config.json", config.to_json())
         write_whole(self.path / "data.json", json.dumps(data, indent=2) + "\n")
+        return str(self.path)
+
+    def _check_visible(self) -> None:
+        if not (self.path / "config.json").exists():
+            raise InputError(f"workdir must be on a file system that all processes share, got {self.path}")
 
     def close(self) -> None:
         """Unlocks the directory."""
@@ -175,15 +190,19 @@ class RunDirectory:
 
     def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Writes ``metrics.jsonl``, one object per epoch."""
-        write_whole(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+        self._write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
 
     def write_confidence(self, confidence: Mapping[str, Any]) -> None:
         """Writes ``confidence.json``."""
-        write_whole(self.path / "confidence.json", json.dumps(confidence) + "\n")
+        self._write("confidence.json", json.dumps(confidence) + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``."""
-        write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        if processes.is_first():
+            write_whole(self.path / name, text)
 
 
 def describe_model(name: str | None) -> str:

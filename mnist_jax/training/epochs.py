@@ -27,6 +27,7 @@ from mnist_jax.core.population import population_order, population_steps
 from mnist_jax.core.state import TrainState
 from mnist_jax.data.dataset import Split
 from mnist_jax.errors import NonFiniteLossError
+from mnist_jax.training import processes
 from mnist_jax.training.compiled import Compiled
 
 # Long enough to hide the cost of starting a chunk, short enough for a smooth bar and a quick response to Ctrl-C.
@@ -143,7 +144,8 @@ class ChunkedEpoch:
                 start += length
                 metrics = jax.tree.map(np.subtract, total, before)
                 yield Chunk(state, total, metrics, epoch * self.steps_per_epoch + start, elapsed)
-                self._chunk_steps = max(1, round(length * _CHUNK_S / max(elapsed, 1e-9)))
+                # Clocks differ, and all processes must run the same chunks.
+                self._chunk_steps = processes.smallest(max(1, round(length * _CHUNK_S / max(elapsed, 1e-9))))
 
     @contextlib.contextmanager
     def _open(self, state: TrainState, epoch: int, start: int, end: int) -> Iterator[Callable[..., Any]]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import Dataset
 from mnist_jax.errors import NonFiniteLossError
+from mnist_jax.training import processes
 from mnist_jax.training.callbacks import Callback
 from mnist_jax.training.prepare import Programs, compile_run, prepare_run
 from mnist_jax.training.resume import restore_run
@@ -75,6 +76,7 @@ def fit(
         11
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(processes.explain_lost_process())
         training = prepare_run(config, dataset, (model, tx, state), callbacks, stack)
         from mnist_jax.training.memory import explain_run_memory  # loads JAX
 
@@ -105,6 +107,7 @@ def _train_epoch(training: Training, epochs: ChunkedEpoch) -> None:
         training.epoch_seconds += chunk.seconds
         training.seconds["train"] += chunk.seconds
         training.call("on_chunk")
+        training.poll()
         if training.signals.requested:
             break
     if training.step < training.epoch * training.steps_per_epoch:
@@ -159,6 +162,7 @@ def _finish(training: Training, programs: Programs) -> Run:
     training.call("on_finish")
     training.summary["seconds"]["total"] = training.total_seconds()  # now with the figures
     training.directory.write_summary(training.summary)
+    training.poll()  # waits for the files of the first process
     if training.signals.requested:  # not yet reported
         raise Stopped(training.signals.requested, training.step, training.directory.path, finished=True)
     return Run(

@@ -31,6 +31,7 @@ from mnist_jax.core.population import evaluate_population
 from mnist_jax.core.state import TrainState
 from mnist_jax.data import Dataset, Split, load_dataset
 from mnist_jax.errors import InputError
+from mnist_jax.training import processes
 from mnist_jax.training.build import build_state, check_batch_size
 from mnist_jax.training.devices import choose_devices
 from mnist_jax.training.epochs import ChunkedEpoch
@@ -112,6 +113,8 @@ def train_population(
     if dataset is None:
         dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
     check_batch_size(config, dataset)
+    if processes.count() > 1:
+        raise InputError(f"a population is trained by one process, got {processes.count()}")
     devices = choose_devices(config.num_devices)
     with explain_out_of_memory(lambda: "train fewer members at a time"):
         return _train(config, seeds, member_values, dataset, devices, before_epoch)

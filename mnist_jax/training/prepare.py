@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import json
 import logging
 import threading
 import time
@@ -24,6 +25,7 @@ from mnist_jax.config import MODEL_FIELDS, OPTIMIZER_FIELDS, RECIPE_FIELDS, Trai
 from mnist_jax.data import Dataset, Split, StreamedSplit, is_name, load_dataset
 from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError
+from mnist_jax.training import processes
 from mnist_jax.training.callbacks import Callback, arrange_callbacks
 from mnist_jax.training.directory import RunDirectory
 from mnist_jax.training.fallback import complete_resumed, replace_default
@@ -65,6 +67,8 @@ def prepare_run(
     """
     started = time.perf_counter()
     _check_arguments(config, dataset, own, callbacks)
+    of_all = dataclasses.replace(config, data_dir=None, progress=False, quiet=False)
+    processes.check_same("the flags", of_all.to_json())
     data = config.data if is_name(config.data) else _absolute(config.data)
     config = dataclasses.replace(config, data=data, data_dir=_absolute(config.data_dir))
     directory = RunDirectory.claim(config)
@@ -85,7 +89,8 @@ def prepare_run(
 
     seconds = {"import": time.perf_counter() - started}
     is_given = dataset is not None
-    dataset, seconds["data"] = loading.result()
+    dataset, seconds["data"] = processes.together(loading.result)
+    processes.check_same("the data", json.dumps(dataset.identity()))
     if dataset.notice and not is_given and directory.saved is None and all(part is None for part in own):
         config = _replace_default(config)
     config = dataclasses.replace(

@@ -10,6 +10,7 @@ import math
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
+from mnist_jax.training import processes
 from mnist_jax.training.run import Training, describe_data
 
 _log = logging.getLogger("mnist_jax")
@@ -34,8 +35,8 @@ def restore_run(training: Training) -> None:
     if directory.saved is None:
         return
     directory.check_data(describe_data(training))
-    clear_unfinished(directory.checkpoints)
-    if not saved_steps(directory.checkpoints):
+    processes.first(lambda: clear_unfinished(directory.checkpoints))
+    if not processes.first(lambda: saved_steps(directory.checkpoints)):
         _log.warning("%s holds no checkpoint: the run starts again", directory.checkpoints)
         return
     training.state = restore_checkpoint(directory.checkpoints, training.state, set_aside=True)
@@ -51,7 +52,8 @@ def restore_run(training: Training) -> None:
     training.seconds_before = before["total"]
     if epoch := progress.get("epoch"):
         training.set_epoch_sums(epoch["loss_sum"], epoch["correct"], epoch["count"], epoch["seconds"])
-    delete_old(directory.checkpoints, config.keep_checkpoints)  # a killed process may have saved without deleting
+    # A killed process may have saved without deleting.
+    processes.first(lambda: delete_old(directory.checkpoints, config.keep_checkpoints))
 
 
 def _check_epochs(config: TrainConfig, saved: TrainConfig, num_epochs: int) -> None:

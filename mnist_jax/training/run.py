@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import Dataset
+from mnist_jax.training import processes
 from mnist_jax.training.directory import RunDirectory
 from mnist_jax.training.signals import StopSignals
 
@@ -146,6 +147,11 @@ class Training:
             reason: shown at the end and saved in the summary as ``stop_reason``.
         """
         self.stop_requested, self.stop_reason = True, reason or self.stop_reason
+
+    def poll(self) -> None:
+        """Agrees with the other processes of the run on whether to stop; waits for them."""
+        self.signals.poll()
+        self.stop_requested = processes.largest(self.stop_requested)
 
     def call(self, event: str) -> None:
         """Calls the method named ``event`` of every callback."""

@@ -21,6 +21,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
+from mnist_jax.training import processes
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -80,19 +82,28 @@ class Stopped(KeyboardInterrupt):
 class StopSignals:
     """Turns the first SIGINT or SIGTERM inside a ``with`` block into a flag; a second one acts as before the block.
 
+    Several processes of one run see a flag at the same call of :meth:`poll`, whichever of them got the signal.
+
     Attributes:
         requested: the signal received, or None.
     """
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
+        self._received: signal.Signals | None = None
         self._restore: Callable[[], None] = lambda: None
 
     def __enter__(self) -> StopSignals:
         self._restore = _handle_with(self._handle)
-        if self.requested:  # since the line above began
+        if self._received:  # since the line above began
             self._restore()
         return self
+
+    def poll(self) -> None:
+        """Agrees with the other processes on ``requested``; a single process knows it already."""
+        if processes.count() > 1:
+            number = processes.largest(self._received or self.requested or 0)
+            self.requested = signal.Signals(number) if number else None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -101,5 +112,7 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.requested = signal.Signals(number)
+        self._received = signal.Signals(number)
+        if processes.count() == 1:
+            self.requested = self._received
         self._restore()

@@ -121,20 +121,22 @@ def help_of(capsys, flag, default=None, **options):
 
 def flags_by_group(text):
     """The flags in a help, by the title of their group."""
-    groups = re.split(r"^(\w+):\n", text, flags=re.MULTILINE)
+    groups = re.split(r"^([a-z ]+):\n", text, flags=re.MULTILINE)
     found = {
         title: re.findall(r"^  --([a-z0-9-]+)", body, re.MULTILINE)
         for title, body in zip(groups[1::2], groups[2::2], strict=True)
     }
-    return {title: [flag.replace("-", "_") for flag in flags] for title, flags in found.items() if title != "options"}
+    known = (*FIELD_GROUPS, "several processes")
+    return {title: [flag.replace("-", "_") for flag in flags] for title, flags in found.items() if title in known}
 
 
 def test_help_shows_the_common_flags_and_help_all_every_one(capsys):
     groups = {title: list(names) for title, names in FIELD_GROUPS.items()}
     assert sorted(name for names in groups.values() for name in names) == sorted(TrainConfig.__dataclass_fields__)
-    assert flags_by_group(help_of(capsys, "--help-all")) == groups
+    others = {"several processes": ["coordinator", "num_processes", "process_id"]}
+    assert flags_by_group(help_of(capsys, "--help-all")) == groups | others
     common = {title: [name for name in names if name in COMMON_FIELDS] for title, names in groups.items()}
-    assert flags_by_group(help_of(capsys, "--help")) == flags_by_group(help_of(capsys, "-h")) == common
+    assert flags_by_group(help_of(capsys, "--help")) == flags_by_group(help_of(capsys, "-h")) == common | others
     assert sum(map(len, common.values())) == len(COMMON_FIELDS) == 15
 
 
