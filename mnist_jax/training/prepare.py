@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib
+import importlib.util
 import json
 import logging
 import threading
@@ -160,12 +160,22 @@ def _start_loading(config: TrainConfig, dataset: Dataset | None) -> Future[tuple
         try:
             options: dict[str, Any] = {"num_validation": config.num_validation, "stream": config.stream}
             loaded = dataset or load_dataset(config.data, data_dir=config.data_dir, **options)
+            if isinstance(loaded.train, StreamedSplit):
+                _check_grain()
             future.set_result((loaded, time.perf_counter() - start))
         except BaseException as error:
             future.set_exception(error)
 
     threading.Thread(target=load, daemon=True).start()
     return future
+
+
+def _check_grain() -> None:
+    if importlib.util.find_spec("grain") is None:
+        raise InputError(
+            'stream needs the package grain, which is not installed: pip install "mnist_jax[stream]"; '
+            "grain has no wheel for macOS on Intel"
+        )
 
 
 def compile_run(training: Training, model: Any, tx: Any, state: TrainState | None) -> Programs:

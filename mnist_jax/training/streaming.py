@@ -27,7 +27,6 @@ from mnist_jax.core.epoch import count_steps, loop_block
 from mnist_jax.core.metrics import Metrics
 from mnist_jax.core.state import TrainState
 from mnist_jax.data.dataset import Split, StreamedSplit
-from mnist_jax.errors import InputError
 from mnist_jax.training.compiled import Compiled
 from mnist_jax.training.epochs import ChunkedEpoch
 
@@ -47,11 +46,8 @@ class StreamedEpoch(ChunkedEpoch):
         batch_size: B.
         sharding: sharding of the batch axis over a mesh with one axis, ``data``. Each process reads the examples of
             its own devices.
-        block_size: examples in a block, rounded to whole batches.
+        block_size: examples in a block, rounded to whole batches; default 4,096, or N / 20 if that is less.
         clock: returns a time in seconds.
-
-    Raises:
-        InputError: grain is not installed.
     """
 
     def __init__(
@@ -61,10 +57,11 @@ class StreamedEpoch(ChunkedEpoch):
         batch_size: int,
         *,
         sharding: NamedSharding | None = None,
-        block_size: int = _BLOCK_SIZE,
+        block_size: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        check_grain()
+        if block_size is None:
+            block_size = min(_BLOCK_SIZE, split.num_examples // 20)  # a run can be stopped after each block
         self._unit = min(max(1, block_size // batch_size), count_steps(split.num_examples, batch_size))
         shape = (self._unit, batch_size)
         self._sharding, columns = None, np.arange(batch_size)
@@ -145,18 +142,3 @@ def create_epochs(
     if isinstance(split, StreamedSplit):
         return StreamedEpoch(state, split, batch_size, sharding=sharding)
     return ChunkedEpoch(state, split, batch_size, sharding=sharding)
-
-
-def check_grain() -> None:
-    """Checks that grain is installed.
-
-    Raises:
-        InputError: it is not.
-    """
-    try:
-        import grain  # noqa: F401
-    except ImportError:
-        raise InputError(
-            'stream needs the package grain, which is not installed: pip install "mnist_jax[stream]"; '
-            "grain has no wheel for macOS on Intel"
-        ) from None

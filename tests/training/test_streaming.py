@@ -4,9 +4,8 @@ import dataclasses
 import importlib.util
 import json
 import signal
-import socket
-import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import optax
 import pytest
 from conftest import assert_trees_close, assert_trees_equal, make_arrays, make_split, write_idx_files
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from peers import run_together, train_together
 
 from mnist_jax import (
     CNN,
@@ -33,6 +33,7 @@ from mnist_jax import (
     evaluate_run,
     fit,
     load_dataset,
+    load_run,
     prepare_dataset,
     run_sweep,
     train_population,
@@ -213,56 +214,39 @@ def test_two_four_and_eight_devices_give_the_numbers_of_one(run_python, request)
     assert done.stdout.splitlines() == ["8"], done.stderr
 
 
-PROCESS = """
+SHARE = """
 import sys
 sys.path.insert(0, {directory!r})
-import jax
-rank = int(sys.argv[1])
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize("127.0.0.1:{port}", 2, rank, coordinator_bind_address="127.0.0.1:{port}")
+from mnist_jax.training import processes
+processes.connect()
 from test_streaming import *
-mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-sharding = NamedSharding(mesh, PartitionSpec("data"))
-from mnist_jax.training.devices import put_everywhere
-rows = []
+from mnist_jax.training.devices import choose_sharding, put_everywhere
+sharding, rows = choose_sharding(4), []
 def read(index):
     rows.extend(index.tolist())
     return Split(SPLIT.image[index], SPLIT.label[index])
 state = put_everywhere(make_mlp(), sharding)
 epochs = StreamedEpoch(state, StreamedSplit(read, 42), 6, sharding=sharding, block_size=12)
 rows.clear()
-for chunk in epochs.run(state, 0):
-    state = chunk.state
-print(len(rows), float(chunk.total.loss_sum), float(optax.tree.norm(jax.device_get(state.params))), flush=True)
-jax.distributed.shutdown()
+state, total = run(epochs, state)
+print(len(rows), float(total.loss_sum), float(optax.tree.norm(jax.device_get(state.params))))
 """
 
 
 @pytest.mark.slow
 def test_each_of_two_processes_reads_its_share(request):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    code = PROCESS.format(directory=str(request.path.parent), port=port)
+    code = SHARE.format(directory=str(request.path.parent))
     environment = {
         "PYTHONPATH": f"{request.path.parents[1]}:{request.path.parents[2]}",
-        "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "PATH": "",
     }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(rank)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=100) for process in processes]
-    numbers = [[float(word) for word in output.split(b"\n")[-2].split()] for output, _ in outputs]
-    assert [len(each) for each in numbers] == [3, 3], outputs
+    results = run_together([["-c", code]] * 2, environment)
+    assert [result.status for result in results] == [0, 0], [result.stderr for result in results]
     state = make_mlp()
     state, total = run(StreamedEpoch(state, streamed(), 6), state)
     expected = [float(total.loss_sum), float(optax.tree.norm(state.params))]
-    for rows, *found in numbers:
+    for result in results:
+        rows, *found = map(float, result.stdout.split())
         assert rows == 7 * 4  # 7 steps, in which 4 of the 8 rows of a padded batch are here
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -315,17 +299,37 @@ class StopAt(Callback):
 
 
 @pytest.mark.parametrize("streams_again", [True, False])
-def test_a_run_resumes_at_the_exact_batch(shards, tmp_path, streams_again, monkeypatch):
-    monkeypatch.setattr("mnist_jax.training.streaming._BLOCK_SIZE", 32)
+def test_a_run_resumes_at_the_exact_batch(shards, tmp_path, streams_again):
     whole = fit(make_config(shards, tmp_path, "whole"))
     config = make_config(shards, tmp_path, "killed", stream=True)
     with pytest.raises(KeyboardInterrupt):
         fit(config, callbacks=[StopAt(14)])
+    assert int(load_run(config.workdir)[1].step) == 14
     resumed = fit(dataclasses.replace(config, resume=True, stream=streams_again))
     assert_trees_equal(resumed.state.params, whole.state.params)
     for line, expected in zip(resumed.history, whole.history, strict=True):
         assert line["train_loss"] == expected["train_loss"]
         assert line["num_examples"] == expected["num_examples"]
+
+
+@pytest.mark.slow
+def test_a_run_resumes_at_the_exact_batch_by_any_number_of_processes(shards, tmp_path):
+    """Two processes are stopped in mid-epoch; one goes on, and is stopped; three end the run."""
+    whole = fit(make_config(shards, tmp_path, "whole"))
+    config = make_config(shards, tmp_path, "several", stream=True)
+    path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    results = train_together(config.to_json(), 2, "SIGTERM", 1, 1, environment=path)
+    assert [result.status for result in results] == [143, 143], [result.stderr for result in results]
+    resumed = dataclasses.replace(config, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        fit(resumed, callbacks=[StopAt(14)])
+    assert int(load_run(config.workdir)[1].step) == 14
+    results = train_together(resumed.to_json(), 3, environment=path)
+    assert [result.stdout for result in results] == ["2 3\n"] * 3, [result.stderr for result in results]
+    found = load_run(config.workdir)[1]
+    assert int(found.step) == 24
+    assert_trees_close(found.params, whole.state.params, rtol=1e-5, atol=1e-5)
+    assert not [*Path(config.workdir).rglob("process_*-of-*")]
 
 
 def test_an_own_source_is_streamed(tmp_path):
