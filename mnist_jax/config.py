@@ -48,8 +48,8 @@ FIELD_GROUPS = {
     "run": ("batch_size", "microbatch_size", "epochs", "early_stopping", "seed", "num_devices", "checkpoint_every",
             "keep_checkpoints", "workdir", "resume", "progress", "quiet"),
 }
-COMMON_FIELDS = ("data", "data_dir", "model", "hidden_sizes", "optimizer", "learning_rate", "schedule", "augment_shift",
-                 "augment_rotation", "batch_size", "epochs", "seed", "num_devices", "workdir", "resume")
+COMMON_FIELDS = ("data", "data_dir", "stream", "model", "hidden_sizes", "optimizer", "learning_rate", "schedule",
+                 "augment_shift", "augment_rotation", "batch_size", "epochs", "seed", "num_devices", "workdir", "resume")
 # fmt: on
 
 # Each of these fields has an effect only with these values of another field.

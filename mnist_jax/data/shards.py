@@ -11,6 +11,7 @@ image and its label, so a batch is decoded by one ``np.frombuffer``.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import zlib
@@ -97,9 +98,9 @@ def _write_split(
     """Returns the number of examples in each shard, and the checksum of the labels."""
     counts: list[int] = []
     writer, checksum = None, 0
-    try:
-        for records in _encode(pieces, split, num_classes):
-            checksum = zlib.crc32(records[:, -1].tobytes(), checksum)
+    for records in _encode(pieces, split, num_classes):
+        checksum = zlib.crc32(records[:, -1].tobytes(), checksum)
+        with _writing():
             for record in records:
                 if writer is None:
                     writer = module.ArrayRecordWriter(str(directory / f"{split}-{len(counts)}"), _WRITER_OPTIONS)
@@ -109,15 +110,23 @@ def _write_split(
                 if counts[-1] == _SHARD_SIZE:
                     writer.close()
                     writer = None
+    with _writing():
         if writer is not None:
             writer.close()
-    except RuntimeError as error:  # array_record's, such as a full disk
-        raise OSError(one_line(error)) from None
     if not counts:
         raise InputError(f"{split}: expected at least one example, got none")
     for index, path in enumerate(_shard_paths(directory, split, len(counts))):  # the number of shards is known now
         (directory / f"{split}-{index}").rename(path)
     return counts, f"{checksum:08x}"
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Turns an error of array_record, such as a full disk, into an ``OSError``."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(one_line(error)) from None
 
 
 def _encode(pieces: Iterable[Split], split: str, num_classes: int) -> Iterator[np.ndarray]:
@@ -236,17 +245,17 @@ class _Records:
         cuts = [0, *np.searchsorted(ordered, self._ends)]
         image = np.empty((len(order), _NUM_PIXELS), np.uint8)
         label = np.empty(len(order), np.int32)
-        for shard, path in enumerate(self._paths):
+        for shard in range(len(self._paths)):
             rows = slice(cuts[shard], cuts[shard + 1])
             if rows.start == rows.stop:
                 continue
             first = self._ends[shard - 1] if shard else 0
             records = self._read_shard(shard, ordered[rows] - first)
             image[order[rows]], label[order[rows]] = records[:, :-1], records[:, -1]
-            check_labels(records[:, -1], str(path), self._num_classes)
         return Split(image.reshape(-1, *IMAGE_SHAPE), label)
 
     def _read_shard(self, shard: int, positions: np.ndarray) -> np.ndarray:
+        """Returns records as ``uint8[n, 785]``."""
         path = self._paths[shard]
         try:
             records = self._readers[shard].read(positions.tolist())
@@ -255,7 +264,12 @@ class _Records:
         content = b"".join(records)
         if len(content) != len(positions) * (_NUM_PIXELS + 1):
             raise _damaged(path, f"expected records of {_NUM_PIXELS + 1} bytes, got {len(records[0])}")
-        return np.frombuffer(content, np.uint8).reshape(len(positions), -1)
+        array = np.frombuffer(content, np.uint8).reshape(len(positions), -1)
+        wrong = np.flatnonzero(array[:, -1] >= self._num_classes)
+        if wrong.size:
+            found, position = array[wrong[0], -1], positions[wrong[0]]
+            raise InputError(f"{path}: labels must be 0 to {self._num_classes - 1}, got {found} at example {position}")
+        return array
 
     def read_all(self) -> Split:
         """Returns all examples."""

@@ -125,6 +125,16 @@ def test_examples_of_another_form_are_refused(tmp_path, train, message):
     assert [*tmp_path.iterdir()] == []
 
 
+def test_an_error_of_the_source_of_examples_is_passed_on(tmp_path):
+    def train():
+        yield TRAIN
+        raise RuntimeError("of the source")
+
+    with pytest.raises(RuntimeError, match="^of the source$"):
+        write_shards(tmp_path / "shards", train(), TEST, name="mine")
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_up_to_256_classes(tmp_path):
     label = np.arange(100) + 156
     names = [str(number) for number in range(256)]
@@ -178,12 +188,12 @@ def test_shards_of_another_directory_are_found(directory, tmp_path):
     assert_refused(directory, f"{path}: cannot be read (expected 32 examples as in shards.json, got 7); write the shar")
 
 
-def rewrite(path, count, size, label):
+def rewrite(path, count, size, label, first=0):
     from array_record.python.array_record_module import ArrayRecordWriter
 
     writer = ArrayRecordWriter(str(path), "group_size:1")
-    for _ in range(count):
-        writer.write(bytes(size - 1) + bytes([label]))
+    for number in range(count):
+        writer.write(bytes(size - 1) + bytes([label if number >= first else 0]))
     writer.close()
 
 
@@ -193,8 +203,8 @@ def test_records_of_another_size_and_labels_out_of_range_are_found_as_they_are_r
     assert_refused(
         directory, f"{path}: cannot be read (expected records of 785 bytes, got 100); write the shards again"
     )
-    rewrite(path, 32, 785, 10)
-    assert_refused(directory, f"{path}: labels must be 0 to 9, got 10 at example 0")
+    rewrite(path, 32, 785, 10, first=5)
+    assert_refused(directory, f"{path}: labels must be 0 to 9, got 10 at example 5")
     rewrite(path, 32, 785, 7)
     with pytest.raises(InputError, match=f"^{directory}: the labels of train differ from those that were written$"):
         load_dataset(directory)
