@@ -49,7 +49,8 @@ FIELD_GROUPS = {
             "keep_checkpoints", "workdir", "resume", "progress", "quiet"),
 }
 COMMON_FIELDS = ("data", "data_dir", "stream", "model", "hidden_sizes", "optimizer", "learning_rate", "schedule",
-                 "augment_shift", "augment_rotation", "batch_size", "epochs", "seed", "num_devices", "workdir", "resume")
+                 "augment_shift", "augment_rotation", "batch_size", "epochs", "seed", "num_devices", "workdir",
+                 "resume")
 # fmt: on
 
 # Each of these fields has an effect only with these values of another field.
