@@ -58,13 +58,12 @@ class Split(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StreamedSplit:
-    """Holds the training examples of data larger than memory: stands for a ``Split``, and reads examples on demand.
+    """Stands for the training split of data larger than memory: reads examples on demand.
 
     Attributes:
         read: returns the examples with the given indices, ``int[n]``, as a ``Split`` of NumPy arrays; it may be called
             from several threads.
         num_examples: N.
-        image_shape: shape of an image.
 
     Example:
         >>> split = Split(np.zeros((5, 28, 28, 1), np.uint8), np.arange(5, dtype=np.int32))
@@ -75,7 +74,6 @@ class StreamedSplit:
 
     read: Callable[[np.ndarray], Split]
     num_examples: int
-    image_shape: tuple[int, ...] = IMAGE_SHAPE
 
 
 # The four arrays that every reader returns: "train_image" and "test_image", uint8[N, 28, 28, 1], and "train_label" and
@@ -95,7 +93,8 @@ class Dataset:
         class_names: K names.
         notice: message for the user if other data than requested was loaded; else None.
         path: absolute path of the directory or file with the data; None for scikit-learn's digits.
-        label_checksum: checksum that identifies the training labels; None means that of ``train.label``.
+        label_checksum: identifies the training labels; None means their checksum, or that of the validation labels for a
+            ``StreamedSplit``.
 
     Example:
         >>> from mnist_jax import load_dataset
@@ -174,7 +173,7 @@ class Dataset:
             )
         if isinstance(train, StreamedSplit):
             validation = train.read(np.arange(num_train, num_examples))
-            # Typed as a Split, which it is in all but the programs that stream.
+            # ``train`` is typed as a Split: only training itself takes a StreamedSplit.
             first = cast(Split, dataclasses.replace(train, num_examples=num_train))
         else:
             validation = Split(train.image[num_train:], train.label[num_train:])
@@ -187,7 +186,8 @@ class Dataset:
         sizes = {name: split.num_examples for name, split in splits.items()}
         checksum = self.label_checksum
         if checksum is None:
-            checksum = f"{zlib.crc32(np.ascontiguousarray(self.train.label).tobytes()):08x}"
+            label = (self.validation if isinstance(self.train, StreamedSplit) else self.train).label
+            checksum = f"{zlib.crc32(np.ascontiguousarray(label).tobytes()):08x}"
         return {"name": self.name, **sizes, "label_checksum": checksum}
 
 

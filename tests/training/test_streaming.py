@@ -335,7 +335,7 @@ def test_a_run_resumes_at_the_exact_batch_by_any_number_of_processes(shards, tmp
 def test_an_own_source_is_streamed(tmp_path):
     split = make_split(100)
     memory_set = Dataset.from_splits(split, make_split(10, 1), "own", 20)
-    streamed_set = Dataset.from_splits(streamed(split), make_split(10, 1), "own", 20, label_checksum="1")
+    streamed_set = Dataset.from_splits(streamed(split), make_split(10, 1), "own", 20)
     config = TrainConfig(hidden_sizes=(8,), batch_size=16, epochs=1, optimizer="sgd", quiet=True)
     runs = [
         fit(dataclasses.replace(config, workdir=str(tmp_path / name)), dataset=dataset)
@@ -343,6 +343,8 @@ def test_an_own_source_is_streamed(tmp_path):
     ]
     assert_trees_equal(runs[0].state.params, runs[1].state.params)
     assert runs[1].config.stream
+    more = dataclasses.replace(config, workdir=str(tmp_path / "streamed"), resume=True, epochs=2)
+    assert fit(more, dataset=streamed_set).summary["epochs"] == 2
     with pytest.raises(InputError, match=r"^stream has no effect on a dataset in memory: load it with load_dataset\("):
         fit(dataclasses.replace(config, stream=True), dataset=memory_set)
 
