@@ -16,13 +16,13 @@ from mnist_jax import TrainConfig
 
 def flops_per_example(config: TrainConfig, train: bool) -> int:
     """Returns the FLOPs of one example: the forward pass, and with ``train`` also the backward pass."""
-    layers = _layers(config)
+    layers = layer_flops(config)
     if not train:
         return sum(layers)
     return 3 * sum(layers) - layers[0]  # no gradient with respect to the image
 
 
-def _layers(config: TrainConfig) -> list[int]:
+def layer_flops(config: TrainConfig) -> list[int]:
     if config.model == "mlp":
         return [2 * inputs * outputs for inputs, outputs in itertools.pairwise((784, *config.hidden_sizes, 10))]
     layers, side, channels = [], 28, 1

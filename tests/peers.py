@@ -20,6 +20,9 @@ event, who, step, config = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.
 def command():
     processes.connect()
     from mnist_jax import Callback, TrainConfig, fit
+    from mnist_jax.training import epochs
+
+    epochs._CHUNK_S = 0.01  # so that there are several chunks in an epoch
 
     class Event(Callback):
         def on_chunk(self, training):

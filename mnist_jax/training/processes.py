@@ -52,6 +52,9 @@ def connect() -> None:
         return
     _check(address, num_processes, process_id)
     timeout = _read(_START_TIMEOUT) or 60
+    # In a pod, JAX would ask Kubernetes even for what is given, and fail without a service account that may read pods.
+    knows_all = address and num_processes and process_id is not None
+    detection = "deactivate" if knows_all and "KUBERNETES_SERVICE_HOST" in os.environ else None
     import jax
 
     if jax.distributed.is_initialized():
@@ -66,6 +69,7 @@ def connect() -> None:
             address,
             num_processes,
             process_id,
+            cluster_detection_method=detection,
             initialization_timeout=timeout + 60,
             heartbeat_timeout_seconds=_HEARTBEAT_S,
         )

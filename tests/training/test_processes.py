@@ -48,6 +48,19 @@ def test_the_flags_name_the_others(initialised):
     assert initialised == [("host:1234", 4, 3)]
 
 
+@pytest.mark.parametrize(("in_a_pod", "expected"), [(True, "deactivate"), (False, None)])
+def test_in_a_pod_jax_does_not_ask_kubernetes_for_what_is_given(environment, in_a_pod, expected):
+    """It would fail without a service account; SLURM and Open MPI still choose a device for each process."""
+    found = []
+    environment.setattr(jax.distributed, "initialize", lambda *args, **options: found.append(options))
+    for name, value in zip(VARIABLES, ("host:1234", "2", "1"), strict=True):
+        environment.setenv(name, value)
+    if in_a_pod:
+        environment.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    processes.connect()
+    assert [options["cluster_detection_method"] for options in found] == [expected]
+
+
 def test_what_is_missing_comes_from_the_launcher(initialised, environment):
     environment.setenv("JAX_COORDINATOR_ADDRESS", "host:1234")
     processes.connect()

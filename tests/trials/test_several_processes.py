@@ -87,7 +87,7 @@ def test_a_process_is_killed_and_the_run_goes_on(undisturbed, tmp_path, who, aft
     """Two processes, one of which is killed in the second epoch; the run is resumed by ``after`` processes."""
     workdir = tmp_path / "run"
     results = train_together(configure(workdir), 2, "SIGKILL", who, MIDDLE)
-    assert results[who].status == -9
+    assert results[who].status == -9, results
     check_ended(results, who, 1, "error: another process of the run has ended")
     assert int(state_of(workdir).step) == STEPS_PER_EPOCH
     results = train_together(configure(workdir, resume=True), after)
