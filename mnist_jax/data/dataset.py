@@ -93,8 +93,8 @@ class Dataset:
         class_names: K names.
         notice: message for the user if other data than requested was loaded; else None.
         path: absolute path of the directory or file with the data; None for scikit-learn's digits.
-        label_checksum: identifies the training labels; None means their checksum, or that of the validation labels for a
-            ``StreamedSplit``.
+        label_checksum: identifies the training labels. None means their checksum or, for a ``StreamedSplit``, that of
+            the validation labels.
 
     Example:
         >>> from mnist_jax import load_dataset
