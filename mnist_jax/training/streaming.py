@@ -14,6 +14,7 @@ device while the blocks before it are trained on.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ from mnist_jax.training.epochs import ChunkedEpoch
 _BLOCK_SIZE = 4096  # examples, 3 MB: large enough to hide what a read and a program cost, small enough to hold many
 _NUM_AHEAD = 2  # blocks on the device beyond the one that is trained on
 _MAX_THREADS = 8
+_BEGINNING = {"next_index": 0}  # state of grain's iterator
 
 _block_steps = jax.jit(loop_block, static_argnames=("num_examples", "batch_size", "sharding"), donate_argnames="state")
 
@@ -72,6 +74,7 @@ class StreamedEpoch(ChunkedEpoch):
             parts = [index for index in self._sharding.addressable_devices_indices_map(shape).values() if index]
             columns = np.unique([np.arange(shape[1])[part] for _, part in parts]) % batch_size
         self._shape, self._columns = shape, columns
+        self._rows = np.empty((0, batch_size), np.int32)  # examples of the steps to train
         super().__init__(state, cast(Split, split), batch_size, sharding=sharding, clock=clock)
 
     def _trace(self, state: TrainState, sharding: Any) -> Compiled:
@@ -83,32 +86,46 @@ class StreamedEpoch(ChunkedEpoch):
         options |= {"sharding": sharding, "total": Metrics.zeros()}
         return Compiled(_block_steps, state, block, start=0, num_steps=1, **options)
 
-    @contextlib.contextmanager
-    def _open(self, state: TrainState, epoch: int, start: int, end: int) -> Iterator[Callable[..., Any]]:
+    @functools.cached_property
+    def _blocks(self) -> Any:
+        """Iterator over the blocks of the steps in ``_rows``, for all epochs: new threads would take new memory."""
         import grain
-
-        order = np.asarray(self._order(state.key, epoch))
-        # As in a split on the device, the last batch is padded with the first examples of the epoch.
-        order = np.resize(order, (self.steps_per_epoch, self._batch_size))[start:end]
-
-        def read(block: int) -> Split | Exception:
-            index = order[block * self._unit : (block + 1) * self._unit, self._columns]
-            try:
-                examples = self._split.read(index.ravel())
-            except Exception as error:  # raised, it would get a message of grain's
-                return error
-            return jax.tree.map(lambda leaf: self._stack(leaf, index.shape), examples)
 
         num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
         options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-        dataset = grain.MapDataset.range(-(-(end - start) // self._unit)).map(read)
-        blocks = iter(dataset.to_iter_dataset(options))
+        return iter(grain.MapDataset.range(self.steps_per_epoch).map(self._read).to_iter_dataset(options))
+
+    def _read(self, block: int) -> Split | Exception:
+        """Reads the rows of this process of a block, filled up to its whole length."""
+        index = self._rows[block * self._unit : (block + 1) * self._unit, self._columns]
+        try:
+            if not index.size:
+                raise IndexError("no block is left")  # which grain reads ahead, and nobody takes
+            examples = self._split.read(index.ravel())
+        except Exception as error:  # raised, it would get a message of grain's
+            return error
+
+        def stack(leaf: np.ndarray) -> np.ndarray:
+            leaf = leaf.reshape(*index.shape, *leaf.shape[1:])
+            missing = self._unit - len(leaf)
+            return np.pad(leaf, ((0, missing), *[(0, 0)] * (leaf.ndim - 1))) if missing else leaf
+
+        return jax.tree.map(stack, examples)
+
+    @contextlib.contextmanager
+    def _open(self, state: TrainState, epoch: int, start: int, end: int) -> Iterator[Callable[..., Any]]:
+        order = np.asarray(self._order(state.key, epoch))
+        # As in a split on the device, the last batch is padded with the first examples of the epoch.
+        rows = self._rows = np.resize(order, (self.steps_per_epoch, self._batch_size))[start:end]
+        self._blocks.set_state(_BEGINNING)
 
         def run_chunk(state: TrainState, start: int, num_steps: int, total: Metrics) -> Any:
+            if self._rows is not rows:
+                raise RuntimeError("another epoch was begun before the end of this one")
             nonfinite: list[jax.Array] = []
             for first in range(start, start + num_steps, self._unit):
                 length = min(self._unit, start + num_steps - first)
-                if isinstance(block := next(blocks), Exception):
+                if isinstance(block := next(self._blocks), Exception):
                     raise block
                 block = jax.tree.map(self._put, block)
                 state, total, bad = self._steps(state, block, start=first, num_steps=length, total=total)
@@ -120,13 +137,8 @@ class StreamedEpoch(ChunkedEpoch):
         try:
             yield run_chunk
         finally:
-            blocks.close()
-
-    def _stack(self, leaf: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Returns examples as ``[n, B, ...]``, filled up to a whole block."""
-        leaf = leaf.reshape(*shape, *leaf.shape[1:])
-        missing = self._unit - shape[0]
-        return np.pad(leaf, ((0, missing), *[(0, 0)] * (leaf.ndim - 1))) if missing else leaf
+            if self._rows is rows:
+                self._blocks.set_state(_BEGINNING)  # cancels what is read ahead
 
     def _put(self, leaf: np.ndarray) -> jax.Array:
         """Copies an array of a block to the devices."""

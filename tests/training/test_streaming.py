@@ -148,6 +148,22 @@ def test_only_a_few_blocks_are_read_ahead():
     assert len(indices) <= 3 + 3 * 16
 
 
+def test_one_epoch_at_a_time():
+    state = make_mlp()
+    epochs = StreamedEpoch(state, streamed(), BATCH_SIZE, block_size=4)
+    epochs._chunk_steps = 3
+    left = epochs.run(copy(state), 0)
+    next(left)
+    expected = run(StreamedEpoch(state, streamed(), BATCH_SIZE), state)
+    chunks = epochs.run(copy(state), 0)
+    next(chunks)
+    with pytest.raises(RuntimeError, match="^another epoch was begun before the end of this one$"):
+        next(left)
+    *_, last = chunks
+    assert_trees_equal(last.state, expected[0])
+    assert_trees_equal(run(epochs, state), expected)
+
+
 @pytest.mark.parametrize(("epoch", "example"), [(0, 17), (2, 41)])
 @pytest.mark.parametrize("block_size", [4, 12])
 def test_the_first_loss_that_is_not_finite_is_named(epoch, example, block_size):
