@@ -26,7 +26,6 @@ from typing import Any, TypeVar
 from mnist_jax.errors import InputError, LostProcessError, one_line
 
 T = TypeVar("T")
-Number = TypeVar("Number", bool, int)
 
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _START_TIMEOUT = "MNIST_JAX_START_TIMEOUT"  # seconds to wait for the other processes to start, 60 by default
@@ -165,7 +164,7 @@ def is_first() -> bool:
 
 
 def first(function: Callable[[], T]) -> T:
-    """Calls a function in the first process only, and returns its result in all.
+    """Calls a function in the first process only, and returns its result in all; it does not wait for the others first.
 
     Args:
         function: returns something that is written as JSON in less than 8 kB.
@@ -199,14 +198,14 @@ def check_same(name: str, content: str) -> None:
             raise InputError(f"{name} must be the same in all processes: that of process {other} differs")
 
 
-def smallest(value: Number) -> Number:
+def smallest(value: int) -> int:
     """Returns the smallest of the values of all processes."""
     return min(_share(lambda: value))
 
 
-def largest(value: Number) -> Number:
-    """Returns the largest of the values of all processes."""
-    return max(_share(lambda: value))
+def largest(*values: int) -> list[int]:
+    """Returns the largest of the values of all processes, for each value."""
+    return [max(column) for column in zip(*_share(lambda: values), strict=True)]
 
 
 def barrier() -> None:

@@ -150,8 +150,7 @@ class Training:
 
     def poll(self) -> None:
         """Agrees with the other processes of the run on whether to stop; waits for them."""
-        self.signals.poll()
-        self.stop_requested = processes.largest(self.stop_requested)
+        self.stop_requested = self.signals.poll(self.stop_requested)
 
     def call(self, event: str) -> None:
         """Calls the method named ``event`` of every callback."""
