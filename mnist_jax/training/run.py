@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import Dataset
-from mnist_jax.training import processes
 from mnist_jax.training.directory import RunDirectory
 from mnist_jax.training.signals import StopSignals
 
