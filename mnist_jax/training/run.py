@@ -210,6 +210,7 @@ def summarise(training: Training) -> dict[str, Any]:
         "dataset": dataset.name,
         **({"notice": dataset.notice} if dataset.notice else {}),
         "data_path": dataset.path,
+        "streamed": config.stream,
         "class_names": [*dataset.class_names],
         "num_train": dataset.train.num_examples,
         "num_validation": dataset.validation.num_examples,
