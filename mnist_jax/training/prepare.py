@@ -173,7 +173,7 @@ def _start_loading(config: TrainConfig, dataset: Dataset | None) -> Future[tuple
 def _check_grain() -> None:
     if importlib.util.find_spec("grain") is None:
         raise InputError(
-            'stream needs the package grain, which is not installed: pip install "mnist_jax[stream]"; '
+            'stream needs the package grain, which is not installed: pip install -e ".[stream]"; '
             "grain has no wheel for macOS on Intel"
         )
 

@@ -396,7 +396,7 @@ def test_without_grain_there_is_one_line(shards, tmp_path, monkeypatch):
     with pytest.raises(InputError) as error:
         fit(make_config(shards, tmp_path, "run", stream=True))
     assert str(error.value) == (
-        'stream needs the package grain, which is not installed: pip install "mnist_jax[stream]"; '
+        'stream needs the package grain, which is not installed: pip install -e ".[stream]"; '
         "grain has no wheel for macOS on Intel"
     )
     assert not (tmp_path / "run").exists()
