@@ -31,7 +31,7 @@ import orbax.checkpoint as ocp
 
 from mnist_jax.atomic import sync
 from mnist_jax.core.state import TrainState
-from mnist_jax.errors import InputError, one_line
+from mnist_jax.errors import InputError, LostProcessError, one_line
 from mnist_jax.jsonfile import read_json
 from mnist_jax.training import processes
 
@@ -75,10 +75,13 @@ def save_checkpoint(
     with _staging(directory) as staging:
         path = staging / str(step)
         try:
-            _check_space(directory, state)
-            _write(path, state, {_RANKED_BY: -1.0, **(metrics or {}), _PROGRESS: dict(progress or {})})
-            processes.first(lambda: _write_checksums(path))
-            _read_back(path)
+            with processes.explain_lost_process():
+                _check_space(directory, state)
+                _write(path, state, {_RANKED_BY: -1.0, **(metrics or {}), _PROGRESS: dict(progress or {})})
+                processes.first(lambda: _write_checksums(path))
+                _read_back(path)
+        except LostProcessError:
+            raise
         except Exception as error:  # a full disk is several kinds of errors in Orbax
             raise _write_error(error, directory / str(step)) from None
         processes.barrier()  # all have read it
@@ -271,12 +274,12 @@ def _copy(path: Path) -> Iterator[Path]:
 def _restore(path: Path, place: Path, like: TrainState) -> TrainState:
     """Restores an intact checkpoint ``path`` whose files lie at ``place``."""
     try:
-        with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+        with processes.explain_lost_process(), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
             _check_fits(path, handler.metadata(place / "default"), like)
             abstract = jax.tree.map(_abstract, like)
             state: TrainState = handler.restore(place / "default", args=ocp.args.StandardRestore(abstract))
             return state
-    except InputError:
+    except (InputError, LostProcessError):
         raise
     except Exception as error:  # Orbax has no specific error
         raise InputError(f"{path}: cannot be restored: {one_line(error)}") from None
