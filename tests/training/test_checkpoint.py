@@ -13,7 +13,17 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import assert_trees_equal, make_split
 
-from mnist_jax import CNN, MLP, InputError, create_train_state, restore_checkpoint, save_checkpoint, train_step
+from mnist_jax import (
+    CNN,
+    MLP,
+    InputError,
+    LostProcessError,
+    create_train_state,
+    restore_checkpoint,
+    save_checkpoint,
+    train_step,
+)
+from mnist_jax.training import checkpoint, processes
 from mnist_jax.training.checkpoint import clear_unfinished
 
 pytestmark = pytest.mark.uses_adam
@@ -330,3 +340,20 @@ def test_a_checkpoint_is_on_the_disk_before_it_appears(tmp_path, monkeypatch):
     expected = {(each.stat().st_ino, False) for each in files}
     expected |= {(each.stat().st_ino, True) for each in (tmp_path / "new", tmp_path)}
     assert synced >= expected
+
+
+def test_a_process_lost_meanwhile_is_named_as_such(tmp_path, monkeypatch):
+    def lose(*args):
+        raise ValueError("UNKNOWN: Gloo AllReduce failed: Connection closed by peer")
+
+    state = make_state()
+    save_checkpoint(tmp_path, state)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "index", lambda: 0)
+    monkeypatch.setattr(processes, "_exchange", lambda own: [own, own])
+    monkeypatch.setattr(checkpoint, "_write", lose)
+    monkeypatch.setattr(checkpoint, "_check_fits", lose)
+    for call in (lambda: save_checkpoint(tmp_path, state), lambda: restore_checkpoint(tmp_path, state, set_aside=True)):
+        with pytest.raises(LostProcessError, match="^another process of the run has ended .UNKNOWN: Gloo AllReduce"):
+            call()
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
