@@ -1,11 +1,12 @@
-"""Measures a training step of ``fit`` on several devices and in several processes, with the ideal time for each.
+"""Measures a step of ``fit`` on several devices, in several processes and on streamed data, with the ideal times.
 
     yield from run(setting)     # the last rows of ``scaling``
 
 Virtual devices divide a CPU and share its cores, and so do processes on one machine. More of them cannot be faster:
 the rows of a CPU show the overhead of one host, and the ideal is the time of one device for the same work. On D GPUs, a
 fixed batch ideally takes 1/D of the time of one, and a fixed batch per GPU the same time. Several processes ideally
-take the time of one process with as many devices.
+take the time of one process with as many devices. Streamed data ideally take the time of data on the device; the shards
+were just written, so the operating system holds them in memory.
 
 Every case trains in a process of its own, with the threads of such a run, and waits between its turns: an epoch each,
 A B C, A B C.
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.commands import Worker
+from benchmarks.commands import Worker, run_python
 from benchmarks.setting import Row, Setting, expected_steps
 from mnist_jax import TrainConfig
 
@@ -58,27 +59,36 @@ def run(setting: Setting) -> Iterator[Row]:
     """Yields the rows of each model."""
     on_cpu = jax.default_backend() == "cpu"
     most = 8 if on_cpu else len(jax.devices())
-    counts = (1, 2) if setting.quick else tuple(count for count in (1, 2, 4, 8) if count <= most)
-    if most == 1:
+    counts = [count for count in ((1, 2) if setting.quick else (1, 2, 4, 8)) if count <= most]
+    if counts == [1]:
         yield {"name": "by devices", "skipped": "needs more than one device, got 1"}
-        return
+        counts = []
     num_examples, num_validation = setting.dataset.train.num_examples, None
     if setting.quick and num_examples > _FEW:
         num_validation = num_examples + setting.dataset.validation.num_examples - _FEW
         num_examples = _FEW
-    for model in setting.models:
-        config = TrainConfig(model=model, data=setting.data, num_validation=num_validation, ema_decay=None)
-        plans = list(_plan(config, counts, on_cpu))
-        cases = list(dict.fromkeys(case for plan in plans for case in (plan.case, plan.reference)))
-        seconds = measure_cases(cases, 2 if setting.quick else 5, num_examples)
-        yield from (_row(setting, plan, seconds, on_cpu) for plan in plans)
+    with tempfile.TemporaryDirectory() as directory:
+        shards: str | None = str(Path(directory) / "shards")
+        flags = ["--data", setting.data or setting.dataset.name]
+        flags += [] if num_validation is None else ["--num-validation", str(num_validation)]
+        try:
+            run_python(["-m", "mnist_jax.data.write", shards, *flags])
+        except RuntimeError as error:
+            yield {"name": "streamed", "skipped": str(error).splitlines()[-1]}
+            shards = None
+        for model in setting.models:
+            config = TrainConfig(model=model, data=setting.data, num_validation=num_validation, ema_decay=None)
+            plans = list(_plan(config, counts, on_cpu, shards))
+            cases = list(dict.fromkeys(case for plan in plans for case in (plan.case, plan.reference)))
+            seconds = measure_cases(cases, 2 if setting.quick else 5, num_examples)
+            yield from (_row(setting, plan, seconds, on_cpu) for plan in plans)
 
 
-def _plan(config: TrainConfig, counts: tuple[int, ...], on_cpu: bool) -> Iterator[_Plan]:
+def _plan(config: TrainConfig, counts: list[int], on_cpu: bool, shards: str | None) -> Iterator[_Plan]:
     def case(batch_size: int, num_devices: int = 1, num_processes: int = 1) -> Case:
         return Case(dataclasses.replace(config, batch_size=batch_size, num_devices=num_devices), num_processes)
 
-    devices, fixed = "virtual devices" if on_cpu else "devices", _EACH * counts[-1]
+    devices, fixed = "virtual devices" if on_cpu else "devices", _EACH * max(counts, default=1)
     for count in counts:
         factor = 1.0 if on_cpu else 1 / count
         yield _Plan(f"by {devices}", count, case(fixed, count), case(fixed), factor, f"{factor:g} x one device")
@@ -89,15 +99,19 @@ def _plan(config: TrainConfig, counts: tuple[int, ...], on_cpu: bool) -> Iterato
     for count in counts[1:3]:
         meaning = f"one process, {count} {devices}"
         yield _Plan("by processes", count, case(fixed, count, count), case(fixed, count), 1.0, meaning)
+    if shards is not None:
+        resident = case(_EACH)
+        streamed = dataclasses.replace(resident.config, data=shards, num_validation=None, stream=True)
+        yield _Plan("streamed", None, Case(streamed), resident, 1.0, "data on the device")
 
 
 def _row(setting: Setting, plan: _Plan, seconds: dict[Case, list[float] | str], on_cpu: bool) -> Row:
     """Returns the row of a plan; without the ideal if the reference failed."""
     config, found, reference = plan.case.config, seconds[plan.case], seconds[plan.reference]
-    if isinstance(found, str):
-        return {"name": plan.name, "model": config.model, "value": plan.value, "skipped": found}
-    num_devices = 1 if on_cpu else config.num_devices or 1  # virtual devices share one peak
     fields = {} if plan.value is None else {"value": plan.value}
+    if isinstance(found, str):
+        return {"name": plan.name, "model": config.model, **fields, "skipped": found}
+    num_devices = 1 if on_cpu else config.num_devices or 1  # virtual devices share one peak
     row = setting.row(plan.name, found, config, config.batch_size, train=True, num_devices=num_devices, **fields)
     if isinstance(reference, str):
         return row

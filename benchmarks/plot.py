@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mnist_jax import InputError
 
 
@@ -79,23 +81,24 @@ def _steps(axis: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _devices(axis: Any, model: str, rows: list[dict[str, Any]]) -> None:
-    """Plots the time of a step by number of devices, each series beside its ideal."""
+    """Plots the time of a step by number of devices; the ideal of each series is dashed."""
     for number, name in enumerate(dict.fromkeys(row["name"] for row in rows)):
         chosen = [row for row in rows if row["name"] == name]
         counts, colour = [row.get("value", 1) for row in chosen], f"C{number}"
-        milliseconds = [1000 * row["seconds"] for row in chosen]
-        errors = [
-            [1000 * (row["seconds"] - row["seconds_min"]) for row in chosen],
-            [1000 * (row["seconds_max"] - row["seconds"]) for row in chosen],
-        ]
-        label = name if "each" in name else f"{name}, batch {chosen[0]['batch_size']}"
-        axis.errorbar(counts, milliseconds, errors, color=colour, marker="o", capsize=3, label=label)
-        ideal = [1000 * row["ideal"] for row in chosen]
-        axis.plot(counts, ideal, color=colour, linestyle="--", marker="_", label=f"ideal {name}")
+        median, low, high, ideal = (
+            [1000 * row[field] for row in chosen] for field in ("seconds", "seconds_min", "seconds_max", "ideal")
+        )
+        below, above = np.subtract(median, low), np.subtract(high, median)
+        label = name if "batch" in name else f"{name}, batch {chosen[0]['batch_size']}"
+        axis.errorbar(counts, median, [below, above], color=colour, marker="o", markersize=4, capsize=3, label=label)
+        axis.plot(counts, ideal, color=colour, linestyle="--", marker="_", markersize=12, alpha=0.7)
+    axis.plot([], [], color="gray", linestyle="--", marker="_", label="ideal of the same colour")
     counts = sorted({row.get("value", 1) for row in rows})
-    axis.set(title=f"A training step of the {model}", xlabel="devices", ylabel="ms")
+    axis.set_title(f"A training step of the {model.upper()}", fontsize=10)
+    axis.set(xlabel="devices or processes", ylabel="ms")
     axis.set_xscale("log", base=2)
     axis.set_xticks(counts, counts)
-    axis.set_ylim(bottom=0)
-    axis.legend(fontsize=7)
+    axis.set_yscale("log", base=2)
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.19), ncols=2, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
