@@ -28,6 +28,7 @@ from mnist_jax import (
     create_train_state,
     cross_entropy,
     fit,
+    load_dataset,
     load_run,
     loss_fn,
     mean_gradient,
@@ -35,6 +36,7 @@ from mnist_jax import (
     train_epoch,
 )
 from mnist_jax.cli.flags import parse_flags
+from mnist_jax.training.processes import COORDINATOR, NUM_PROCESSES, PROCESS_ID
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -143,6 +145,15 @@ def test_gradients_of_examples_have_that_of_the_batch_as_their_mean():
     assert_trees_close(jax.tree.map(lambda leaf: leaf.mean(axis=0), names["gradients"]), grads)
 
 
+@pytest.mark.uses_adam
+def test_the_epoch_on_several_devices_is_that_of_one():
+    names = run_snippet("AxisType")
+    state = create_train_state(MLP(hidden_sizes=(128,)), optax.adam(1e-3), jax.random.key(0))
+    _, metrics = train_epoch(state, load_dataset("digits").train, batch_size=128)
+    assert len(names["state"].step.devices()) == jax.device_count() == 2
+    assert_trees_close(names["metrics"], metrics)
+
+
 def test_the_arguments_of_the_readme_are_those_of_create_train_state():
     rows = GUIDE.split("| argument |")[1].split("\n\n")[0].splitlines()[2:]
     arguments = {re.match(r"\| `(\w+)`", row).group(1) for row in rows}
@@ -151,10 +162,12 @@ def test_the_arguments_of_the_readme_are_those_of_create_train_state():
     assert names <= set(mnist_jax.__all__)
 
 
-def test_the_commands_of_the_readme_parse():
-    commands = [line.split("#")[0].split() for block in blocks("bash") for line in block.splitlines()]
+def test_the_commands_of_the_readme_parse(monkeypatch):
+    for name in (COORDINATOR, NUM_PROCESSES, PROCESS_ID):  # restored afterwards, as flags set them
+        monkeypatch.setenv(name, "")
+    commands = [line.split("#")[0].rstrip("& ").split() for block in blocks("bash") for line in block.splitlines()]
     trained = [command[command.index("mnist_jax.train") + 1 :] for command in commands if "mnist_jax.train" in command]
-    assert len(trained) == 6
+    assert len(trained) == 9
     for flags in trained:
         parse_flags(TrainConfig(), flags, "prog")
 

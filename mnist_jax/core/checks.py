@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mnist_jax.core.sharding import on_any_mesh
+
 if TYPE_CHECKING:
     from mnist_jax.core.state import Recipe
     from mnist_jax.data.dataset import Split
@@ -128,7 +130,7 @@ class CheckedJit(Generic[P, R]):
     def __init__(
         self, function: Callable[P, R], check: Callable[..., Mapping[str, Any] | None], **options: Any
     ) -> None:
-        self._jitted = jax.jit(function, **options)
+        self._jitted = jax.jit(on_any_mesh(function), **options)
         self._check = check
         self._names = tuple(inspect.signature(function).parameters)
         functools.update_wrapper(self, function)

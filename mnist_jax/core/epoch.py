@@ -18,7 +18,7 @@ from jax import lax
 
 from mnist_jax.core.checks import check_split, checked_jit
 from mnist_jax.core.metrics import Metrics
-from mnist_jax.core.sharding import replicate, shard
+from mnist_jax.core.sharding import on_any_mesh, replicate, shard
 from mnist_jax.core.state import TrainState
 from mnist_jax.core.steps import train_step
 from mnist_jax.data.dataset import Split
@@ -60,6 +60,7 @@ def epoch_order(key: jax.Array, epoch: jax.Array | int, num_examples: int) -> ja
 
 
 @functools.partial(jax.jit, static_argnames=("batch_size", "sharding"))
+@on_any_mesh
 def train_steps(
     state: TrainState,
     split: Split,

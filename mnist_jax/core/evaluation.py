@@ -17,7 +17,7 @@ from jax import lax
 from mnist_jax.core.apply import apply_model, scale_image
 from mnist_jax.core.checks import check_split
 from mnist_jax.core.metrics import Metrics, compute_metrics
-from mnist_jax.core.sharding import replicate, shard
+from mnist_jax.core.sharding import on_any_mesh, replicate, shard
 from mnist_jax.core.state import Augment, TrainState
 from mnist_jax.data.dataset import Split
 
@@ -187,6 +187,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=("batch_size", "sharding"))
+@on_any_mesh
 def evaluate_arrays(
     state: TrainState, split: Split, batch_size: int, sharding: jax.sharding.Sharding | None = None
 ) -> tuple[Metrics, jax.Array]:

@@ -81,6 +81,7 @@ def save_checkpoint(
             _read_back(path)
         except Exception as error:  # a full disk is several kinds of errors in Orbax
             raise _write_error(error, directory / str(step)) from None
+        processes.barrier()  # all have read it
         processes.first(lambda: _publish(path, directory))
     processes.first(lambda: delete_old(directory, keep))
 

@@ -165,7 +165,7 @@ def is_first() -> bool:
 
 
 def first(function: Callable[[], T]) -> T:
-    """Calls a function in the first process only, and returns its result in all.
+    """Calls a function in the first process only, and returns its result in all; it does not wait for the others first.
 
     Args:
         function: returns something that is written as JSON in less than 8 kB.

@@ -1,5 +1,7 @@
 """Steps, epochs and evaluation on a mesh give the numbers of one device."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,15 +15,19 @@ from mnist_jax import (
     MLP,
     AccumulatedGradient,
     Augmentation,
+    Split,
     create_train_state,
+    eval_step,
     evaluate_dataset,
     train_epoch,
+    train_step,
+    train_steps,
 )
 
 SPLIT = make_split(45)
 # Batch norm, dropout, EMA and augmentation; microbatches, batches that no number of devices here divides, and masks.
 BATCH_SIZE, MICROBATCH_SIZE = 14, 5
-TX = optax.sgd(0.05)
+TX = optax.sgd(0.02)
 
 
 def make_mlp():
@@ -35,9 +41,9 @@ def make_cnn():
     return create_train_state(model, TX, jax.random.key(3), ema_decay=0.9, gradient_fn=gradient_fn)
 
 
-def run_on(make_state, num_devices):
+def run_on(make_state, num_devices, axis_type=AxisType.Auto):
     """Trains two epochs, the second in two parts, and evaluates; returns what must not depend on the devices."""
-    mesh = jax.make_mesh((num_devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:num_devices])
+    mesh = jax.make_mesh((num_devices,), ("data",), axis_types=(axis_type,), devices=jax.devices()[:num_devices])
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     state, split = jax.device_put((make_state(), SPLIT), NamedSharding(mesh, PartitionSpec()))
     state, first = train_epoch(state, split, BATCH_SIZE, sharding=sharding)
@@ -52,7 +58,29 @@ def run_on(make_state, num_devices):
 
 @pytest.mark.parametrize("make_state", [make_mlp, make_cnn])
 def test_a_batch_spread_over_two_devices_is_the_batch(make_state):
-    assert_trees_close(run_on(make_state, 2), run_on(make_state, 1), rtol=1e-5, atol=1e-5)
+    expected = run_on(make_state, 1)
+    assert_trees_close(run_on(make_state, 2), expected, rtol=1e-5, atol=1e-5)
+    if make_state is make_mlp:
+        assert_trees_close(run_on(make_state, 2, AxisType.Explicit), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("in_context", [False, True])
+def test_a_step_takes_a_batch_on_an_explicit_mesh(in_context):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    batch = {"image": SPLIT.image[:8], "label": SPLIT.label[:8]}
+    spread = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    state = make_mlp()
+    expected, expected_metrics = train_step(state, batch)
+    with jax.set_mesh(mesh) if in_context else contextlib.nullcontext():
+        found, metrics = train_step(state, spread)
+        found_again, _ = jax.jit(train_step)(found, spread)
+        order = jnp.arange(8, dtype=jnp.int32)
+        _, of_steps, _ = train_steps(state, Split(spread["image"], spread["label"]), order, 8, 0, 1)
+        evaluated = eval_step(found, spread)
+    assert_trees_close((found.params, metrics), (expected.params, expected_metrics), rtol=1e-5, atol=1e-5)
+    assert_trees_close(found_again.params, train_step(expected, batch)[0].params, rtol=1e-5, atol=1e-5)
+    assert_trees_close(of_steps, expected_metrics, rtol=1e-5, atol=1e-5)
+    assert_trees_close(evaluated, eval_step(expected, batch), rtol=1e-5, atol=1e-5)
 
 
 def test_without_a_mesh_the_numbers_are_those_of_a_mesh_of_one():
@@ -81,5 +109,6 @@ print(len(jax.devices()))
 def test_two_four_and_eight_devices_give_the_numbers_of_one(run_python, request):
     code = EIGHT.format(directory=str(request.path.parent))
     path = str(request.path.parent.parent)
-    done = run_python("-c", code, PYTHONPATH=path, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTEST_XDIST_WORKER": "of this test"}
+    done = run_python("-c", code, PYTHONPATH=path, **eight)
     assert done.stdout.splitlines() == ["8"], done.stderr
