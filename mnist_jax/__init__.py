@@ -51,6 +51,8 @@ Data
     load_dataset                loads a data set by name, from a directory or from a CSV
     Dataset                     training, validation and test split
     Split                       images and their labels
+    StreamedSplit               training examples that are read from disk on demand
+    write_shards                writes array_record shards, for data larger than memory
     prepare_dataset             writes IDX files as a data set of tensorflow-datasets
     stream_batches              yields shuffled batches
     prefetch                    moves batches to the device before they are needed

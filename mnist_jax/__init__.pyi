@@ -31,10 +31,12 @@ from .core.steps import eval_step as eval_step
 from .core.steps import train_step as train_step
 from .data import Dataset as Dataset
 from .data import Split as Split
+from .data import StreamedSplit as StreamedSplit
 from .data import load_dataset as load_dataset
 from .data import prefetch as prefetch
 from .data import prepare_dataset as prepare_dataset
 from .data import stream_batches as stream_batches
+from .data import write_shards as write_shards
 from .errors import InputError as InputError
 from .errors import LostProcessError as LostProcessError
 from .errors import NonFiniteLossError as NonFiniteLossError

@@ -1,7 +1,9 @@
-"""Writes a file whole or not at all, also through a kill or a power cut.
+"""Writes a file or a directory whole or not at all, also through a kill or a power cut.
 
 with atomic_write(path) as file:
     file.write(content)
+with atomic_directory(path) as directory:
+    (directory / "file.txt").write_text("content")
 clear_parts(path.parent)   # deletes the leftovers of killed processes
 """
 
@@ -13,6 +15,7 @@ import functools
 import glob
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +71,36 @@ def atomic_write(
         part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Creates a new directory beside ``path`` and renames it to ``path`` at the end of the block.
+
+    If the block raises, the new directory is deleted. A killed process leaves it behind, as
+    ``NAME.<8 hexadecimal digits>.part``; a later call for the same ``path`` deletes it.
+
+    Args:
+        path: directory to create, with its parents.
+
+    Raises:
+        FileExistsError: ``path`` exists.
+        OSError: the directory cannot be written.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_parts(path.parent, glob.escape(path.name))
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    part.mkdir()
+    try:
+        yield part
+        for each in (*part.iterdir(), part):
+            sync(each)
+        part.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def _rename_to_new(part: Path, path: Path) -> None:
     try:
         os.link(part, path)  # a rename would replace ``path``
@@ -103,7 +136,7 @@ def is_part(path: Path) -> bool:
 
 
 def clear_parts(directory: Path, name: str = "*", min_age_s: float = _ABANDONED_S) -> None:
-    """Deletes the unfinished files that killed processes left in :func:`atomic_write`.
+    """Deletes the unfinished files and directories that killed processes left.
 
     Args:
         directory: directory of the files.
@@ -115,4 +148,4 @@ def clear_parts(directory: Path, name: str = "*", min_age_s: float = _ABANDONED_
     for part in directory.glob(f"{name}.{_RANDOM}.part"):
         with contextlib.suppress(OSError):
             if min_age_s <= 0 or time.time() - part.stat().st_mtime >= min_age_s:
-                part.unlink()
+                shutil.rmtree(part) if part.is_dir() else part.unlink()

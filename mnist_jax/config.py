@@ -37,19 +37,20 @@ AUGMENTATION_FIELDS = ("augment_shift", "augment_rotation", "augment_scale", "au
 # The remaining fields of a training step.
 RECIPE_FIELDS = (*LOSS_FIELDS, *AUGMENTATION_FIELDS, "microbatch_size", "seed")
 # These fields do not affect the training, so they may change when a run is resumed.
-CHANGEABLE_ON_RESUME = ("data_dir", "num_devices", "checkpoint_every", "keep_checkpoints", "workdir", "resume",
-                        "progress", "quiet")
+CHANGEABLE_ON_RESUME = ("data_dir", "stream", "num_devices", "checkpoint_every", "keep_checkpoints", "workdir",
+                        "resume", "progress", "quiet")
 # ``--help-all`` shows all fields in these groups, ``--help`` the common ones.
 FIELD_GROUPS = {
-    "data": ("data", "data_dir", "num_validation"),
+    "data": ("data", "data_dir", "num_validation", "stream"),
     "model": MODEL_FIELDS,
     "optimizer": (*OPTIMIZER_FIELDS, *LOSS_FIELDS),
     "augmentation": AUGMENTATION_FIELDS,
     "run": ("batch_size", "microbatch_size", "epochs", "early_stopping", "seed", "num_devices", "checkpoint_every",
             "keep_checkpoints", "workdir", "resume", "progress", "quiet"),
 }
-COMMON_FIELDS = ("data", "data_dir", "model", "hidden_sizes", "optimizer", "learning_rate", "schedule", "augment_shift",
-                 "augment_rotation", "batch_size", "epochs", "seed", "num_devices", "workdir", "resume")
+COMMON_FIELDS = ("data", "data_dir", "stream", "model", "hidden_sizes", "optimizer", "learning_rate", "schedule",
+                 "augment_shift", "augment_rotation", "batch_size", "epochs", "seed", "num_devices", "workdir",
+                 "resume")
 # fmt: on
 
 # Each of these fields has an effect only with these values of another field.
@@ -78,12 +79,14 @@ class TrainConfig:
     """
 
     data: str | None = None
-    """mnist, fashion_mnist, kmnist, emnist/digits, digits, mnist+digits, a directory of IDX files or of prepared tfds
-    data, or a Kaggle CSV; default: mnist, or scikit-learn's digits if MNIST is not available"""
+    """mnist, fashion_mnist, kmnist, emnist/digits, digits, mnist+digits, a directory of IDX files, of prepared tfds
+    data or of shards, or a Kaggle CSV; default: mnist, or scikit-learn's digits if MNIST is not available"""
     data_dir: str | None = None
     """directory searched first: IDX files of mnist, or prepared tfds data; default: $MNIST_JAX_DATA_DIR"""
     num_validation: int | None = None
     """examples held out from the end of the training set; default: 5000, or a tenth of fewer than 50000"""
+    stream: bool = False
+    """read the training examples from array_record shards while training, for data larger than memory"""
 
     model: Model = "mlp"
     """architecture"""

@@ -122,7 +122,12 @@ def evaluate_run(
         trained_on = read_data(Path(run)) or {}
         if data is None and data_dir is None:
             data_dir = config.data_dir or _directory_of(trained_on)
-        dataset = load_dataset(data or config.data, data_dir=data_dir or config.data_dir, num_validation=num_validation)
+        dataset = load_dataset(
+            data or config.data,
+            data_dir=data_dir or config.data_dir,
+            num_validation=num_validation,
+            stream=config.stream and data is None and split != "train",
+        )
 
     part_start = time.perf_counter()
     seconds = {"start": part_start - start_time}

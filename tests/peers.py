@@ -22,7 +22,7 @@ def command():
     from mnist_jax import Callback, TrainConfig, fit
     from mnist_jax.training import epochs
 
-    epochs._CHUNK_S = 0.01  # so that there are several chunks in an epoch
+    epochs._CHUNK_S = 0.05  # so that there are several chunks in an epoch
 
     class Event(Callback):
         def on_chunk(self, training):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from mnist_jax.atomic import atomic_write, clear_parts, sync
+from mnist_jax.atomic import atomic_directory, atomic_write, clear_parts, sync
 
 
 def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path):
@@ -27,6 +27,21 @@ def test_an_error_leaves_everything_as_it_was(tmp_path, error):
         raise error
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_directory_appears_at_the_end_of_the_block(tmp_path):
+    path = tmp_path / "parent" / "directory"
+    with atomic_directory(path) as part:
+        (part / "file").write_text("content")
+        assert not path.exists()
+    assert (path / "file").read_text() == "content"
+    assert [*path.parent.iterdir()] == [path]
+    with pytest.raises(FileExistsError), atomic_directory(path):
+        pass
+    with pytest.raises(ValueError), atomic_directory(tmp_path / "parent" / "other") as part:
+        (part / "file").write_text("content")
+        raise ValueError
+    assert [*path.parent.iterdir()] == [path]
 
 
 def test_two_writers_at_once_do_not_meet(tmp_path):

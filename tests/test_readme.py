@@ -1,5 +1,6 @@
 """Checks that what the README and the guide show is what happens."""
 
+import importlib.util
 import inspect
 import json
 import operator
@@ -167,9 +168,20 @@ def test_the_commands_of_the_readme_parse(monkeypatch):
         monkeypatch.setenv(name, "")
     commands = [line.split("#")[0].rstrip("& ").split() for block in blocks("bash") for line in block.splitlines()]
     trained = [command[command.index("mnist_jax.train") + 1 :] for command in commands if "mnist_jax.train" in command]
-    assert len(trained) == 9
+    assert len(trained) == 10
     for flags in trained:
         parse_flags(TrainConfig(), flags, "prog")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("grain") is None, reason="needs the extra stream")
+def test_the_commands_for_data_larger_than_memory_work(run_python, idx_dir):
+    (commands,) = (block.splitlines() for block in blocks("bash") if "mnist_jax.data.write" in block)
+    for command in commands:
+        done = run_python(*command.partition("#")[0].split()[1:], MNIST_JAX_DATA_DIR=str(idx_dir))
+        assert done.returncode == 0, done.stderr
+    assert "cnn on mnist" in done.stdout
+    assert "training         5,886" in done.stdout.replace("train   ", "training")
 
 
 @pytest.fixture

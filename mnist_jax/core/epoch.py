@@ -10,6 +10,7 @@ A step depends only on its number and the order, so splitting an epoch into chun
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -74,7 +75,7 @@ def train_steps(
 
     Args:
         state: the state to start from.
-        split: the examples, on the device: a whole split, or a chunk of one that is streamed from the host.
+        split: the examples, on the device.
         order: ``int32[n]``, indices of the examples. The last of the ``ceil(n / B)`` batches is padded with the first
             examples; they are masked out of loss and metrics, but enter batch-norm statistics.
         batch_size: B.
@@ -111,38 +112,78 @@ def loop_steps(
     start: jax.Array | int,
     num_steps: jax.Array | int,
     sharding: jax.sharding.Sharding | None = None,
-    num_examples: jax.Array | int | None = None,
     total: Metrics | None = None,
 ) -> tuple[TrainState, Metrics, jax.Array]:
     """Implements :func:`train_steps` without ``jit``; differentiable if ``num_steps`` is a Python int.
 
     Args:
         state: see :func:`train_steps`, also for the arguments up to ``sharding``.
-        num_examples: only the first ``num_examples`` examples of the order count; None counts all.
         total: metrics of the epoch so far; those of the steps are added one by one, so the sums of an epoch do not
             depend on its chunks, not even in the last bit. None starts from zero.
     """
-    if total is None:
-        total = Metrics.zeros()
-    padding = -order.shape[0] % batch_size
-    if num_examples is None and padding:
-        num_examples = order.shape[0]
-    order = jnp.pad(order, (0, padding), mode="wrap")
+    num_examples = order.shape[0]
+    order = jnp.pad(order, (0, -num_examples % batch_size), mode="wrap")
     image, label = jnp.asarray(split.image), jnp.asarray(split.label)
+
+    def read_batch(step: jax.Array) -> Split:
+        index = shard(lax.dynamic_slice_in_dim(order, step * batch_size, batch_size), sharding)
+        return Split(image[index], label[index])
+
+    return _loop(state, read_batch, num_examples, batch_size, start, num_steps, sharding, total)
+
+
+def loop_block(
+    state: TrainState,
+    block: Split,
+    num_examples: int,
+    batch_size: int,
+    start: jax.Array | int,
+    num_steps: jax.Array | int,
+    sharding: jax.sharding.Sharding | None = None,
+    total: Metrics | None = None,
+) -> tuple[TrainState, Metrics, jax.Array]:
+    """Trains on consecutive batches of an epoch that are stacked already, as :func:`loop_steps` does on those it takes.
+
+    Args:
+        state: the state to start from.
+        block: the batches: ``uint8[n, B, 28, 28, 1]`` and ``int32[n, B]``. An axis longer than B is cut to B.
+        num_examples: N, the examples of the whole epoch; the last of its batches is masked as in :func:`train_steps`.
+        batch_size: B.
+        start: number of the first batch in the epoch.
+        num_steps: number of batches to train on, at most n.
+        sharding: sharding of the batch axis, for data-parallel steps on a mesh.
+        total: see :func:`loop_steps`.
+    """
+
+    def read_batch(step: jax.Array) -> Split:
+        return shard(jax.tree.map(lambda leaf: leaf[step - start, :batch_size], block), sharding)
+
+    return _loop(state, read_batch, num_examples, batch_size, start, num_steps, sharding, total)
+
+
+def _loop(
+    state: TrainState,
+    read_batch: Callable[[jax.Array], Split],
+    num_examples: int,
+    batch_size: int,
+    start: jax.Array | int,
+    num_steps: jax.Array | int,
+    sharding: jax.sharding.Sharding | None,
+    total: Metrics | None,
+) -> tuple[TrainState, Metrics, jax.Array]:
+    """Loops ``train_step`` over batches, each read by its number in the epoch."""
 
     def body(count: Any, carry: tuple[TrainState, Metrics, jax.Array]) -> tuple[TrainState, Metrics, jax.Array]:
         state, total, nonfinite = carry
-        first = (start + count) * batch_size
-        index = lax.dynamic_slice_in_dim(order, first, batch_size)
-        index = shard(index, sharding)
-        batch = {"image": image[index], "label": label[index]}
-        if num_examples is not None:
-            batch["mask"] = first + jnp.arange(batch_size) < num_examples
+        step = start + count
+        batch = read_batch(step)._asdict()
+        if num_examples % batch_size:
+            batch["mask"] = step * batch_size + jnp.arange(batch_size) < num_examples
         state, metrics = replicate(train_step(state, batch), sharding)
         is_first = (nonfinite < 0) & ~jnp.isfinite(metrics.loss_sum)
-        return state, total + metrics, jnp.where(is_first, first // batch_size, nonfinite)
+        return state, total + metrics, jnp.where(is_first, step, nonfinite)
 
-    return lax.fori_loop(0, num_steps, body, (state, total, jnp.int32(-1)))
+    return lax.fori_loop(0, num_steps, body, (state, Metrics.zeros() if total is None else total, jnp.int32(-1)))
 
 
 def _check_epoch(

@@ -6,6 +6,7 @@
     dataset = load_dataset("train.csv")           # Kaggle's digit-recognizer
     dataset = load_dataset("mnist+digits")        # MNIST, with scikit-learn's digits added to the training split
     dataset = load_dataset("data/mnist/3.0.1")    # prepared by tensorflow-datasets, or by prepare_dataset
+    dataset = load_dataset("shards")              # written by python -m mnist_jax.data.write
 
 Loading does not import JAX, so a program can load its data while JAX starts.
 """
@@ -20,10 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from mnist_jax.data.cache import load_cached
-from mnist_jax.data.dataset import DIGITS, Dataset, Split
+from mnist_jax.data.dataset import DIGITS, Dataset, Split, StreamedSplit
 from mnist_jax.data.digits import load_digits
 from mnist_jax.data.download import DownloadError
 from mnist_jax.data.files import find_idx_files, read_class_names, read_csv, read_idx_files
+from mnist_jax.data.shards import INFO, load_shards, write_shards
 from mnist_jax.data.stream import prefetch, stream_batches
 from mnist_jax.data.tfds import (
     SOURCES,
@@ -31,6 +33,7 @@ from mnist_jax.data.tfds import (
     load_named,
     load_prepared,
     locate_named,
+    open_prepared,
     prepare_dataset,
 )
 from mnist_jax.errors import InputError, suggest
@@ -38,12 +41,14 @@ from mnist_jax.errors import InputError, suggest
 __all__ = [
     "Dataset",
     "Split",
+    "StreamedSplit",
     "class_names_of",
     "is_name",
     "load_dataset",
     "prefetch",
     "prepare_dataset",
     "stream_batches",
+    "write_shards",
 ]
 
 _log = logging.getLogger("mnist_jax")
@@ -57,6 +62,7 @@ def load_dataset(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     num_validation: int | None = None,
+    stream: bool = False,
 ) -> Dataset:
     """Loads a data set by name or from files.
 
@@ -65,11 +71,14 @@ def load_dataset(
 
     Args:
         name_or_path: ``mnist``, ``fashion_mnist``, ``kmnist``, ``emnist/digits``, ``digits``, ``mnist+digits``, a
-            directory of four IDX files or of prepared tfds data (``.../mnist/3.0.1``), or a Kaggle CSV. None means
-            ``mnist``; if MNIST is neither on disk nor reachable, it means ``digits``, and a notice is logged.
+            directory of four IDX files, of prepared tfds data (``.../mnist/3.0.1``) or of shards
+            (:func:`write_shards`), or a Kaggle CSV. None means ``mnist``; if MNIST is neither on disk nor reachable,
+            it means ``digits``, and a notice is logged.
         data_dir: directory of MNIST's IDX files or of prepared tfds data; default ``$MNIST_JAX_DATA_DIR``.
         num_validation: number of examples to hold out from the end of the training set; None means 5,000, or a
             tenth of a training set with fewer than 50,000.
+        stream: leave the training examples of shards or of prepared tfds data on disk, for data larger than memory:
+            ``train`` is then a ``StreamedSplit``. Validation and test examples are read into memory.
 
     Returns:
         Three splits of ``uint8[N, 28, 28, 1]`` images and ``int32[N]`` labels.
@@ -82,6 +91,8 @@ def load_dataset(
         (1350, 28, 28, 1)
     """
     name = os.fspath(name_or_path) if name_or_path is not None else None
+    if stream:
+        return _open_streamed(name or "mnist", data_dir, num_validation)
     if name is None:
         try:
             return _load_named("mnist", data_dir, num_validation)
@@ -104,6 +115,26 @@ def load_dataset(
         return _load_path(Path(name), num_validation)
     except OSError as error:
         raise InputError(f"data {name[:80]}: cannot be read ({error.strerror})") from None
+
+
+def _open_streamed(name: str, data_dir: str | os.PathLike[str] | None, num_validation: int | None) -> Dataset:
+    path: Path | None = Path(name)
+    if name in SOURCES:
+        path = locate_named(name, _data_directory(data_dir))
+    if path is not None and (path / INFO).is_file():
+        return load_shards(path, num_validation, stream=True)
+    if path is None or not (path / "dataset_info.json").is_file():
+        if not is_name(name) and not Path(name).exists():
+            raise _unknown(Path(name))
+        raise InputError(
+            f"stream: expected a directory of array_record shards, got data {name[:80]}; "
+            f"python -m mnist_jax.data.write SHARDS --data {name[:80]} writes them"
+        )
+    name, splits, checksum = open_prepared(path)
+    test = splits["test"].read(np.arange(splits["test"].num_examples))
+    return Dataset.from_splits(
+        splits["train"], test, name, num_validation, class_names_of(name), str(path.resolve()), checksum
+    )
 
 
 def is_name(data: str | None) -> bool:
@@ -146,13 +177,15 @@ def _add_digits(dataset: Dataset) -> Dataset:
 def _load_path(path: Path, num_validation: int | None) -> Dataset:
     absolute = str(path.resolve())
     if path.is_dir():
+        if (path / INFO).is_file():
+            return load_shards(path, num_validation)
         if (path / "dataset_info.json").is_file():
             prepared_name, arrays = load_prepared(path)
             return Dataset.from_arrays(arrays, prepared_name, num_validation, class_names_of(prepared_name), absolute)
         files = find_idx_files(path)
         if not files:
             raise InputError(
-                f"data {path}: expected four IDX files or prepared tfds data in this directory, found none"
+                f"data {path}: expected four IDX files, prepared tfds data or shards in this directory, found none"
             )
         num_classes = 256  # labels are bytes
         arrays = load_cached([*files.values()], lambda: read_idx_files(files, num_classes), num_classes)
@@ -161,7 +194,11 @@ def _load_path(path: Path, num_validation: int | None) -> Dataset:
     if path.is_file():
         arrays = load_cached([path], lambda: read_csv(path))
         return Dataset.from_arrays(arrays, path.stem, num_validation, path=absolute)
-    raise InputError(
+    raise _unknown(path)
+
+
+def _unknown(path: Path) -> InputError:
+    return InputError(
         f"data must be one of {', '.join(_NAMES)}, or an existing directory of IDX files or CSV file, "
         f"got {str(path)!r}{suggest(str(path), _NAMES)}"
     )

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import io
 import logging
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ import numpy as np
 
 from mnist_jax.atomic import atomic_write
 from mnist_jax.data.cache import load_cached
-from mnist_jax.data.dataset import DIGITS, IMAGE_SHAPE, Arrays, check_labels
+from mnist_jax.data.dataset import DIGITS, IMAGE_SHAPE, Arrays, Split, StreamedSplit, check_labels
 from mnist_jax.data.download import DownloadError, download
 from mnist_jax.data.files import find_idx_files, read_idx_files
 from mnist_jax.data.home import find_directory
@@ -184,6 +186,24 @@ def load_prepared(directory: Path) -> tuple[str, Arrays]:
     Raises:
         InputError: the directory is damaged, or its format cannot be read without TensorFlow.
     """
+    return _name_prepared(directory), _load_prepared(directory)
+
+
+def open_prepared(directory: Path) -> tuple[str, dict[str, StreamedSplit], str]:
+    """Opens such a directory without reading its examples.
+
+    Returns:
+        The name of the data set, its splits ``train`` and ``test``, and a checksum of the names and sizes of its files.
+
+    Raises:
+        InputError: see :func:`load_prepared`.
+    """
+    name, files = _name_prepared(directory), sorted(path for path in directory.iterdir() if path.is_file())
+    checksum = zlib.crc32(repr([(path.name, path.stat().st_size) for path in files]).encode())
+    return name, _open(directory), f"files-{checksum:08x}"
+
+
+def _name_prepared(directory: Path) -> str:
     try:
         info = dict(read_json(directory / "dataset_info.json"))
     except (TypeError, ValueError) as error:
@@ -194,7 +214,7 @@ def load_prepared(directory: Path) -> tuple[str, Arrays]:
             f"got {info.get('fileFormat')}; prepare it with mnist_jax.prepare_dataset"
         )
     name = f"{info.get('name')}/{info.get('configName', '')}".strip("/")
-    return name if name in SOURCES else directory.resolve().parent.name, _load_prepared(directory)
+    return name if name in SOURCES else directory.resolve().parent.name
 
 
 def locate_named(name: str, data_dir: Path | None) -> Path | None:
@@ -228,8 +248,43 @@ def _load_prepared(directory: Path) -> Arrays:
 
 
 def _decode(directory: Path) -> Arrays:
+    arrays: Arrays = {}
+    for split, examples in _open(directory).items():
+        image, label = examples.read(np.arange(examples.num_examples))
+        arrays |= {f"{split}_image": image, f"{split}_label": label}
+    return arrays
+
+
+def _open(directory: Path) -> dict[str, StreamedSplit]:
+    """Opens the splits ``train`` and ``test`` of prepared data."""
+    import tensorflow_datasets as tfds
+
+    def open_split(split: str) -> StreamedSplit:
+        source = builder.as_data_source(split=split)
+        return StreamedSplit(functools.partial(_read, directory, source, is_transposed), len(source))
+
+    with _explain_damage(directory):
+        builder = tfds.builder_from_directory(str(directory))
+        is_transposed = builder.name == "emnist" and str(builder.version) != _VERSION
+        return {split: open_split(split) for split in ("train", "test")}
+
+
+def _read(directory: Path, source: Any, is_transposed: bool, index: np.ndarray) -> Split:
+    """Reads examples of a split by their indices."""
+    with _explain_damage(directory), _without_advice():
+        examples = source.__getitems__(index.tolist())
+        image = np.stack([example["image"] for example in examples])
+        label = np.array([example["label"] for example in examples], np.int32)
+        if image.shape[1:] != IMAGE_SHAPE or image.dtype != np.uint8:
+            raise InputError(f"{directory}: expected uint8 images of 28x28x1, got {image.dtype}{list(image.shape[1:])}")
+        check_labels(label, str(directory))
+        return Split(_transpose(image) if is_transposed else image, label)
+
+
+@contextlib.contextmanager
+def _explain_damage(directory: Path) -> Iterator[None]:
     try:
-        return _read_records(directory)
+        yield
     except InputError:
         raise
     except Exception as error:  # tensorflow-datasets and array_record have no common error for damage
@@ -237,26 +292,6 @@ def _decode(directory: Path) -> Arrays:
         raise InputError(
             f"{directory}: expected readable prepared data ({reason}); delete the directory to prepare it again"
         ) from None
-
-
-def _read_records(directory: Path) -> Arrays:
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(str(directory))
-    arrays: Arrays = {}
-    for split in ("train", "test"):
-        source = builder.as_data_source(split=split)
-        with _without_advice():
-            examples = source.__getitems__(range(len(source)))
-        arrays[f"{split}_image"] = np.stack([example["image"] for example in examples])
-        if builder.name == "emnist" and str(builder.version) != _VERSION:
-            arrays[f"{split}_image"] = _transpose(arrays[f"{split}_image"])
-        arrays[f"{split}_label"] = np.array([example["label"] for example in examples], np.int32)
-        image = arrays[f"{split}_image"]
-        if image.shape[1:] != IMAGE_SHAPE or image.dtype != np.uint8:
-            raise InputError(f"{directory}: expected uint8 images of 28x28x1, got {image.dtype}{list(image.shape[1:])}")
-        check_labels(arrays[f"{split}_label"], str(directory))
-    return arrays
 
 
 @contextlib.contextmanager

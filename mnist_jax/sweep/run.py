@@ -89,6 +89,8 @@ def run_sweep(config: TrainConfig, search: Search) -> Sweep:
     """
     if config.early_stopping is not None:
         raise InputError(f"early_stopping has no effect on a sweep: leave it out, got {config.early_stopping}")
+    if config.stream:
+        raise InputError("stream has no effect on a sweep, whose data is in memory: leave it out")
     drawn = search.draw(config)
     saved = _read_saved(config)
     if saved is not None and config.data is None:

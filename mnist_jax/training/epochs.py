@@ -1,7 +1,6 @@
 """``ChunkedEpoch`` trains an epoch in chunks of about half a second with one program, compiled ahead of time.
 
     epochs = ChunkedEpoch(state, train, batch_size=128)          # train is on the device
-    epochs = ChunkedEpoch(state, train, 128, from_host=True)     # or each chunk is copied from the host
     epochs = ChunkedEpoch(states, train, 128, population=True)   # many models at once
     for chunk in epochs.run(state, first_step=0):
         state = chunk.state   # show progress, check for Ctrl-C
@@ -12,6 +11,7 @@ adds to the sums of the one before. The buffers of a state are donated to the ne
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax.core.epoch import count_steps, epoch_order, loop_steps
@@ -62,14 +61,14 @@ class ChunkedEpoch:
 
     Args:
         state: a state or its shapes; with ``population``, the states of M members.
-        split: N examples, on the device, or NumPy arrays with ``from_host``.
+        split: N examples, on the device.
         batch_size: B.
         population: whether the arrays of the state have a leading axis of members.
-        from_host: copy the examples of each chunk to the device, for a split that does not fit there.
-        longest: maximum number of steps in a chunk from the host; limits its memory on the device.
         sharding: sharding of the batch axis on a mesh.
         clock: returns a time in seconds.
     """
+
+    _unit = 1  # the length of a chunk is a multiple of it
 
     def __init__(
         self,
@@ -78,31 +77,27 @@ class ChunkedEpoch:
         batch_size: int,
         *,
         population: bool = False,
-        from_host: bool = False,
-        longest: int | None = None,
         sharding: jax.sharding.Sharding | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        if population and (from_host or sharding is not None):
-            raise ValueError("a population must have its data on the device and its batch unsharded")
+        if population and sharding is not None:
+            raise ValueError("a population must have its batch unsharded")
         self.steps_per_epoch = count_steps(split.num_examples, batch_size)
-        self._split, self._batch_size, self._clock = split, batch_size, clock
-        self._population, self._from_host = population, from_host
+        self._split: Any = split
+        self._batch_size, self._clock = batch_size, clock
+        self._population = population
         self._chunk_steps = max(1, self.steps_per_epoch // 20)
-        self._longest = min(longest or self._chunk_steps, self.steps_per_epoch)
         if population:  # uses the cache of jit, so the next population reuses the program
             self._order: Any = functools.partial(population_order, num_examples=split.num_examples)
             self._steps: Any = functools.partial(_population_steps, batch_size=batch_size)
             return
         self._order = Compiled(epoch_order, state.key, 0, num_examples=split.num_examples)
-        order = self._order.out_info
-        options: dict[str, Any] = {"batch_size": batch_size, "sharding": sharding}
-        if from_host:
-            size = self._longest * batch_size
-            order = jax.ShapeDtypeStruct((size,), jnp.int32)
-            split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), split)
-            options["num_examples"] = size
-        self._steps = Compiled(_steps, state, split, order, start=0, num_steps=1, total=Metrics.zeros(), **options)
+        self._steps = self._trace(state, sharding)
+
+    def _trace(self, state: TrainState, sharding: Any) -> Compiled:
+        """Traces the program of a chunk."""
+        options: dict[str, Any] = {"batch_size": self._batch_size, "sharding": sharding, "total": Metrics.zeros()}
+        return Compiled(_steps, state, self._split, self._order.out_info, start=0, num_steps=1, **options)
 
     def compile(self) -> None:
         """Compiles the programs, unless they are compiled already; a population compiles at its first chunk."""
@@ -133,33 +128,32 @@ class ChunkedEpoch:
         """
         epoch, start = divmod(first_step, self.steps_per_epoch)
         end = self.steps_per_epoch if num_steps is None else min(self.steps_per_epoch, start + num_steps)
-        order = self._order(state if self._population else state.key, epoch)
         if total is None:
             total = jax.tree.map(lambda zero: np.broadcast_to(zero, state.step.shape), Metrics.zeros())
-        while start < end:
-            length = min(self._chunk_steps, self._longest if self._from_host else end, end - start)
-            start_time = self._clock()
-            before = total
-            state, total, nonfinite = self._run_chunk(state, order, start, length, total)
-            total, nonfinite = jax.device_get((total, nonfinite))  # waits for the chunk
-            elapsed = self._clock() - start_time
-            if not self._population and nonfinite >= 0:
-                step = epoch * self.steps_per_epoch + int(nonfinite) + (start if self._from_host else 0)
-                raise NonFiniteLossError(epoch + 1, step + 1, float(total.loss_sum))
-            start += length
-            metrics = jax.tree.map(np.subtract, total, before)
-            yield Chunk(state, total, metrics, epoch * self.steps_per_epoch + start, elapsed)
-            # Clocks differ, and all processes must run the same chunks.
-            self._chunk_steps = processes.smallest(max(1, round(length * _CHUNK_S / max(elapsed, 1e-9))))
+        with self._open(state, epoch, start, end) as run_chunk:
+            while start < end:
+                length = min(-(-self._chunk_steps // self._unit) * self._unit, end - start)
+                start_time = self._clock()
+                before = total
+                state, total, nonfinite = run_chunk(state, start=start, num_steps=length, total=total)
+                total, nonfinite = jax.device_get((total, nonfinite))  # waits for the chunk
+                elapsed = self._clock() - start_time
+                if not self._population and nonfinite >= 0:
+                    step = epoch * self.steps_per_epoch + int(nonfinite)
+                    raise NonFiniteLossError(epoch + 1, step + 1, float(total.loss_sum))
+                start += length
+                metrics = jax.tree.map(np.subtract, total, before)
+                yield Chunk(state, total, metrics, epoch * self.steps_per_epoch + start, elapsed)
+                # Clocks differ, and all processes must run the same chunks.
+                self._chunk_steps = processes.smallest(max(1, round(length * _CHUNK_S / max(elapsed, 1e-9))))
 
-    def _run_chunk(self, state: TrainState, order: jax.Array, start: int, length: int, total: Metrics) -> Any:
-        if not self._from_host:
-            return self._steps(state, self._split, order, start=start, num_steps=length, total=total)
-        size, first = self._longest * self._batch_size, start * self._batch_size
-        # As on the device, the last batch is padded with the first examples of the epoch.
-        index = np.resize(np.asarray(order), self.steps_per_epoch * self._batch_size)[first : first + size]
-        index = np.resize(index, size)  # the program has a fixed size
-        chunk = jax.tree.map(lambda leaf: leaf[index], self._split)
-        num_examples = min(size, self._split.num_examples - first)
-        chunk_order = np.arange(size, dtype=np.int32)
-        return self._steps(state, chunk, chunk_order, start=0, num_steps=length, num_examples=num_examples, total=total)
+    @contextlib.contextmanager
+    def _open(self, state: TrainState, epoch: int, start: int, end: int) -> Iterator[Callable[..., Any]]:
+        """Prepares the steps from ``start`` to ``end`` of an epoch; yields a function that trains a chunk of them."""
+        del start, end  # all examples are on the device
+        order = self._order(state if self._population else state.key, epoch)
+
+        def run_chunk(state: TrainState, **options: Any) -> Any:
+            return self._steps(state, self._split, order, **options)
+
+        yield run_chunk

@@ -16,10 +16,10 @@ import psutil
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.core.state import TrainState
-from mnist_jax.data.dataset import Split
+from mnist_jax.data.dataset import Split, StreamedSplit
 from mnist_jax.errors import InputError
 from mnist_jax.training.build import build_state
-from mnist_jax.training.epochs import ChunkedEpoch
+from mnist_jax.training.streaming import create_epochs
 
 if TYPE_CHECKING:
     from mnist_jax.training.run import Training
@@ -76,7 +76,9 @@ def memory_limit() -> int:
     return statistics.get("bytes_limit") or psutil.virtual_memory().total
 
 
-def advise_on_batch(config: TrainConfig, train: Split, num_classes: int, model: Any = None, tx: Any = None) -> str:
+def advise_on_batch(
+    config: TrainConfig, train: Split | StreamedSplit, num_classes: int, model: Any = None, tx: Any = None
+) -> str:
     """Returns advice for a run that does not fit: the microbatch size, halved until the compiled epoch fits.
 
     Args:
@@ -92,14 +94,16 @@ def advise_on_batch(config: TrainConfig, train: Split, num_classes: int, model: 
         state: TrainState = jax.eval_shape(lambda: build_state(smaller, model=model, tx=tx, num_classes=num_classes))
         return state
 
-    split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), train)
+    split = train
+    if not isinstance(train, StreamedSplit):
+        split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), train)
     limit, original = memory_limit(), config.microbatch_size or config.batch_size
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(create(original)))
     if state_bytes > limit:
         return f"parameters and optimizer state need {_format(state_bytes)}; use a smaller model"
     size = original
     while True:
-        needed = ChunkedEpoch(create(size), split, config.batch_size).num_bytes()
+        needed = create_epochs(create(size), split, config.batch_size).num_bytes()
         if needed < limit:
             break
         if size == 1:

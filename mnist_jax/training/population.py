@@ -108,6 +108,8 @@ def train_population(
     """
     seeds = tuple(seeds)
     member_values = {name: tuple(values) for name, values in (hyperparameters or {}).items()}
+    if config.stream:
+        raise InputError("stream has no effect on a population, whose data is in memory: leave it out")
     if dataset is None:
         dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
     check_batch_size(config, dataset)

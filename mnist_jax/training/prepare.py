@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib
+import importlib.util
 import json
 import logging
 import threading
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mnist_jax.config import MODEL_FIELDS, OPTIMIZER_FIELDS, RECIPE_FIELDS, TrainConfig
-from mnist_jax.data import Dataset, Split, is_name, load_dataset
+from mnist_jax.data import Dataset, Split, StreamedSplit, is_name, load_dataset
 from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError
 from mnist_jax.training import processes
@@ -66,7 +66,7 @@ def prepare_run(
         stack: on exit, closes the directory and restores the signal handlers.
     """
     started = time.perf_counter()
-    _check_arguments(config, own, callbacks)
+    _check_arguments(config, dataset, own, callbacks)
     of_all = dataclasses.replace(config, data_dir=None, progress=False, quiet=False)
     processes.check_same("the flags", of_all.to_json())
     data = config.data if is_name(config.data) else _absolute(config.data)
@@ -93,7 +93,9 @@ def prepare_run(
     processes.check_same("the data", json.dumps(dataset.identity()))
     if dataset.notice and not is_given and directory.saved is None and all(part is None for part in own):
         config = _replace_default(config)
-    config = dataclasses.replace(config, data=config.data or dataset.name)
+    config = dataclasses.replace(
+        config, data=config.data or dataset.name, stream=isinstance(dataset.train, StreamedSplit)
+    )
     check_batch_size(config, dataset)
     sharding = choose_sharding(config.num_devices)
     model, _, state = own
@@ -113,8 +115,12 @@ def _absolute(path: str | None) -> str | None:
     return path if path is None or not Path(path).exists() else str(Path(path).resolve())
 
 
-def _check_arguments(config: TrainConfig, own: tuple[Any, Any, Any], callbacks: Sequence[Callback]) -> None:
+def _check_arguments(
+    config: TrainConfig, dataset: Dataset | None, own: tuple[Any, Any, Any], callbacks: Sequence[Callback]
+) -> None:
     """Checks the type of the callbacks, and that nothing is given twice: in the config and as an object."""
+    if config.stream and dataset is not None and isinstance(dataset.train, Split):
+        raise InputError("stream has no effect on a dataset in memory: load it with load_dataset(..., stream=True)")
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise InputError(f"callbacks must be instances of mnist_jax.Callback, got {callback!r}")
@@ -152,14 +158,24 @@ def _start_loading(config: TrainConfig, dataset: Dataset | None) -> Future[tuple
     def load() -> None:
         start = time.perf_counter()
         try:
-            num_validation = config.num_validation
-            loaded = dataset or load_dataset(config.data, data_dir=config.data_dir, num_validation=num_validation)
+            options: dict[str, Any] = {"num_validation": config.num_validation, "stream": config.stream}
+            loaded = dataset or load_dataset(config.data, data_dir=config.data_dir, **options)
+            if isinstance(loaded.train, StreamedSplit):
+                _check_grain()
             future.set_result((loaded, time.perf_counter() - start))
         except BaseException as error:
             future.set_exception(error)
 
     threading.Thread(target=load, daemon=True).start()
     return future
+
+
+def _check_grain() -> None:
+    if importlib.util.find_spec("grain") is None:
+        raise InputError(
+            'stream needs the package grain, which is not installed: pip install -e ".[stream]"; '
+            "grain has no wheel for macOS on Intel"
+        )
 
 
 def compile_run(training: Training, model: Any, tx: Any, state: TrainState | None) -> Programs:
@@ -170,12 +186,13 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
     from mnist_jax.training.build import build_state
     from mnist_jax.training.compiled import Compiled
     from mnist_jax.training.devices import everywhere, put_everywhere, shapes_everywhere
-    from mnist_jax.training.epochs import ChunkedEpoch
     from mnist_jax.training.optimizer import build_schedule
+    from mnist_jax.training.streaming import create_epochs
 
     start = time.perf_counter()
     config, dataset, sharding = training.config, training.dataset, training.sharding
-    train, validation, test = put_everywhere((dataset.train, dataset.validation, dataset.test), sharding)
+    validation, test = put_everywhere((dataset.validation, dataset.test), sharding)
+    train = dataset.train if config.stream else put_everywhere(dataset.train, sharding)
     num_steps = config.epochs * training.steps_per_epoch
     if tx is None and state is None:
         training.schedule = build_schedule(config, num_steps)
@@ -189,7 +206,7 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
     )
     shapes: TrainState = shapes_everywhere(initialise.out_info, sharding)
     _check_fits(shapes, dataset)
-    epochs = ChunkedEpoch(shapes, train, config.batch_size, sharding=sharding)
+    epochs = create_epochs(shapes, train, config.batch_size, sharding)
 
     def compile_evaluation(split: Split) -> tuple[Compiled, Callable[[TrainState], Evaluation]]:
         size = choose_batch_size(split, sharding=sharding)
@@ -221,7 +238,7 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
 
 def _check_fits(state: TrainState, dataset: Dataset) -> None:
     """Checks that a user's own model accepts the images and has a logit for each class."""
-    recipe, image_shape = state.recipe, tuple(dataset.train.image.shape[1:])
+    recipe, image_shape = state.recipe, tuple(dataset.validation.image.shape[1:])
     if recipe.image_shape != image_shape:
         raise InputError(f"model must take the images {image_shape} of {dataset.name}, got {recipe.image_shape}")
     if recipe.num_classes < dataset.num_classes:

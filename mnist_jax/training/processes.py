@@ -13,6 +13,7 @@ nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import logging
@@ -26,7 +27,6 @@ from typing import Any, TypeVar
 from mnist_jax.errors import InputError, LostProcessError, one_line
 
 T = TypeVar("T")
-Number = TypeVar("Number", bool, int)
 
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _START_TIMEOUT = "MNIST_JAX_START_TIMEOUT"  # seconds to wait for the other processes to start, 60 by default
@@ -199,14 +199,14 @@ def check_same(name: str, content: str) -> None:
             raise InputError(f"{name} must be the same in all processes: that of process {other} differs")
 
 
-def smallest(value: Number) -> Number:
+def smallest(value: int) -> int:
     """Returns the smallest of the values of all processes."""
     return min(_share(lambda: value))
 
 
-def largest(value: Number) -> Number:
-    """Returns the largest of the values of all processes."""
-    return max(_share(lambda: value))
+def largest(*values: int) -> list[int]:
+    """Returns the largest of the values of all processes, for each value."""
+    return [max(column) for column in zip(*_share(lambda: values), strict=True)]
 
 
 def barrier() -> None:
@@ -231,19 +231,25 @@ def _share(function: Callable[[], Any] | None) -> list[Any]:
 
 
 def _exchange(text: bytes) -> list[bytes]:
-    """Returns the texts of all processes, exchanged by one device of each."""
+    """Returns the texts of all processes."""
     import jax
     import numpy as np
-    from jax.sharding import NamedSharding, PartitionSpec
 
     assert len(text) <= _MESSAGE_BYTES, "the result is too long"
-    devices = [jax.local_devices(process_index=number)[0] for number in range(count())]
-    mesh = jax.sharding.Mesh(devices, ("process",))
     own = np.frombuffer(text.ljust(_MESSAGE_BYTES), np.uint8)
-    spread = NamedSharding(mesh, PartitionSpec("process"))
-    rows = jax.make_array_from_process_local_data(spread, own[None])
+    sharding, gather = _gatherer()
+    return [bytes(row) for row in np.asarray(gather(jax.make_array_from_process_local_data(sharding, own[None])))]
+
+
+@functools.cache
+def _gatherer() -> tuple[Any, Callable[[Any], Any]]:
+    """Returns the sharding of rows over one device of each process, and a function that gathers them on each."""
+    import jax
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    mesh = Mesh([jax.local_devices(process_index=number)[0] for number in range(count())], ("process",))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return [bytes(row) for row in np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(rows))]
+    return NamedSharding(mesh, PartitionSpec("process")), jax.jit(lambda rows: rows, out_shardings=everywhere)
 
 
 @contextlib.contextmanager

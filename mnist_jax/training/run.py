@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import Dataset
-from mnist_jax.training import processes
 from mnist_jax.training.directory import RunDirectory
 from mnist_jax.training.signals import StopSignals
 
@@ -150,8 +149,7 @@ class Training:
 
     def poll(self) -> None:
         """Agrees with the other processes of the run on whether to stop; waits for them."""
-        self.signals.poll()
-        self.stop_requested = processes.largest(self.stop_requested)
+        self.stop_requested = self.signals.poll(self.stop_requested)
 
     def call(self, event: str) -> None:
         """Calls the method named ``event`` of every callback."""
@@ -212,6 +210,7 @@ def summarise(training: Training) -> dict[str, Any]:
         "dataset": dataset.name,
         **({"notice": dataset.notice} if dataset.notice else {}),
         "data_path": dataset.path,
+        "streamed": config.stream,
         "class_names": [*dataset.class_names],
         "num_train": dataset.train.num_examples,
         "num_validation": dataset.validation.num_examples,

@@ -99,11 +99,11 @@ class StopSignals:
             self._restore()
         return self
 
-    def poll(self) -> None:
-        """Agrees with the other processes on ``requested``; a single process knows it already."""
-        if processes.count() > 1:
-            number = processes.largest(self._received or self.requested or 0)
-            self.requested = signal.Signals(number) if number else None
+    def poll(self, stop: bool) -> bool:
+        """Agrees with the other processes on ``requested``, and on whether one of them wants to ``stop`` otherwise."""
+        number, stops = processes.largest(self._received or self.requested or 0, stop)
+        self.requested = signal.Signals(number) if number else None
+        return bool(stops)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

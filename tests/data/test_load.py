@@ -81,7 +81,9 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch):
         load_dataset("nowhere")
     with pytest.raises(InputError, match="got 'Fashion-MNIST'; did you mean fashion_mnist.$"):
         load_dataset("Fashion-MNIST")
-    with pytest.raises(InputError, match="expected four IDX files or prepared tfds data in this directory, found none"):
+    with pytest.raises(
+        InputError, match="expected four IDX files, prepared tfds data or shards in this directory, found none"
+    ):
         load_dataset(tmp_path)
     with pytest.raises(InputError, match="data_dir must be an existing directory, got 'nowhere'"):
         load_dataset("mnist", data_dir="nowhere")

@@ -4,7 +4,6 @@ import numpy as np
 import optax
 import pytest
 from conftest import assert_trees_close, assert_trees_equal, make_split
-from flax import linen as nn
 
 from mnist_jax import MLP, Metrics, NonFiniteLossError, Split, create_train_state, train_epoch
 from mnist_jax.training.epochs import ChunkedEpoch
@@ -13,8 +12,8 @@ BATCH_SIZE = 4
 SPLIT = make_split(42)  # 11 steps an epoch, the last one with 2 examples
 
 
-def make_state(learning_rate=0.1, model=None):
-    return create_train_state(model or MLP(hidden_sizes=(8,)), optax.sgd(learning_rate), jax.random.key(0))
+def make_state(learning_rate=0.1):
+    return create_train_state(MLP(hidden_sizes=(8,)), optax.sgd(learning_rate), jax.random.key(0))
 
 
 def copy(state):
@@ -52,14 +51,7 @@ def test_chunks_of_any_length_are_the_epoch(chunk):
     assert total.count == 42
 
 
-class WithBatchNorm(nn.Module):
-    @nn.compact
-    def __call__(self, image, train=False):
-        x = nn.Dense(8)(image.reshape(image.shape[0], -1))
-        return nn.Dense(10)(nn.BatchNorm(use_running_average=not train)(x))
-
-
-@pytest.mark.parametrize("options", [{}, {"from_host": True, "longest": 11}, {"population": True}])
+@pytest.mark.parametrize("options", [{}, {"population": True}])
 def test_the_sums_of_an_epoch_do_not_depend_on_its_chunks(options):
     state = make_state()
     if options.get("population"):
@@ -83,18 +75,6 @@ def test_the_sums_of_an_epoch_do_not_depend_on_its_chunks(options):
     assert_trees_equal(last.total, whole)
 
 
-@pytest.mark.parametrize("chunk", [1, 4])
-def test_chunks_from_the_host_are_the_epoch(chunk):
-    """Batch statistics show that even the examples that fill up the last batch are the same."""
-    state = make_state(model=WithBatchNorm())
-    on_device = ChunkedEpoch(state, SPLIT, BATCH_SIZE)
-    from_host = ChunkedEpoch(state, SPLIT, BATCH_SIZE, from_host=True, longest=chunk)
-    (expected, metrics, _), (found, total, sizes) = run(on_device, state), run(from_host, state)
-    assert max(sizes) <= chunk
-    assert_trees_close((found.params, found.model_state), (expected.params, expected.model_state))
-    assert_trees_close(total, metrics)
-
-
 def test_it_can_start_in_the_middle_and_never_passes_the_end():
     state = make_state()
     epochs = ChunkedEpoch(state, SPLIT, BATCH_SIZE)
@@ -113,10 +93,9 @@ def test_a_state_is_given_away():
     assert state.params["Dense_0"]["kernel"].is_deleted()
 
 
-@pytest.mark.parametrize("from_host", [False, True])
 @pytest.mark.parametrize(("epoch", "example"), [(0, 17), (2, 41)])
 @pytest.mark.parametrize("chunk", [1, 4])
-def test_the_first_loss_that_is_not_finite_is_named(epoch, example, chunk, from_host):
+def test_the_first_loss_that_is_not_finite_is_named(epoch, example, chunk):
     """One example is NaN; the batch it falls into is found by stepping through the epoch, too."""
     image = SPLIT.image.astype(np.float32) / 255
     image[example] = np.nan
@@ -126,7 +105,7 @@ def test_the_first_loss_that_is_not_finite_is_named(epoch, example, chunk, from_
     on_device = jax.device_put(split)
     while np.isfinite((result := train_epoch(stepped, on_device, BATCH_SIZE, num_steps=1))[1].loss_sum):
         stepped, bad = result[0], bad + 1
-    epochs = ChunkedEpoch(state, split, BATCH_SIZE, from_host=from_host, longest=chunk)
+    epochs = ChunkedEpoch(state, split, BATCH_SIZE)
     epochs._chunk_steps = chunk
     message = f"the loss became nan in epoch {epoch + 1}, step {11 * epoch + bad + 1}: stopped"
     with pytest.raises(NonFiniteLossError, match=message) as caught:
@@ -134,6 +113,7 @@ def test_the_first_loss_that_is_not_finite_is_named(epoch, example, chunk, from_
     assert (caught.value.epoch, caught.value.step) == (epoch + 1, 11 * epoch + bad + 1)
 
 
-def test_a_population_has_no_choice_of_data_and_sharding():
-    with pytest.raises(ValueError, match="a population must have its data on the device and its batch unsharded"):
-        ChunkedEpoch(make_state(), SPLIT, BATCH_SIZE, population=True, from_host=True)
+def test_a_population_has_no_sharding():
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with pytest.raises(ValueError, match="a population must have its batch unsharded"):
+        ChunkedEpoch(make_state(), SPLIT, BATCH_SIZE, population=True, sharding=sharding)

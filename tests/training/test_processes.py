@@ -36,7 +36,7 @@ def test_a_process_alone_connects_with_nobody(initialised):
     assert initialised == []
     assert (processes.count(), processes.index(), processes.is_first()) == (1, 0, True)
     assert processes.first(lambda: "value") == processes.together(lambda: "value") == "value"
-    assert (processes.smallest(3), processes.largest(True)) == (3, True)
+    assert (processes.smallest(3), processes.largest(3, 4)) == (3, [3, 4])
     processes.check_same("it", "text")
     processes.leave(3)
 
@@ -155,11 +155,13 @@ def fail():
 
 
 def test_processes_agree(second_of_three):
-    assert (processes.smallest(4), processes.largest(4)) == (2, 5)
+    assert processes.smallest(4) == 2
     assert processes.first(fail) == 5  # which only the first one calls
     assert processes.together(lambda: "own") == "own"
     with pytest.raises(InputError, match="^some fault$"):
         processes.together(fail)
+    second_of_three[:] = [b'{"result": [5, 0]}', b'{"result": [2, 1]}']
+    assert processes.largest(4, 0) == [5, 1]
     second_of_three[1] = b'{"error": "a fault elsewhere"}'
     with pytest.raises(InputError, match="^process 2: a fault elsewhere$"):
         processes.together(lambda: "own")
