@@ -110,20 +110,28 @@ def test_a_worker_answers_line_by_line_or_says_why_not():
     worker.close()
 
 
-def small_setting(quick=True):
-    return Setting(None, small_dataset(), Peaks(1e9, 1e9, 1e9), quick)
+def parallel_rows(monkeypatch, measure, fails=None):
+    """Returns the rows of ``parallel`` with times that were not measured."""
+
+    def write_shards(command):
+        assert command[:2] == ["-m", "mnist_jax.data.write"]
+        assert command[3:] == ["--data", "some"]
+        if fails:
+            raise RuntimeError(fails)
+
+    monkeypatch.setattr(parallel, "run_python", write_shards)
+    monkeypatch.setattr(parallel, "measure_cases", lambda cases, *_: {case: measure(case) for case in cases})
+    return list(parallel.run(Setting(None, small_dataset(), Peaks(1e9, 1e9, 1e9), quick=True)))
 
 
 def test_each_row_of_devices_and_processes_has_its_ideal(monkeypatch):
-    def measure(cases, rounds, num_examples):
-        """One second, and two for each further device or process."""
-        assert (rounds, num_examples) == (2, 70)
-        return {case: [2.0 * (case.config.num_devices + case.num_processes) - 3] for case in cases}
+    def measure(case):
+        """One second, two for each further device or process, and a half for streaming."""
+        return [2.0 * (case.config.num_devices + case.num_processes) - 3 + 0.5 * case.config.stream]
 
-    monkeypatch.setattr(parallel, "measure_cases", measure)
-    rows = list(parallel.run(small_setting()))
+    rows = parallel_rows(monkeypatch, measure)
     assert [
-        (row["name"], row["value"], row["batch_size"], row["seconds"], row["ideal"], row["ratio_to_ideal"])
+        (row["name"], row.get("value"), row["batch_size"], row["seconds"], row["ideal"], row["ratio_to_ideal"])
         for row in rows
     ] == [
         ("by virtual devices", 1, 256, 1, 1, 1),
@@ -131,37 +139,39 @@ def test_each_row_of_devices_and_processes_has_its_ideal(monkeypatch):
         ("by virtual devices, batch 128 each", 1, 128, 1, 1, 1),
         ("by virtual devices, batch 128 each", 2, 256, 3, 2, 1.5),
         ("by processes", 2, 256, 5, 3, pytest.approx(5 / 3)),
+        ("streamed", None, 128, 1.5, 1, 1.5),
     ]
-    assert [row["ideal_meaning"] for row in rows[-2:]] == ["2 x one device", "one process, 2 virtual devices"]
+    meanings = ["2 x one device", "one process, 2 virtual devices", "data on the device"]
+    assert [row["ideal_meaning"] for row in rows[3:]] == meanings
     shown = table(results(suites={"scaling": {"rows": rows}}))
     assert "by processes mlp 512-256 batch 256 float32 at 2 " in shown
-    assert shown.endswith("1.67x the ideal, ideal 3 s (one process, 2 virtual devices)")
+    assert "1.67x the ideal, ideal 3 s (one process, 2 virtual devices)\n" in shown
 
 
 def test_gpus_ideally_divide_a_fixed_batch(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(parallel, "measure_cases", lambda cases, *_: {case: [2.0] for case in cases})
-    rows = {(row["name"], row["value"]): row["ideal"] for row in parallel.run(small_setting())}
+    rows = {(row["name"], row.get("value")): row["ideal"] for row in parallel_rows(monkeypatch, lambda case: [2.0])}
     assert rows["by devices", 2] == 1
     assert rows["by devices, batch 128 each", 2] == 2
     monkeypatch.setattr(jax, "devices", lambda: [None])
-    assert list(parallel.run(small_setting())) == [
-        {"name": "by devices", "skipped": "needs more than one device, got 1"}
-    ]
+    skipped, streamed = parallel_rows(monkeypatch, lambda case: [2.0])
+    assert skipped == {"name": "by devices", "skipped": "needs more than one device, got 1"}
+    assert (streamed["name"], streamed["ideal"]) == ("streamed", 2)
 
 
 def test_a_case_that_fails_is_a_row_with_the_reason(monkeypatch):
-    def measure(cases, *_):
-        return {case: "no luck" if case.config.num_devices == 2 else [1.0] for case in cases}
-
-    monkeypatch.setattr(parallel, "measure_cases", measure)
-    rows = list(parallel.run(small_setting()))
-    failed = {"name": "by virtual devices", "model": "mlp", "value": 2, "skipped": "no luck"}
+    rows = parallel_rows(
+        monkeypatch, lambda case: "no luck" if case.config.num_devices == 2 else [1.0], "a page of text\nno grain"
+    )
     assert [row for row in rows if "skipped" in row] == [
-        failed,
-        failed | {"name": rows[3]["name"]},
-        failed | {"name": "by processes"},
+        {"name": "streamed", "skipped": "no grain"},
+        *(
+            {"name": name, "model": "mlp", "value": 2, "skipped": "no luck"}
+            for name in ("by virtual devices", "by virtual devices, batch 128 each", "by processes")
+        ),
     ]
+    rows = parallel_rows(monkeypatch, lambda case: [1.0] if case.config.num_devices == 2 else "no luck")
+    assert {row["name"] for row in rows if "ideal" in row} == {"by processes"}
 
 
 @pytest.mark.slow
@@ -388,7 +398,7 @@ def test_the_whole_suite_runs(tmp_path):
                 np.testing.assert_allclose(row["peak_fraction"], expected)
                 np.testing.assert_allclose(row["examples_per_second"], row["examples"] / row["seconds"])
     scaling = [row for row in found["suites"]["scaling"]["rows"] if "ideal" in row]
-    assert len(scaling) == 5
+    assert len(scaling) == 6
     for row in scaling:
         np.testing.assert_allclose(row["ratio_to_ideal"], row["seconds"] / row["ideal"])
     peers = found["suites"]["peers"]["rows"]
