@@ -24,6 +24,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import jax
 
@@ -31,7 +32,7 @@ from benchmarks.commands import Worker, run_python
 from benchmarks.setting import Row, Setting, expected_steps
 from mnist_jax import TrainConfig
 
-_FEW = 2_560  # training examples with --quick; the others are held out
+_FEW = 2_560, 5_120  # training examples with --quick, and of the CNN; the others are held out
 _EACH = 128  # batch size per device; a fixed batch is that of the most devices
 
 
@@ -63,25 +64,29 @@ def run(setting: Setting) -> Iterator[Row]:
     if counts == [1]:
         yield {"name": "by devices", "skipped": "needs more than one device, got 1"}
         counts = []
-    num_examples, num_validation = setting.dataset.train.num_examples, None
-    if setting.quick and num_examples > _FEW:
-        num_validation = num_examples + setting.dataset.validation.num_examples - _FEW
-        num_examples = _FEW
+    for model in setting.models:
+        yield from _model(setting, model, counts, on_cpu)
+
+
+def _model(setting: Setting, model: Literal["mlp", "cnn"], counts: list[int], on_cpu: bool) -> Iterator[Row]:
+    """Yields the rows of a model."""
+    available = setting.dataset.train.num_examples
+    num_examples = min(available, _FEW[0] if setting.quick else _FEW[1] if model == "cnn" else available)
+    num_validation = available + setting.dataset.validation.num_examples - num_examples
+    config = TrainConfig(model=model, data=setting.data, num_validation=num_validation, ema_decay=None)
     with tempfile.TemporaryDirectory() as directory:
         shards: str | None = str(Path(directory) / "shards")
-        flags = ["--data", setting.data or setting.dataset.name]
-        flags += [] if num_validation is None else ["--num-validation", str(num_validation)]
+        data = setting.data or setting.dataset.name
+        flags = [shards, "--data", data, "--num-validation", str(num_validation)]
         try:
-            run_python(["-m", "mnist_jax.data.write", shards, *flags])
+            run_python(["-m", "mnist_jax.data.write", *flags])
         except RuntimeError as error:
-            yield {"name": "streamed", "skipped": str(error).splitlines()[-1]}
+            yield {"name": "streamed", "model": model, "skipped": str(error).splitlines()[-1]}
             shards = None
-        for model in setting.models:
-            config = TrainConfig(model=model, data=setting.data, num_validation=num_validation, ema_decay=None)
-            plans = list(_plan(config, counts, on_cpu, shards))
-            cases = list(dict.fromkeys(case for plan in plans for case in (plan.case, plan.reference)))
-            seconds = measure_cases(cases, 2 if setting.quick else 5, num_examples)
-            yield from (_row(setting, plan, seconds, on_cpu) for plan in plans)
+        plans = list(_plan(config, counts, on_cpu, shards))
+        cases = list(dict.fromkeys(case for plan in plans for case in (plan.case, plan.reference)))
+        seconds = measure_cases(cases, 2 if setting.quick else 5, num_examples)
+        yield from (_row(setting, plan, seconds, on_cpu) for plan in plans)
 
 
 def _plan(config: TrainConfig, counts: list[int], on_cpu: bool, shards: str | None) -> Iterator[_Plan]:

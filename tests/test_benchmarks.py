@@ -115,7 +115,7 @@ def parallel_rows(monkeypatch, measure, fails=None):
 
     def write_shards(command):
         assert command[:2] == ["-m", "mnist_jax.data.write"]
-        assert command[3:] == ["--data", "some"]
+        assert command[3:] == ["--data", "some", "--num-validation", "10"]
         if fails:
             raise RuntimeError(fails)
 
@@ -164,7 +164,7 @@ def test_a_case_that_fails_is_a_row_with_the_reason(monkeypatch):
         monkeypatch, lambda case: "no luck" if case.config.num_devices == 2 else [1.0], "a page of text\nno grain"
     )
     assert [row for row in rows if "skipped" in row] == [
-        {"name": "streamed", "skipped": "no grain"},
+        {"name": "streamed", "model": "mlp", "skipped": "no grain"},
         *(
             {"name": name, "model": "mlp", "value": 2, "skipped": "no luck"}
             for name in ("by virtual devices", "by virtual devices, batch 128 each", "by processes")
