@@ -75,14 +75,13 @@ def _model(setting: Setting, model: Literal["mlp", "cnn"], counts: list[int], on
     num_validation = available + setting.dataset.validation.num_examples - num_examples
     config = TrainConfig(model=model, data=setting.data, num_validation=num_validation, ema_decay=None)
     with tempfile.TemporaryDirectory() as directory:
-        shards: str | None = str(Path(directory) / "shards")
-        data = setting.data or setting.dataset.name
-        flags = [shards, "--data", data, "--num-validation", str(num_validation)]
+        shards: str | None = None
+        path, data = str(Path(directory) / "shards"), setting.data or setting.dataset.name
         try:
-            run_python(["-m", "mnist_jax.data.write", *flags])
+            run_python(["-m", "mnist_jax.data.write", path, "--data", data, "--num-validation", str(num_validation)])
+            shards = path
         except RuntimeError as error:
             yield {"name": "streamed", "model": model, "skipped": str(error).splitlines()[-1]}
-            shards = None
         plans = list(_plan(config, counts, on_cpu, shards))
         cases = list(dict.fromkeys(case for plan in plans for case in (plan.case, plan.reference)))
         seconds = measure_cases(cases, 2 if setting.quick else 5, num_examples)
