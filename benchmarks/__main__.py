@@ -6,8 +6,8 @@
     python -m benchmarks plot RESULTS           # RESULTS with .png
     python -m benchmarks table RESULTS          # the peers, in Markdown
 
-The suites write a results file in ``benchmarks/results``, which the other commands read. All of them take about 40
-minutes on 2 CPU cores, or one and a half with ``--quick``.
+The suites write a results file in ``benchmarks/results``, which the other commands read. All of them take about 45
+minutes on 2 CPU cores, or two with ``--quick``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SUITES = {
     "epochs": (2, "How long is an epoch as one program?"),
     "startup": (4, "How long do import, data and compilation take?"),
     "accuracy": (6, "How many seconds does 98 or 99 % test accuracy take?"),
-    "scaling": (2, "How does time scale with data, batch, width, devices?"),
+    "scaling": (6, "How does time scale with data, batch, width, devices?"),
     "populations": (2, "How much faster is training several models at once?"),
     "answers": (3, "How long do evaluate, predict and demo take?"),
     "pictures": (3, "How accurate is predict on pictures unlike MNIST?"),

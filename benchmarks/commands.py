@@ -1,18 +1,21 @@
-"""Runs commands as separate processes and measures their wall time."""
+"""Runs commands as separate processes: to the end, for their wall time, or as workers that answer line by line."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).parent.parent
+_ANSWER_S = 600  # a worker that takes longer is killed
 
 
 def run_python(arguments: Sequence[str], **environment: str) -> tuple[str, float]:
@@ -50,3 +53,58 @@ def run_training(command: Sequence[str], data: str | None = None, **environment:
         flags = ["--quiet", "--workdir", str(workdir), *([] if data is None else ["--data", data])]
         _, elapsed = run_python([*command, *flags], **environment)
         return {**json.loads((workdir / "summary.json").read_text()), "process_seconds": elapsed}
+
+
+class Worker:
+    """Runs ``python ARGUMENTS`` in the root of the project: a process that answers lines on stdin with lines of JSON.
+
+    Args:
+        arguments: the arguments of ``python``.
+        environment: all environment variables; None for those of this process.
+    """
+
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            cwd=_ROOT,
+            env=environment,
+        )
+
+    def send(self, command: str) -> None:
+        """Sends a line; :meth:`read` reports a process that has ended."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(command + "\n")
+            self._process.stdin.flush()
+
+    def read(self) -> dict[str, Any]:
+        """Waits for a line and returns its content.
+
+        Raises:
+            RuntimeError: the process ended, or was killed because it took too long; the message ends with its stderr.
+        """
+        assert self._process.stdout is not None
+        timer = threading.Timer(_ANSWER_S, self._process.kill)
+        timer.start()
+        line = self._process.stdout.readline()
+        timer.cancel()
+        if not line:
+            status = self._process.wait()
+            self._errors.seek(0)
+            raise RuntimeError(f"exit status {status}: {' '.join(self._errors.read().split())[-200:]}")
+        return json.loads(line)
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the process."""
+        self._process.send_signal(number)
+
+    def close(self) -> None:
+        """Kills the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()

@@ -8,17 +8,14 @@ with the right number of steps, a finite loss and, after full epochs, a test acc
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from benchmarks.commands import Worker
 from benchmarks.setting import Row, Setting, SkippedError, expected_steps, spread
 from mnist_jax import TrainConfig
 
@@ -56,24 +53,17 @@ _QUICK = Workload(  # without the contestants that are slow to start
 )
 
 
-class _Worker:
+class _Worker(Worker):
     """Runs a contestant in its own process."""
 
     def __init__(self, name: str, config: TrainConfig, num_examples: int) -> None:
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.contestants", name, config.to_json(), str(num_examples)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
+        super().__init__(["-m", "benchmarks.contestants", name, config.to_json(), str(num_examples)])
         self.seconds: list[float] = []
-        self.ready = self._read()
+        self.ready = self.read()
 
     def pause(self) -> None:
         """Stops the process until its next turn, because idle threads of some libraries keep spinning."""
-        self._process.send_signal(signal.SIGSTOP)
+        self.signal(signal.SIGSTOP)
 
     def run_epoch(self) -> None:
         answer = self._ask("epoch")
@@ -82,24 +72,13 @@ class _Worker:
 
     def finish(self) -> dict[str, Any]:
         answer = self._ask("finish")
-        self._process.communicate()
+        self.close()
         return answer
 
     def _ask(self, command: str) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.send_signal(signal.SIGCONT)
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            status = self._process.wait()
-            self._errors.seek(0)
-            raise RuntimeError(f"exit status {status}: {self._errors.read().strip()[-200:]}")
-        return json.loads(line)
+        self.signal(signal.SIGCONT)
+        self.send(command)
+        return self.read()
 
 
 def run(setting: Setting) -> Iterator[Row]:

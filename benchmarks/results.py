@@ -249,11 +249,14 @@ def _measured(row: dict[str, Any]) -> str:
         "examples_per_second": "{:,.0f}/s",
         "peak_fraction": "{:.0%} of the peak",
         "ratio": "{:.2f}x",
+        "ratio_to_ideal": "{:.2f}x the ideal",
         "exponent": "exponent {:.3f}",
         "test_accuracy": "test accuracy {:.2%}",
     }
     parts += ["NOT REACHED"] if row.get("reached") is False else []
     parts += [form.format(row[name]) for name, form in formats.items() if name in row]
+    if "ideal" in row:
+        parts.append(f"ideal {_duration(row['ideal'])} ({row['ideal_meaning']})")
     parts += [f"{name.removesuffix('_bytes').replace('_', ' ')} {row[name] / 2**20:,.0f} MiB"
               for name in row if name.endswith("_bytes") and row[name] is not None]  # fmt: skip
     return ", ".join(parts)

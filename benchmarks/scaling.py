@@ -2,28 +2,26 @@
 
 Each of the first three series ends with the exponent of a power law fitted to the time of an epoch. If the time per
 example is constant, the exponent is 1 for the number of examples and 0 for the batch size. The series by width is
-fitted against the number of parameters.
+fitted against the number of parameters. ``parallel.py`` yields the rows of devices and processes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
+from benchmarks import parallel
 from benchmarks.setting import Row, Setting, check, expected_steps
 from benchmarks.timing import measure_in_turns
-from mnist_jax import TrainConfig, build_state, count_parameters, train_epoch, train_step
+from mnist_jax import TrainConfig, build_state, count_parameters, train_epoch
 
 _CONFIG = TrainConfig(hidden_sizes=(128,), batch_size=128, ema_decay=None)
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """Yields the rows of the four series."""
+    """Yields the rows of the three series, and those of devices and processes."""
     few = setting.quick
     sizes = (1_280, 2_560) if few else (6_000, 19_000, 60_000, 190_000, 600_000)
     yield from _series(setting, "examples", [(size, _CONFIG, size) for size in sizes])
@@ -34,7 +32,7 @@ def run(setting: Setting) -> Iterator[Row]:
     widths = (64, 128) if few else (64, 128, 256, 512, 1024, 2048)
     series = [(width, dataclasses.replace(_CONFIG, hidden_sizes=(width,)), num_examples) for width in widths]
     yield from _series(setting, "width", series)
-    yield from _devices(setting)
+    yield from parallel.run(setting)
 
 
 def _series(setting: Setting, name: str, series: list[tuple[int, TrainConfig, int]]) -> Iterator[Row]:
@@ -53,39 +51,3 @@ def _series(setting: Setting, name: str, series: list[tuple[int, TrainConfig, in
     sizes = [count_parameters(states[value].params) if name == "width" else value for value, _, _ in series]
     medians = [np.median(timings[str(value)]) for value, _, _ in series]
     yield {"name": f"by {name}: exponent", "exponent": float(np.polyfit(np.log(sizes), np.log(medians), 1)[0])}
-
-
-def _devices(setting: Setting) -> Iterator[Row]:
-    """Yields rows for the same step with its batch sharded over 1, 2, 4 and 8 devices."""
-    devices = jax.devices()
-    if len(devices) == 1:
-        yield {
-            "name": "by devices",
-            "skipped": "needs more than one device, got 1",
-        }
-        return
-    config = TrainConfig(batch_size=1024, ema_decay=None)
-    num_steps = 5 if setting.quick else 50
-    split = setting.examples(config.batch_size)
-    counts = [count for count in (1, 2, 4, 8) if count <= len(devices)]
-
-    def shard_over(count: int) -> Any:
-        mesh = jax.sharding.Mesh(np.array(devices[:count]), ("data",))
-        batch = jax.device_put(split._asdict(), NamedSharding(mesh, PartitionSpec("data")))
-        initial = jax.device_put(build_state(config), NamedSharding(mesh, PartitionSpec()))
-
-        def call() -> Any:
-            state = initial
-            for _ in range(num_steps):
-                state, metrics = train_step(state, batch)
-            return state, metrics
-
-        return call
-
-    calls = {str(count): shard_over(count) for count in counts}
-    for call in calls.values():
-        state, metrics = call()
-        check(state, num_steps, metrics.loss)
-    for name, total in measure_in_turns(calls, setting.repeats).items():
-        count, seconds = int(name), [value / num_steps for value in total]
-        yield setting.row("by devices", seconds, config, config.batch_size, train=True, num_devices=count, value=count)

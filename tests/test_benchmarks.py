@@ -1,5 +1,6 @@
 """The benchmarks measure what they say. How fast it is, is no matter of a test."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,14 +11,16 @@ import numpy as np
 import pytest
 from conftest import make_split
 
+from benchmarks import parallel
 from benchmarks.__main__ import SUITES, main
 from benchmarks.accuracy import RECIPES
+from benchmarks.commands import Worker
 from benchmarks.contestants import FlaxLoop, LaxConv, Ours, Torch
 from benchmarks.flops import flops_per_example
 from benchmarks.plot import plot_results
 from benchmarks.results import choose_path, comparison, insert_table, peers_table, read_results, table, write_results
-from benchmarks.setting import check, spread
-from benchmarks.timing import measure_in_turns
+from benchmarks.setting import Setting, check, spread
+from benchmarks.timing import Peaks, measure_in_turns
 from mnist_jax import CNN, Dataset, InputError, TrainConfig, build_state, eval_step
 from mnist_jax.cli.flags import parse_flags
 from mnist_jax.core.apply import apply_model
@@ -92,6 +95,99 @@ def test_calls_take_turns_after_a_round_that_warms_up():
     seconds = measure_in_turns({"A": lambda: calls.append("A"), "B": lambda: calls.append("B")}, rounds=2)
     assert calls == ["A", "B", "A", "B", "A", "B"]
     assert {name: len(values) for name, values in seconds.items()} == {"A": 2, "B": 2}
+
+
+def test_a_worker_answers_line_by_line_or_says_why_not():
+    worker = Worker(["-c", "import sys\nfor line in sys.stdin: print('{\"got\": ' + line.strip() + '}', flush=True)"])
+    for number in (1, 2):
+        worker.send(f"{number}")
+        assert worker.read() == {"got": number}
+    worker.close()
+    worker = Worker(["-c", "raise SystemExit('no luck')"])
+    with pytest.raises(RuntimeError, match="^exit status 1: no luck$"):
+        worker.read()
+    worker.send("a line for nobody")
+    worker.close()
+
+
+def parallel_rows(monkeypatch, measure, fails=None):
+    """Returns the rows of ``parallel`` with times that were not measured."""
+
+    def write_shards(command):
+        assert command[:2] == ["-m", "mnist_jax.data.write"]
+        assert command[3:] == ["--data", "some", "--num-validation", "10"]
+        if fails:
+            raise RuntimeError(fails)
+
+    monkeypatch.setattr(parallel, "run_python", write_shards)
+    monkeypatch.setattr(parallel, "measure_cases", lambda cases, *_: {case: measure(case) for case in cases})
+    return list(parallel.run(Setting(None, small_dataset(), Peaks(1e9, 1e9, 1e9), quick=True)))
+
+
+def test_each_row_of_devices_and_processes_has_its_ideal(monkeypatch):
+    def measure(case):
+        """One second, two for each further device or process, and a half for streaming."""
+        return [2.0 * (case.config.num_devices + case.num_processes) - 3 + 0.5 * case.config.stream]
+
+    rows = parallel_rows(monkeypatch, measure)
+    assert [
+        (row["name"], row.get("value"), row["batch_size"], row["seconds"], row["ideal"], row["ratio_to_ideal"])
+        for row in rows
+    ] == [
+        ("by virtual devices", 1, 256, 1, 1, 1),
+        ("by virtual devices", 2, 256, 3, 1, 3),
+        ("by virtual devices, batch 128 each", 1, 128, 1, 1, 1),
+        ("by virtual devices, batch 128 each", 2, 256, 3, 2, 1.5),
+        ("by processes", 2, 256, 5, 3, pytest.approx(5 / 3)),
+        ("streamed", None, 128, 1.5, 1, 1.5),
+    ]
+    meanings = ["2 x one device", "one process, 2 virtual devices", "data on the device"]
+    assert [row["ideal_meaning"] for row in rows[3:]] == meanings
+    shown = table(results(suites={"scaling": {"rows": rows}}))
+    assert "by processes mlp 512-256 batch 256 float32 at 2 " in shown
+    assert "1.67x the ideal, ideal 3 s (one process, 2 virtual devices)\n" in shown
+
+
+def test_gpus_ideally_divide_a_fixed_batch(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    rows = {(row["name"], row.get("value")): row["ideal"] for row in parallel_rows(monkeypatch, lambda case: [2.0])}
+    assert rows["by devices", 2] == 1
+    assert rows["by devices, batch 128 each", 2] == 2
+    monkeypatch.setattr(jax, "devices", lambda: [None])
+    skipped, streamed = parallel_rows(monkeypatch, lambda case: [2.0])
+    assert skipped == {"name": "by devices", "skipped": "needs more than one device, got 1"}
+    assert (streamed["name"], streamed["ideal"]) == ("streamed", 2)
+
+
+def test_a_case_that_fails_is_a_row_with_the_reason(monkeypatch):
+    rows = parallel_rows(
+        monkeypatch, lambda case: "no luck" if case.config.num_devices == 2 else [1.0], "a page of text\nno grain"
+    )
+    assert [row for row in rows if "skipped" in row] == [
+        {"name": "streamed", "model": "mlp", "skipped": "no grain"},
+        *(
+            {"name": name, "model": "mlp", "value": 2, "skipped": "no luck"}
+            for name in ("by virtual devices", "by virtual devices, batch 128 each", "by processes")
+        ),
+    ]
+    rows = parallel_rows(monkeypatch, lambda case: [1.0] if case.config.num_devices == 2 else "no luck")
+    assert {row["name"] for row in rows if "ideal" in row} == {"by processes"}
+
+
+@pytest.mark.slow
+def test_cases_take_turns_and_one_that_fails_spares_the_others():
+    config = TrainConfig(data="digits", hidden_sizes=(8,), batch_size=512)
+    cases = {
+        "fine": parallel.Case(config),
+        "too large": parallel.Case(dataclasses.replace(config, batch_size=2000)),
+        "two": parallel.Case(dataclasses.replace(config, num_devices=2), 2),
+        "uneven": parallel.Case(dataclasses.replace(config, num_devices=3), 2),
+    }
+    found = dict(zip(cases, parallel.measure_cases(list(cases.values()), 2, 1350).values(), strict=True))
+    for name in ("fine", "two"):
+        assert len(found[name]) == 2 and min(found[name]) > 0, found[name]
+    assert "error: batch_size must be at most the 1350 training examples of digits, got 2000" in found["too large"]
+    assert "error: num_devices must be a multiple of the 2 processes, got 3" in found["uneven"]
 
 
 def test_work_that_was_not_done_is_noticed():
@@ -180,9 +276,12 @@ def test_the_table_goes_between_its_marks(tmp_path):
 
 
 def test_a_picture_is_drawn(tmp_path):
-    plot_results(results(), tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(InputError, match="there is nothing to plot: run python -m benchmarks peers steps"):
+    row = {"name": "by devices", "model": "mlp", "batch_size": 8, **spread([1.0, 2.0]), "ideal": 1.0}
+    scaling = {"rows": [{**row, "value": 1}, {**row, "value": 2}, {**row, "name": "streamed"}, {"name": "exponent"}]}
+    for suites in (results()["suites"], {"scaling": scaling}, results()["suites"] | {"scaling": scaling}):
+        plot_results(results(suites=suites), tmp_path / "plot.png")
+        assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="there is nothing to plot: run python -m benchmarks peers steps scaling"):
         plot_results(results(suites={}), tmp_path / "plot.png")
 
 
@@ -294,10 +393,14 @@ def test_the_whole_suite_runs(tmp_path):
         for row in rows:
             assert row.get("seconds", 1) > 0
             if "flops" in row:
-                num_devices = row["value"] if row["name"] == "by devices" else 1
-                expected = row["flops"] / row["seconds"] / found["peaks"]["float32_flops"] / num_devices
+                # Virtual devices share the peak of the CPU.
+                expected = row["flops"] / row["seconds"] / found["peaks"]["float32_flops"]
                 np.testing.assert_allclose(row["peak_fraction"], expected)
                 np.testing.assert_allclose(row["examples_per_second"], row["examples"] / row["seconds"])
+    scaling = [row for row in found["suites"]["scaling"]["rows"] if "ideal" in row]
+    assert len(scaling) == 6
+    for row in scaling:
+        np.testing.assert_allclose(row["ratio_to_ideal"], row["seconds"] / row["ideal"])
     peers = found["suites"]["peers"]["rows"]
     measured = {row["contestant"] for row in peers if "seconds" in row}
     assert {"mnist_jax", "Flax loop", "lax.conv in a scan"} <= measured
