@@ -7,14 +7,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 import time
 from typing import Any, TextIO
 
-from mnist_jax import Callback, TrainConfig, Training, fit
+from mnist_jax import Callback, Split, TrainConfig, Training, fit, load_dataset
 from mnist_jax.cli.flags import run_command
+
+_NUM_VALIDATION = 100  # examples; the epoch alone is timed, so that the evaluation between turns may be short
 
 
 class _Turns(Callback):
@@ -51,7 +54,10 @@ def main() -> int:
 
             process_id, num_processes = (int(os.environ[f"JAX_{name}"]) for name in ("PROCESS_ID", "NUM_PROCESSES"))
             jax.distributed.initialize(num_processes=num_processes, process_id=process_id)
-        fit(TrainConfig.from_json(sys.argv[1]), callbacks=[_Turns(answers)])
+        config = TrainConfig.from_json(sys.argv[1])
+        dataset = load_dataset(config.data, num_validation=config.num_validation, stream=config.stream)
+        few = Split(dataset.validation.image[:_NUM_VALIDATION], dataset.validation.label[:_NUM_VALIDATION])
+        fit(config, dataset=dataclasses.replace(dataset, validation=few), callbacks=[_Turns(answers)])
 
     return run_command(command)
 
