@@ -48,6 +48,9 @@ def fit(
     ``config.json`` is written first, then a line of ``metrics.jsonl`` and a checkpoint per epoch, and ``summary.json``
     and the figures at the end. The test split is evaluated once, after the last step.
 
+    If ``jax.distributed.initialize`` has connected several processes, call it in each, with the same arguments: they
+    train one run, and the first of them writes it.
+
     Args:
         config: the run. Without MNIST, a config with defaults for data and training trains ``preset("digits")``.
         dataset: replaces the one that ``config`` names.
@@ -66,6 +69,7 @@ def fit(
         InputError: the config, the data or the workdir cannot be used, and nothing was written; or the device ran out
             of memory.
         NonFiniteLossError: the loss became NaN or infinite; earlier checkpoints remain.
+        LostProcessError: another process of the run has ended; earlier checkpoints remain.
         KeyboardInterrupt: Ctrl-C or SIGTERM was received; a checkpoint was saved first.
 
     Example:
