@@ -30,7 +30,8 @@ class Callback:
     """Handles the events of ``fit``: subclass it, and override the methods that you need.
 
     Each method gets the :class:`Training`, with the current ``state``, ``metrics``, ``history`` and ``validation``. The
-    buffers of the state are donated to the next chunk: copy what you want to keep.
+    buffers of the state are donated to the next chunk: copy what you want to keep. Each of several processes calls your
+    callbacks: write files in one of them, where ``jax.process_index() == 0``.
 
     Example:
         >>> class CountChunks(Callback):
