@@ -88,9 +88,9 @@ def _devices(axis: Any, model: str, rows: list[dict[str, Any]]) -> None:
         median, low, high, ideal = (
             [1000 * row[field] for row in chosen] for field in ("seconds", "seconds_min", "seconds_max", "ideal")
         )
-        below, above = np.subtract(median, low), np.subtract(high, median)
+        errors = [np.subtract(median, low).tolist(), np.subtract(high, median).tolist()]
         label = name if "batch" in name else f"{name}, batch {chosen[0]['batch_size']}"
-        axis.errorbar(counts, median, [below, above], color=colour, marker="o", markersize=4, capsize=3, label=label)
+        axis.errorbar(counts, median, errors, color=colour, marker="o", markersize=4, capsize=3, label=label)
         axis.plot(counts, ideal, color=colour, linestyle="--", marker="_", markersize=12, alpha=0.7)
     axis.plot([], [], color="gray", linestyle="--", marker="_", label="ideal of the same colour")
     counts = sorted({row.get("value", 1) for row in rows})

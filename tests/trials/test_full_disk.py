@@ -57,7 +57,9 @@ def test_a_full_disk_is_one_line_and_the_run_resumes_when_there_is_space(size, s
             assert done.returncode == 1
             assert re.fullmatch(r"error: [^\n]*no space left[^\n]*\n", done.stderr, re.IGNORECASE)
         else:
-            assert done.stderr == ""
+            # A run is complete without its figure, for which there may be no space at the very end.
+            notice = r"\S+/learning_curves\.png could not be drawn \([^\n]*No space left[^\n]*\); the run is complete\n"
+            assert re.fullmatch(f"({notice})?", done.stderr)
             assert steps == STEPS
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         is_run = (run / "config.json").exists()
