@@ -81,6 +81,7 @@ def test_a_checkpoint_restores_on_any_number_of_devices(runs, tmp_path, before, 
     assert_trees_close(resumed.state.params, runs[0].state.params, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_on_two_devices(runs):
     run = runs[1]
     report = evaluate_run(run.workdir, num_devices=2)
@@ -89,7 +90,7 @@ def test_a_run_is_evaluated_on_two_devices(runs):
 
 def test_a_population_takes_as_many_devices_as_divide_it():
     config = dataclasses.replace(CONFIG, epochs=1)
-    counts = {(2, 2): 2, (2, 4): 2, (2, 3): 1, (1, 2): 1, (None, 2): 1}
+    counts = {(2, 4): 2, (None, 2): 1}
     for (num_devices, num_members), expected in counts.items():
         population = train_population(dataclasses.replace(config, num_devices=num_devices), range(num_members))
         assert len(population.states.step.sharding.device_set) == expected

@@ -83,7 +83,9 @@ def chunks_keep_their_size(monkeypatch):
     monkeypatch.setattr("mnist_jax.training.epochs._CHUNK_S", 0.0)
 
 
-@pytest.mark.parametrize(("make_state", "num_examples"), [(make_mlp, 42), (make_mlp, 44), (make_cnn, 42)])
+@pytest.mark.parametrize(
+    ("make_state", "num_examples"), [(make_mlp, 42), pytest.param(make_mlp, 44, marks=pytest.mark.slow), (make_cnn, 42)]
+)
 def test_an_epoch_has_the_numbers_of_data_in_memory_bit_for_bit(make_state, num_examples):
     """Also its last batch: batch statistics show that even the examples that pad it are the same."""
     split = make_split(num_examples)
@@ -205,7 +207,7 @@ def run_on(make_state, num_devices):
     return state.params, state.ema_params, state.model_state, total
 
 
-@pytest.mark.parametrize("make_state", [make_mlp, make_cnn])
+@pytest.mark.parametrize("make_state", [pytest.param(make_mlp, marks=pytest.mark.slow), make_cnn])
 def test_two_devices_give_the_numbers_of_one(make_state):
     assert_trees_close(run_on(make_state, 2), run_on(make_state, 1), rtol=1e-5, atol=1e-5)
 
