@@ -137,7 +137,7 @@ def evaluate_run(
     directory = Path(run, "-".join(parts))
     with lock_directory(directory), ThreadPoolExecutor() as pool:
         gradient_norms = pool.submit(per_example_gradient_norms, state, examples)  # runs while figures are drawn
-        evaluation = evaluate_dataset(*put_everywhere((state, examples), sharding), sharding=sharding)
+        evaluation = evaluate_dataset(put_everywhere(state, sharding), examples, sharding=sharding)
         content = {
             "run": os.fspath(run),
             "model": trained_on.get("model") or config.model,

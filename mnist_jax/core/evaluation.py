@@ -117,8 +117,7 @@ def evaluate_dataset(
         split: N examples, on the host or the device.
         batch_size: examples at a time; the last batch is padded and masked. Default 1000 for each device, or 100 on
             CPU, where the activations then stay in the cache.
-        sharding: sharding of the batch axis on a mesh, which state and split are on; see
-            :mod:`mnist_jax.core.sharding`.
+        sharding: sharding of the batch axis on a mesh, which the state is on; see :mod:`mnist_jax.core.sharding`.
 
     Raises:
         ValueError: the split is empty, or ``batch_size`` is below 1.

@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from conftest import assert_trees_close, assert_trees_equal, make_split
+from conftest import assert_trees_close, assert_trees_equal, make_arrays, make_split, write_idx_files
 
 from mnist_jax import InputError, TrainConfig, fit, train_population
 from mnist_jax.evaluate import evaluate_run
@@ -94,3 +94,12 @@ def test_a_population_takes_as_many_devices_as_divide_it():
     for (num_devices, num_members), expected in counts.items():
         population = train_population(dataclasses.replace(config, num_devices=num_devices), range(num_members))
         assert len(population.states.step.sharding.device_set) == expected
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_labels_beyond_the_classes_of_the_run_are_refused(runs, tmp_path, num_devices):
+    arrays = make_arrays()
+    arrays["test_label"][3] = 10
+    write_idx_files(tmp_path / "data", arrays)
+    with pytest.raises(ValueError, match=r"^label must be in \[0, 10\), the classes of the model, got 10$"):
+        evaluate_run(runs[1].workdir, data=str(tmp_path / "data"), num_devices=num_devices)
