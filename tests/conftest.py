@@ -175,6 +175,31 @@ def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     return run
 
 
+@pytest.fixture
+def run_on_eight_devices(run_python: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[[str], None]:
+    """Checks that ``run_on`` of a file of tests gives the numbers of one device on 2, 4 and 8, for MLP and CNN."""
+
+    def check(file: str) -> None:
+        path = Path(file)
+        code = f"""
+import jax
+from conftest import assert_trees_close
+from {path.stem} import make_cnn, make_mlp, run_on
+for make_state in (make_mlp, make_cnn):
+    expected = run_on(make_state, 1)
+    for num_devices in (2, 4, 8):
+        assert_trees_close(run_on(make_state, num_devices), expected, rtol=1e-5, atol=1e-5)
+print(len(jax.devices()))
+"""
+        # The name of a worker keeps conftest from setting the number of devices.
+        eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTEST_XDIST_WORKER": "none"}
+        tests = Path(__file__).parent
+        done = run_python("-c", code, PYTHONPATH=os.pathsep.join(map(str, (path.parent, tests, tests.parent))), **eight)
+        assert done.stdout.splitlines() == ["8"], done.stderr
+
+    return check
+
+
 def make_state(config: TrainConfig, seed: int = 0) -> TrainState:
     """A state whose every array is drawn, whose average is not its parameters, and whose channels may be negated."""
     rng = np.random.default_rng(seed)

@@ -46,7 +46,8 @@ def on_any_mesh(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         leaves, treedef = jax.tree.flatten((args, kwargs))
-        meshes = [jax.typeof(leaf).sharding.mesh for leaf in leaves if isinstance(leaf, jax.Array)]
+        arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+        meshes = [jax.typeof(array).sharding.mesh for array in arrays]
         mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
         if mesh is None:
             return function(*args, **kwargs)
@@ -57,7 +58,6 @@ def on_any_mesh(function: Callable[P, T]) -> Callable[P, T]:
             args, kwargs = jax.tree.unflatten(treedef, merged)
             return function(*args, **kwargs)
 
-        arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
         result: T = jax.sharding.auto_axes(call, out_sharding=NamedSharding(mesh, PartitionSpec()))(arrays)
         return result
 

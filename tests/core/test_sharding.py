@@ -96,22 +96,6 @@ def test_without_a_mesh_the_numbers_are_those_of_a_mesh_of_one():
     np.testing.assert_allclose(whole.logits, evaluation.logits, rtol=1e-5, atol=1e-5)
 
 
-EIGHT = """
-import sys
-sys.path.insert(0, {directory!r})
-from test_sharding import *
-for make_state in (make_mlp, make_cnn):
-    expected = run_on(make_state, 1)
-    for num_devices in (2, 4, 8):
-        assert_trees_close(run_on(make_state, num_devices), expected, rtol=1e-5, atol=1e-5)
-print(len(jax.devices()))
-"""
-
-
 @pytest.mark.slow
-def test_two_four_and_eight_devices_give_the_numbers_of_one(run_python, request):
-    code = EIGHT.format(directory=str(request.path.parent))
-    path = str(request.path.parent.parent)
-    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTEST_XDIST_WORKER": "of this test"}
-    done = run_python("-c", code, PYTHONPATH=path, **eight)
-    assert done.stdout.splitlines() == ["8"], done.stderr
+def test_two_four_and_eight_devices_give_the_numbers_of_one(run_on_eight_devices):
+    run_on_eight_devices(__file__)

@@ -212,24 +212,9 @@ def test_two_devices_give_the_numbers_of_one(make_state):
     assert_trees_close(run_on(make_state, 2), run_on(make_state, 1), rtol=1e-5, atol=1e-5)
 
 
-EIGHT = """
-import sys
-sys.path.insert(0, {directory!r})
-from test_streaming import *
-for make_state in (make_mlp, make_cnn):
-    expected = run_on(make_state, 1)
-    for num_devices in (2, 4, 8):
-        assert_trees_close(run_on(make_state, num_devices), expected, rtol=1e-5, atol=1e-5)
-print(len(jax.devices()))
-"""
-
-
 @pytest.mark.slow
-def test_two_four_and_eight_devices_give_the_numbers_of_one(run_python, request):
-    code = EIGHT.format(directory=str(request.path.parent))
-    path = f"{request.path.parents[1]}:{request.path.parents[2]}"
-    done = run_python("-c", code, PYTHONPATH=path, XLA_FLAGS="--xla_force_host_platform_device_count=8")
-    assert done.stdout.splitlines() == ["8"], done.stderr
+def test_two_four_and_eight_devices_give_the_numbers_of_one(run_on_eight_devices):
+    run_on_eight_devices(__file__)
 
 
 SHARE = """
