@@ -72,6 +72,10 @@ Evaluate and look inside
     evaluate_run                evaluates a run, and writes numbers, figures and a page
     RunReport                   the evaluation of a run
     ensemble_probabilities      averages the predictions of several models
+    Uncertainty                 entropy, mutual information and variance of an ensemble
+    out_of_distribution_auroc   measures how well a score finds strange examples
+    fit_temperature             fits the temperature of temperature scaling
+    Calibration                 confidence and accuracy in bins, with their difference (ECE)
     per_example_losses          computes the loss of each example of a split
     per_example_margins         computes the margin of each example of a split
     per_example_gradient_norms  computes the gradient norm of each example of a split

@@ -1,6 +1,8 @@
 from .config import TrainConfig as TrainConfig
 from .core.apply import apply_model as apply_model
 from .core.augment import Augmentation as Augmentation
+from .core.calibration import Calibration as Calibration
+from .core.calibration import fit_temperature as fit_temperature
 from .core.epoch import epoch_order as epoch_order
 from .core.epoch import train_epoch as train_epoch
 from .core.epoch import train_steps as train_steps
@@ -29,6 +31,8 @@ from .core.state import count_parameters as count_parameters
 from .core.state import create_train_state as create_train_state
 from .core.steps import eval_step as eval_step
 from .core.steps import train_step as train_step
+from .core.uncertainty import Uncertainty as Uncertainty
+from .core.uncertainty import out_of_distribution_auroc as out_of_distribution_auroc
 from .data import Dataset as Dataset
 from .data import Split as Split
 from .data import StreamedSplit as StreamedSplit
