@@ -79,6 +79,10 @@ Evaluate and look inside
     per_example_losses          computes the loss of each example of a split
     per_example_margins         computes the margin of each example of a split
     per_example_gradient_norms  computes the gradient norm of each example of a split
+    el2n                        scores examples by the error of several models
+    grand                       scores examples by the gradient norms of several models
+    memorisation                estimates which examples must be seen to be predicted
+    subset_influence            estimates what each example changes in other predictions
     saliency                    computes how much each pixel changes the predicted logit
     one_example_loss            returns the loss of one example as a function, for ``vmap``
     one_example_margin          returns the margin of one example as a function

@@ -25,6 +25,10 @@ from .core.per_example import per_example_losses as per_example_losses
 from .core.per_example import per_example_margins as per_example_margins
 from .core.population import ensemble_probabilities as ensemble_probabilities
 from .core.saliency import saliency as saliency
+from .core.scores import el2n as el2n
+from .core.scores import grand as grand
+from .core.scores import memorisation as memorisation
+from .core.scores import subset_influence as subset_influence
 from .core.state import Recipe as Recipe
 from .core.state import TrainState as TrainState
 from .core.state import count_parameters as count_parameters
