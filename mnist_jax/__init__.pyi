@@ -74,6 +74,8 @@ from .training.describe import model_table as model_table
 from .training.export import export_run as export_run
 from .training.export import load_export as load_export
 from .training.fit import fit as fit
+from .training.label_errors import LabelErrors as LabelErrors
+from .training.label_errors import find_label_errors as find_label_errors
 from .training.loading import load_run as load_run
 from .training.network import load_predictor as load_predictor
 from .training.optimizer import build_optimizer as build_optimizer

@@ -20,6 +20,7 @@ COMMANDS = {
     "export": ("mnist_jax.export.__main__", "write a model as JSON, safetensors, StableHLO or ONNX"),
     "sweep": ("mnist_jax.sweep.__main__", "search for hyperparameters"),
     "runs": ("mnist_jax.runs", "list runs with their results"),
+    "label_errors": ("mnist_jax.label_errors", "find images whose label is probably wrong"),
     "compare": ("mnist_jax.compare", "compare runs: settings, results and curves"),
 }
 

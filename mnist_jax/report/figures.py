@@ -147,6 +147,18 @@ def example_grid(
     _draw_grid(image[..., 0], _captions(label, logits, class_names), path, title)
 
 
+def contact_sheet(image: np.ndarray, captions: Sequence[tuple[str, bool]], path: Path, title: str) -> None:
+    """Draws images in rows of ten, each below its caption of one or two short lines, as a PNG.
+
+    Args:
+        image: ``uint8[N, 28, 28, 1]``; N may be 0.
+        captions: N texts, and whether each is red.
+        path: path of the PNG; its directory is created if needed.
+        title: title above the images.
+    """
+    _draw_grid(image[..., 0], captions, path, title, num_columns=10, group=10)
+
+
 def saliency_grid(
     image: np.ndarray,
     maps: np.ndarray,

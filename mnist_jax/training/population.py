@@ -1,6 +1,7 @@
 """Trains many models in one compiled program, over seeds and hyperparameters.
 
     population = train_population(config, seeds=range(8), hyperparameters={"learning_rate": rates})
+    population = train_population(config, seeds=range(8), examples=mask)     # bool[8, N]: each on its own examples
     population.validation_accuracy[-1]                          # float64[M], after the last epoch
     ensemble_probabilities(population.logits(dataset.test))     # float32[N, K]
 
@@ -27,7 +28,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from mnist_jax.config import TrainConfig
 from mnist_jax.core.epoch import count_steps
 from mnist_jax.core.evaluation import choose_batch_size
-from mnist_jax.core.population import evaluate_population
+from mnist_jax.core.population import evaluate_population, pad_subsets, subset_order
 from mnist_jax.core.state import TrainState
 from mnist_jax.data import Dataset, Split, load_dataset
 from mnist_jax.errors import InputError
@@ -81,6 +82,7 @@ def train_population(
     hyperparameters: Mapping[str, Sequence[float]] | None = None,
     dataset: Dataset | None = None,
     before_epoch: Callable[[int], object] | None = None,
+    examples: np.typing.ArrayLike | None = None,
 ) -> Population:
     """Trains M models together, each for ``config.epochs``; does not use the test split.
 
@@ -92,13 +94,15 @@ def train_population(
             so models that differ in them need separate populations.
         dataset: default the one that ``config`` names.
         before_epoch: called before each epoch with its number, from 1; it may raise to stop.
+        examples: ``bool[M, N]``, the training examples of each member; None for all. An epoch has as many steps as the
+            member with most examples needs; the last steps of a member with fewer have a gradient of 0.
 
     Returns:
         The population. A member that diverges continues with NaN and does not affect the others.
 
     Raises:
-        InputError: a seed, name or value is invalid, a hyperparameter does not have M values, or the device ran out of
-            memory.
+        InputError: a seed, name or value is invalid, a hyperparameter does not have M values, a member has no examples,
+            or the device ran out of memory.
 
     Example:
         >>> config = TrainConfig(data="digits", hidden_sizes=(8,), epochs=1)
@@ -113,11 +117,12 @@ def train_population(
     if dataset is None:
         dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
     check_batch_size(config, dataset)
+    subset = None if examples is None else _check_examples(np.asarray(examples), len(seeds), dataset, config.batch_size)
     if processes.count() > 1:
         raise InputError(f"a population is trained by one process, got {processes.count()}")
     devices = choose_devices(config.num_devices)
     with explain_out_of_memory(lambda: "train fewer members at a time"):
-        return _train(config, seeds, member_values, dataset, devices, before_epoch)
+        return _train(config, seeds, member_values, dataset, devices, before_epoch, subset)
 
 
 def _train(
@@ -127,8 +132,10 @@ def _train(
     dataset: Dataset,
     devices: Sequence[jax.Device],
     before_epoch: Callable[[int], object] | None,
+    subset: np.ndarray | None,
 ) -> Population:
-    steps_per_epoch = count_steps(dataset.train.num_examples, config.batch_size)
+    num_examples = dataset.train.num_examples if subset is None else subset.shape[1]
+    steps_per_epoch = count_steps(num_examples, config.batch_size)
     tx = build_optimizer(config, config.epochs * steps_per_epoch, tuple(member_values))
     _check_members(config, seeds, member_values)
 
@@ -141,7 +148,11 @@ def _train(
         config, data=None, data_dir=None, workdir=None, resume=False, seed=0, epochs=1, num_devices=None
     )
     states = _create(shared, tx, dataset.num_classes, sharded, keys, arrays)
-    epochs = ChunkedEpoch(states, train, config.batch_size, population=True)
+    options: dict[str, Any] = {}
+    if subset is not None:
+        order_fn = functools.partial(subset_order, subset=jax.device_put(subset, sharded))
+        options = {"order_fn": order_fn, "has_gaps": bool((subset < 0).any())}
+    epochs = ChunkedEpoch(states, train, config.batch_size, population=True, **options)
     history = []
     for epoch in range(config.epochs):
         if before_epoch is not None:
@@ -157,6 +168,19 @@ def _train(
         validation_loss=np.stack([metrics.loss_sum / metrics.count for metrics in history]),
         validation_accuracy=np.stack([metrics.correct / metrics.count for metrics in history]),
     )
+
+
+def _check_examples(mask: np.ndarray, num_members: int, dataset: Dataset, batch_size: int) -> np.ndarray:
+    """Returns the indices of the examples of each member, ``int32[M, n]``, padded with -1."""
+    shape = (num_members, dataset.train.num_examples)
+    if mask.dtype != bool or mask.shape != shape:
+        raise InputError(f"examples must be bool{list(shape)}, got {mask.dtype}{list(mask.shape)}")
+    for member in np.flatnonzero(~mask.any(axis=1)):
+        raise InputError(f"examples must have at least one example for each member, got none for member {member}")
+    subset = pad_subsets(mask)
+    if batch_size > subset.shape[1]:
+        raise InputError(f"batch_size must be at most the {subset.shape[1]} examples of a member, got {batch_size}")
+    return subset
 
 
 def _check_members(
