@@ -59,7 +59,6 @@ def run_on(make_state, num_devices, axis_type=AxisType.Auto):
         state.model_state,
         first,
         metrics,
-        recorded,
         evaluation.loss,
         evaluation.logits,
     )
