@@ -133,9 +133,15 @@ def test_the_next_population_needs_no_compilation(plain_population):
 SUBSETS = {"equal": (20, 20), "one step, partly": (18, 23), "an empty step": (15, 23)}
 
 
-@pytest.mark.parametrize("sizes", SUBSETS.values(), ids=SUBSETS)
-@pytest.mark.parametrize("config", [MLP, dataclasses.replace(CNN, epochs=1)], ids=["mlp", "cnn"])
-def test_a_member_of_a_part_of_the_examples_is_the_run_on_that_part(sizes, config):
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        pytest.param(MLP, SUBSETS["an empty step"], id="mlp"),
+        *(pytest.param(MLP, sizes, id=f"mlp, {name}", marks=pytest.mark.slow) for name, sizes in SUBSETS.items()),
+        *(pytest.param(CNN, sizes, id=f"cnn, {name}", marks=pytest.mark.slow) for name, sizes in SUBSETS.items()),
+    ],
+)
+def test_a_member_of_a_part_of_the_examples_is_the_run_on_that_part(config, sizes):
     rng = np.random.default_rng(0)
     mask = np.stack([rng.permutation(30) < size for size in sizes])
     population = train_population(config, SEEDS, dataset=DATASET, examples=mask)
