@@ -81,7 +81,7 @@ Evaluate and look inside
     per_example_margins         computes the margin of each example of a split
     per_example_gradient_norms  computes the gradient norm of each example of a split
     find_label_errors           finds examples whose label is probably wrong
-    LabelErrors                 labels, with the predictions of models that were not trained on them
+    LabelErrors                 labels, and the predictions of models that never saw them
     el2n                        scores examples by the error of several models
     grand                       scores examples by the gradient norms of several models
     memorisation                estimates which examples must be seen to be predicted

@@ -123,7 +123,6 @@ def write_label_errors(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([columns, *zip(*columns.values(), strict=True)])
     write_whole(path / "label_errors.csv", text.getvalue())
-    arrays = {"labels": errors.label, "pred_probs": errors.probabilities}
     shown = ranking[:_NUM_DRAWN]
     names = [name.replace("$", r"\$") for name in class_names]  # Matplotlib reads $...$ as mathematics
     pairs = [(names[errors.label[index]], names[errors.suggested[index]]) for index in shown]
@@ -132,7 +131,7 @@ def write_label_errors(
     prepare_matplotlib()
     try:
         with atomic_write(path / "label_errors.npz", locked=True) as file:
-            np.savez(file, **arrays)
+            np.savez(file, labels=errors.label, pred_probs=errors.probabilities)
         contact_sheet(image[shown], captions, path / "label_errors.png", title)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
