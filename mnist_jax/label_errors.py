@@ -30,7 +30,7 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data import load_dataset
 from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError
-from mnist_jax.presets import preset
+from mnist_jax.presets import CROSS_VALIDATION
 from mnist_jax.report.figures import contact_sheet
 from mnist_jax.training.workdir import is_unused, lock_directory, new_directory, write_whole
 
@@ -82,7 +82,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.lab
 def _parse(args: Sequence[str] | None, prog: str) -> tuple[TrainConfig, argparse.Namespace]:
     description = "Find images whose label is probably wrong: models that were trained without an image predict it."
     parser = OneLineParser(prog, description, "--data mnist --split test", usage="%(prog)s [flags]")
-    group = parser.add_argument_group("label errors", "The models have the preset fast, which other flags override.")
+    group = parser.add_argument_group("label errors", "Other flags override the fields of the models.")
     help_ = "labels to check: train, with the validation split at its end, or test (default: train)"
     group.add_argument("--split", choices=SPLITS, default="train", help=help_)
     help_ = "parts of the training examples; each model is trained on all but one (default: %(default)s)"
@@ -91,9 +91,9 @@ def _parse(args: Sequence[str] | None, prog: str) -> tuple[TrainConfig, argparse
     group.add_argument("--repeats", type=int, default=2, metavar="INT", help=help_)
     help_ = "score, lowest first: normalised_margin or self_confidence (default: %(default)s)"
     group.add_argument("--rank-by", choices=SCORES, default=SCORES[0], metavar="SCORE", help=help_)
-    add_config_flags(parser, preset("fast"), args)
+    add_config_flags(parser, CROSS_VALIDATION, args)
     flags = parser.parse_args(args)
-    config = replace_fields(preset("fast"), flags)
+    config = replace_fields(CROSS_VALIDATION, flags)
     if config.resume:
         raise InputError("resume has no effect on label errors: leave it out")
     return config, flags

@@ -1,6 +1,6 @@
 """Finds examples whose label is probably wrong: models that were trained without an example predict it.
 
-errors = find_label_errors(preset("fast"), split="train")
+errors = find_label_errors(split="train")
 errors.ranking()[:100]           # indices, the most suspicious first
 errors.probabilities             # float32[N, K], as cleanlab takes them
 
@@ -22,11 +22,10 @@ from mnist_jax.core.population import ensemble_probabilities, pad_subsets
 from mnist_jax.core.state import TrainState
 from mnist_jax.data import Dataset, Split, load_dataset
 from mnist_jax.errors import InputError
-from mnist_jax.presets import preset
+from mnist_jax.presets import CROSS_VALIDATION
 from mnist_jax.training.population import train_population
 
 SPLITS = ("train", "test")
-DEFAULT = preset("fast")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +72,7 @@ class LabelErrors:
 
 
 def find_label_errors(
-    config: TrainConfig = DEFAULT,
+    config: TrainConfig = CROSS_VALIDATION,
     *,
     split: str = "train",
     folds: int = 5,
