@@ -5,9 +5,9 @@ Run it with ``python experiments/label_errors.py --data path/to/mnist --seeds 0-
 On 2 cores of an AMD EPYC (Zen 5), over 3 seeds: ±.
 
 5 % of the 60,000 training labels are flipped by a seed: uniformly to one of the nine other classes, or to the class
-that the class of the image is confused with most. Average precision is that of the ranking of all 60,000, out of fold, where
-the labels of the data count as right, although some are not. The test split has fifteen labels that human vote found
-wrong or undecided: ``found_N`` of them are among the first 50 of its 10,000 images.
+that the class of the image is confused with most. Average precision is that of the ranking of all 60,000, out of fold,
+where the labels of the data count as right, although some are not. The test split has fifteen labels that human vote
+found wrong or undecided: ``found_...`` counts those among the first 50 of its 10,000 images.
 
 Model, epochs and label smoothing were chosen by the flipped labels of seed 1, not by the fifteen. With 4 folds and one
 repeat, average precision for uniform and confusable flips:
