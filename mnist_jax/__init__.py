@@ -14,6 +14,7 @@ Train a run
     find_runs                   finds the runs in a directory
     RunInfo                     config and results of a run that was found
     load_run                    loads the config and the newest state of a run
+    load_run_dataset            loads the data that a run was trained on
     train_population            trains models together, over seeds and hyperparameters
     Population                  models trained together
     run_sweep                   searches hyperparameters
@@ -90,6 +91,12 @@ Evaluate and look inside
     one_example_loss            returns the loss of one example as a function, for ``vmap``
     one_example_margin          returns the margin of one example as a function
     one_example_gradient_norm   returns the gradient norm of one example as a function
+
+One training example at a time
+    RecordDynamics              records each training example in each epoch of ``fit``
+    load_dynamics               loads what a run recorded
+    Dynamics                    loss, margin and more of each example in each epoch
+    DataMap                     coordinates of each example in a data map
 
 Classify pictures
     predict_image               classifies one picture of a digit

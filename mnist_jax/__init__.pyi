@@ -3,6 +3,8 @@ from .core.apply import apply_model as apply_model
 from .core.augment import Augmentation as Augmentation
 from .core.calibration import Calibration as Calibration
 from .core.calibration import fit_temperature as fit_temperature
+from .core.dynamics import DataMap as DataMap
+from .core.dynamics import Dynamics as Dynamics
 from .core.epoch import epoch_order as epoch_order
 from .core.epoch import train_epoch as train_epoch
 from .core.epoch import train_steps as train_steps
@@ -78,6 +80,7 @@ from .training.fit import fit as fit
 from .training.label_errors import LabelErrors as LabelErrors
 from .training.label_errors import find_label_errors as find_label_errors
 from .training.loading import load_run as load_run
+from .training.loading import load_run_dataset as load_run_dataset
 from .training.network import load_predictor as load_predictor
 from .training.optimizer import build_optimizer as build_optimizer
 from .training.optimizer import build_schedule as build_schedule
@@ -89,3 +92,5 @@ from .training.runs import RunInfo as RunInfo
 from .training.runs import find_runs as find_runs
 
 __version__: str
+from .training.recording import RecordDynamics as RecordDynamics
+from .training.recording import load_dynamics as load_dynamics

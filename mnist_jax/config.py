@@ -38,15 +38,15 @@ AUGMENTATION_FIELDS = ("augment_shift", "augment_rotation", "augment_scale", "au
 RECIPE_FIELDS = (*LOSS_FIELDS, *AUGMENTATION_FIELDS, "microbatch_size", "seed")
 # These fields do not affect the training, so they may change when a run is resumed.
 CHANGEABLE_ON_RESUME = ("data_dir", "stream", "num_devices", "checkpoint_every", "keep_checkpoints", "workdir",
-                        "resume", "progress", "quiet")
+                        "resume", "record", "progress", "quiet")
 # ``--help-all`` shows all fields in these groups, ``--help`` the common ones.
 FIELD_GROUPS = {
-    "data": ("data", "data_dir", "num_validation", "stream"),
+    "data": ("data", "data_dir", "num_validation", "stream", "keep_hardest", "scores"),
     "model": MODEL_FIELDS,
     "optimizer": (*OPTIMIZER_FIELDS, *LOSS_FIELDS),
     "augmentation": AUGMENTATION_FIELDS,
     "run": ("batch_size", "microbatch_size", "epochs", "early_stopping", "seed", "num_devices", "checkpoint_every",
-            "keep_checkpoints", "workdir", "resume", "progress", "quiet"),
+            "keep_checkpoints", "workdir", "resume", "record", "progress", "quiet"),
 }
 COMMON_FIELDS = ("data", "data_dir", "stream", "model", "hidden_sizes", "optimizer", "learning_rate", "schedule",
                  "augment_shift", "augment_rotation", "batch_size", "epochs", "seed", "num_devices", "workdir",
@@ -87,6 +87,11 @@ class TrainConfig:
     """examples held out from the end of the training set; default: 5000, or a tenth of fewer than 50000"""
     stream: bool = False
     """read the training examples from array_record shards while training, for data larger than memory"""
+    keep_hardest: float | None = None
+    """train on this fraction of the training examples, those with the highest scores, in (0, 1]; needs --scores"""
+    scores: str | None = None
+    """score of each training example, higher for harder: the scores.csv of python -m mnist_jax.dynamics, or any .csv,
+    .npy or .npz with score"""
 
     model: Model = "mlp"
     """architecture"""
@@ -172,6 +177,8 @@ class TrainConfig:
     resume: bool = False
     """continue the run in --workdir; --epochs may grow and --early-stopping change, the rest of the training must
     stay the same"""
+    record: bool = False
+    """record loss, correctness and margin of each training example in each epoch, for python -m mnist_jax.dynamics"""
     progress: bool = False
     """show a bar for each epoch even if stderr is not a terminal, as in a notebook or a log"""
     quiet: bool = False
@@ -212,9 +219,14 @@ class TrainConfig:
         check("in [0, 7]", lambda value: 0 <= value <= 7, "augment_elastic")
         check("in [2, 14]", lambda value: 2 <= value <= 14, "augment_smoothness")
         check("in [0, 1]", lambda value: 0 <= value <= 1, "augment_erasing")
-        for name in ("data", "data_dir", "workdir"):
+        check("in (0, 1]", lambda value: 0 < value <= 1, "keep_hardest")
+        for name in ("data", "data_dir", "workdir", "scores"):
             _require(getattr(self, name) != "", name, "a name", "an empty string")
         _require(not (self.resume and self.workdir is None), "resume", "given together with --workdir", "no workdir")
+        keeps = self.keep_hardest is not None
+        _require(not keeps or self.scores is not None, "keep_hardest", "given with --scores", "no scores")
+        _require(keeps or self.scores is None, "scores", "given with --keep-hardest", f"{self.scores} alone")
+        _require(not (keeps and self.stream), "keep_hardest", "given without --stream", "both")
         for field in dataclasses.fields(self):
             if getattr(self, field.name) != field.default:
                 check_effect(field.name, vars(self))

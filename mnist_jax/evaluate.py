@@ -20,7 +20,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,24 +121,16 @@ def evaluate_run(
         from mnist_jax.core.per_example import per_example_gradient_norms
         from mnist_jax.core.saliency import saliency
         from mnist_jax.training.devices import choose_sharding, put_everywhere
-        from mnist_jax.training.loading import load_run
+        from mnist_jax.training.loading import load_run, load_run_dataset
 
         sharding = choose_sharding(num_devices)
         config, state = load_run(run, model=model, tx=tx, best=best)
-        num_validation = config.num_validation if data is None else None
         trained_on = read_data(Path(run)) or {}
-        own_dir = config.data_dir or _directory_of(trained_on)
-        dataset = load_dataset(
-            data or config.data,
-            data_dir=data_dir or (own_dir if data is None else config.data_dir),
-            num_validation=num_validation,
-            stream=config.stream and data is None and split != "train",
-        )
-        own_data = dataset
-        if calibrate and data is not None:
-            own_data = load_dataset(
-                config.data, data_dir=own_dir, num_validation=config.num_validation, stream=config.stream
-            )
+        if data is None:
+            dataset = load_run_dataset(run, data_dir=data_dir, stream=config.stream and split != "train")
+        else:
+            dataset = load_dataset(data, data_dir=data_dir or config.data_dir)
+        own_data = dataset if data is None or not calibrate else load_run_dataset(run, stream=config.stream)
 
     part_start = time.perf_counter()
     seconds = {"start": part_start - start_time}
@@ -182,12 +174,6 @@ def evaluate_run(
         content["seconds"] = seconds
         write_whole(directory / "evaluation.json", json.dumps(content, indent=2) + "\n")
     return RunReport(content, evaluation, directory)
-
-
-def _directory_of(trained_on: Mapping[str, Any]) -> str | None:
-    """Returns the directory that the data of a run was read from, if it still exists."""
-    path = trained_on.get("path")
-    return path if path is not None and Path(path).is_dir() else None
 
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.evaluate") -> int:

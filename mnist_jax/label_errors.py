@@ -132,7 +132,7 @@ def write_label_errors(
     try:
         with atomic_write(path / "label_errors.npz", locked=True) as file:
             np.savez(file, labels=errors.label, pred_probs=errors.probabilities)
-        contact_sheet(image[shown], captions, path / "label_errors.png", title)
+        contact_sheet(image[shown, ..., 0], captions, path / "label_errors.png", title, num_columns=10, group=10)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 

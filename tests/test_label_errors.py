@@ -176,6 +176,10 @@ def test_nothing_is_overwritten(written, capsys):
         (["--rank-by", "margin"], "rank_by must be one of normalised_margin, self_confidence, got margin"),
         (["--resume", "--workdir", "w"], "resume has no effect on label errors: leave it out"),
         (["--stream"], "stream has no effect on label errors, whose data is in memory: leave it out"),
+        (
+            ["--keep-hardest", "0.5", "--scores", "s.csv"],
+            "keep_hardest has no effect on label errors, which are about all examples: leave it out",
+        ),
         (["--batch-size", "1100"], "batch_size must be at most the 1000 examples of a member, got 1100"),
         (["--data", "nowhere"], "data must be one of mnist, .* got 'nowhere'"),
     ],

@@ -110,6 +110,8 @@ def find_label_errors(
         raise InputError(f"repeats must be at least 1, got {repeats}")
     if config.stream:
         raise InputError("stream has no effect on label errors, whose data is in memory: leave it out")
+    if config.keep_hardest is not None:
+        raise InputError("keep_hardest has no effect on label errors, which are about all examples: leave it out")
     if dataset is None:
         dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
     train = join_training(dataset)

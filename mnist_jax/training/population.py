@@ -31,11 +31,13 @@ from mnist_jax.core.evaluation import choose_batch_size
 from mnist_jax.core.population import evaluate_population, pad_subsets, subset_order
 from mnist_jax.core.state import TrainState
 from mnist_jax.data import Dataset, Split, load_dataset
+from mnist_jax.data.scores import take_examples
 from mnist_jax.errors import InputError
 from mnist_jax.training import processes
 from mnist_jax.training.build import build_state, check_batch_size
 from mnist_jax.training.devices import choose_devices
 from mnist_jax.training.epochs import ChunkedEpoch
+from mnist_jax.training.kept import choose_kept
 from mnist_jax.training.memory import explain_out_of_memory
 from mnist_jax.training.optimizer import build_optimizer
 
@@ -116,6 +118,8 @@ def train_population(
         raise InputError("stream has no effect on a population, whose data is in memory: leave it out")
     if dataset is None:
         dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
+    if (kept := choose_kept(config, dataset, None)) is not None:
+        dataset = take_examples(dataset, kept)
     check_batch_size(config, dataset)
     subset = None if examples is None else _check_examples(np.asarray(examples), len(seeds), dataset, config.batch_size)
     if processes.count() > 1:
@@ -186,6 +190,8 @@ def _check_examples(mask: np.ndarray, num_members: int, dataset: Dataset, batch_
 def _check_members(
     config: TrainConfig, seeds: tuple[int, ...], hyperparameters: Mapping[str, tuple[float, ...]]
 ) -> None:
+    if config.record:
+        raise InputError("record has no effect on a population: leave it out")
     if config.early_stopping is not None:
         raise InputError(f"early_stopping has no effect on a population: leave it out, got {config.early_stopping}")
     if not seeds:

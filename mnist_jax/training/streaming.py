@@ -28,6 +28,7 @@ from mnist_jax.core.epoch import count_steps, loop_block
 from mnist_jax.core.metrics import Metrics
 from mnist_jax.core.state import TrainState
 from mnist_jax.data.dataset import Split, StreamedSplit
+from mnist_jax.errors import InputError
 from mnist_jax.training.compiled import Compiled
 from mnist_jax.training.epochs import ChunkedEpoch
 
@@ -148,9 +149,19 @@ class StreamedEpoch(ChunkedEpoch):
 
 
 def create_epochs(
-    state: TrainState, split: Split | StreamedSplit, batch_size: int, sharding: NamedSharding | None = None
+    state: TrainState,
+    split: Split | StreamedSplit,
+    batch_size: int,
+    sharding: NamedSharding | None = None,
+    record: bool = False,
 ) -> ChunkedEpoch:
-    """Returns a :class:`StreamedEpoch` for a split on disk, and a :class:`ChunkedEpoch` for one on the device."""
-    if isinstance(split, StreamedSplit):
-        return StreamedEpoch(state, split, batch_size, sharding=sharding)
-    return ChunkedEpoch(state, split, batch_size, sharding=sharding)
+    """Returns a :class:`StreamedEpoch` for a split on disk, and a :class:`ChunkedEpoch` for one on the device.
+
+    Raises:
+        InputError: the values of each example are to be recorded, and the split is on disk.
+    """
+    if not isinstance(split, StreamedSplit):
+        return ChunkedEpoch(state, split, batch_size, sharding=sharding, record=record)
+    if record:
+        raise InputError("record needs the training examples in memory: leave out stream, or do not record them")
+    return StreamedEpoch(state, split, batch_size, sharding=sharding)
