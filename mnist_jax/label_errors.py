@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mnist_jax.training.label_errors import LabelErrors
 
 SPLITS = ("train", "test")
-SCORES = ("normalised_margin", "self_confidence")
+SCORES = ("self_confidence", "normalised_margin")
 _NUM_DRAWN = 100
 _NUM_PRINTED = 10
 
@@ -88,8 +88,8 @@ def _parse(args: Sequence[str] | None, prog: str) -> tuple[TrainConfig, argparse
     help_ = "parts of the training examples; each model is trained on all but one (default: %(default)s)"
     group.add_argument("--folds", type=int, default=5, metavar="INT", help=help_)
     help_ = "times that the examples are divided anew; the probabilities are averaged (default: %(default)s)"
-    group.add_argument("--repeats", type=int, default=2, metavar="INT", help=help_)
-    help_ = "score, lowest first: normalised_margin or self_confidence (default: %(default)s)"
+    group.add_argument("--repeats", type=int, default=1, metavar="INT", help=help_)
+    help_ = "score, lowest first: self_confidence or normalised_margin (default: %(default)s)"
     group.add_argument("--rank-by", choices=SCORES, default=SCORES[0], metavar="SCORE", help=help_)
     add_config_flags(parser, CROSS_VALIDATION, args)
     flags = parser.parse_args(args)

@@ -87,8 +87,8 @@ def test_the_scores_are_their_definitions():
         assert errors.self_confidence[index] == pytest.approx(row[label[index]])
         assert errors.normalised_margin[index] == pytest.approx((1 + row[label[index]] - other) / 2)
         assert errors.suggested[index] == row.index(max(row))
-    assert (np.diff(errors.normalised_margin[errors.ranking()]) >= 0).all()
-    assert (np.diff(errors.self_confidence[errors.ranking("self_confidence")]) >= 0).all()
+    assert (np.diff(errors.self_confidence[errors.ranking()]) >= 0).all()
+    assert (np.diff(errors.normalised_margin[errors.ranking("normalised_margin")]) >= 0).all()
 
 
 def test_equal_scores_keep_the_order_of_the_data():
@@ -141,7 +141,7 @@ def test_the_files_are_complete(written):
 @pytest.mark.uses_adam
 def test_the_command_prints_the_first_and_makes_a_directory(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    flags = ["--split", "test", "--folds", "2", "--repeats", "1", "--rank-by", "self_confidence"]
+    flags = ["--split", "test", "--folds", "2", "--repeats", "1", "--rank-by", "normalised_margin"]
     assert main([*FLAGS, *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
     (path,) = (tmp_path / "label_errors").iterdir()
@@ -149,7 +149,7 @@ def test_the_command_prints_the_first_and_makes_a_directory(tmp_path, monkeypatc
     assert re.split("  +", lines[0]) == ["label", "suggested", "index", "self-confidence", "normalised margin"]
     with (path / "label_errors.csv").open() as file:
         rows = list(csv.DictReader(file))
-    scores = [float(row["self_confidence"]) for row in rows]
+    scores = [float(row["normalised_margin"]) for row in rows]
     assert scores == sorted(scores)
     for line, row in zip(lines[1:11], rows, strict=False):
         shown = [f"{float(row[name]):.4f}" for name in ("self_confidence", "normalised_margin")]
@@ -173,7 +173,7 @@ def test_nothing_is_overwritten(written, capsys):
         (["--folds", "1501"], "folds must be between 2 and the 1500 training examples, got 1501"),
         (["--repeats", "0"], "repeats must be at least 1, got 0"),
         (["--split", "validation"], "split must be one of train, test, got validation"),
-        (["--rank-by", "margin"], "rank_by must be one of normalised_margin, self_confidence, got margin"),
+        (["--rank-by", "margin"], "rank_by must be one of self_confidence, normalised_margin, got margin"),
         (["--resume", "--workdir", "w"], "resume has no effect on label errors: leave it out"),
         (["--stream"], "stream has no effect on label errors, whose data is in memory: leave it out"),
         (

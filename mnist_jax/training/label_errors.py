@@ -65,7 +65,7 @@ class LabelErrors:
         np.put_along_axis(others, self.label[:, None], -np.inf, axis=1)
         return (1 + self.self_confidence - others.max(axis=1)) / 2
 
-    def ranking(self, by: Literal["normalised_margin", "self_confidence"] = "normalised_margin") -> np.ndarray:
+    def ranking(self, by: Literal["self_confidence", "normalised_margin"] = "self_confidence") -> np.ndarray:
         """Returns the indices of all examples, ``int[N]``, lowest score first."""
         scores: np.ndarray = getattr(self, by)
         return scores.argsort(kind="stable")
@@ -76,7 +76,7 @@ def find_label_errors(
     *,
     split: str = "train",
     folds: int = 5,
-    repeats: int = 2,
+    repeats: int = 1,
     dataset: Dataset | None = None,
 ) -> LabelErrors:
     """Predicts each example by models that were not trained on it, as one program of ``folds * repeats`` models.
