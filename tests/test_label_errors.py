@@ -139,6 +139,19 @@ def test_the_files_are_complete(written):
 
 
 @pytest.mark.uses_adam
+def test_cleanlab_takes_the_file_as_it_is(written):
+    cleanlab = pytest.importorskip("cleanlab", reason="cleanlab is no dependency")
+    with np.load(written / "label_errors.npz") as arrays:
+        errors = LabelErrors(arrays["labels"], arrays["pred_probs"])
+        issues = cleanlab.filter.find_label_issues(**arrays, n_jobs=1)  # else it forks
+    assert issues.shape == (1500,)
+    args = (errors.label, errors.probabilities)
+    for score in ("self_confidence", "normalized_margin"):
+        expected = getattr(cleanlab.rank, f"get_{score}_for_each_label")(*args)
+        np.testing.assert_allclose(getattr(errors, score.replace("z", "s")), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.uses_adam
 def test_the_command_prints_the_first_and_makes_a_directory(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = ["--split", "test", "--folds", "2", "--repeats", "1", "--rank-by", "normalised_margin"]
