@@ -179,7 +179,7 @@ def test_the_commands_of_the_readme_parse(monkeypatch):
         monkeypatch.setenv(name, "")
     commands = [line.split("#")[0].rstrip("& ").split() for block in blocks("bash") for line in block.splitlines()]
     trained = [command[command.index("mnist_jax.train") + 1 :] for command in commands if "mnist_jax.train" in command]
-    assert len(trained) == 10
+    assert len(trained) == 12
     for flags in trained:
         parse_flags(TrainConfig(), flags, "prog")
 

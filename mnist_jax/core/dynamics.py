@@ -52,8 +52,8 @@ class Dynamics:
         >>> dynamics = Dynamics(-np.log(values), correct, values - 0.5, values)
         >>> dynamics.forgetting_events()
         array([1, 3], dtype=int32)
-        >>> dynamics.data_map().correctness.round(2).tolist()
-        [0.67, 0.0]
+        >>> dynamics.data_map().correctness.tolist()
+        [0.6666666865348816, 0.0]
     """
 
     loss: np.ndarray

@@ -51,6 +51,28 @@ def test_recording_does_not_change_the_training(whole, tmp_path):
         load_dynamics(plain.workdir)
 
 
+class Watch(Callback):
+    """Looks at the examples of each chunk."""
+
+    needs_examples = True
+
+    def __init__(self):
+        self.counts = []
+
+    def on_chunk(self, training):
+        losses = np.asarray(training.examples.loss)
+        assert np.nansum(losses) == pytest.approx(float(training.metrics.loss_sum), rel=1e-5)
+        self.counts.append(int(np.isfinite(losses).sum()))
+
+
+def test_a_callback_of_ones_own_sees_the_examples(tmp_path):
+    watch = Watch()
+    fit(dataclasses.replace(CONFIG, epochs=1, workdir=str(tmp_path / "run")), callbacks=[watch])
+    assert watch.counts == sorted(watch.counts)
+    assert watch.counts[-1] == 1350
+    assert not (tmp_path / "run" / "dynamics").exists()
+
+
 class StopInTheMiddle(Callback):
     """Interrupts within the second epoch, as Ctrl-C does."""
 

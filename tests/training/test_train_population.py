@@ -249,9 +249,11 @@ def test_a_population_that_cannot_be_is_refused(seeds, hyperparameters, message)
     assert str(caught.value) == message
 
 
-def test_early_stopping_is_refused():
+def test_early_stopping_and_recording_are_refused():
     with pytest.raises(InputError, match="^early_stopping has no effect on a population: leave it out, got 3$"):
         train_population(dataclasses.replace(MLP, early_stopping=3), (0,), dataset=DATASET)
+    with pytest.raises(InputError, match="^record has no effect on a population: leave it out$"):
+        train_population(dataclasses.replace(MLP, record=True), (0,), dataset=DATASET)
 
 
 def test_a_batch_larger_than_the_data_is_refused():
