@@ -177,6 +177,9 @@ def test_nothing_is_overwritten(written, capsys):
     assert main([*FLAGS, "--workdir", str(written)]) == 2
     assert capsys.readouterr().err == f"error: workdir {written} exists: name another directory\n"
     assert {path: path.read_bytes() for path in written.iterdir()} == before
+    file = written / "label_errors.csv"
+    assert main([*FLAGS, "--workdir", str(file)]) == 2
+    assert capsys.readouterr().err == f"error: workdir {file} exists: name another directory\n"
 
 
 @pytest.mark.parametrize(
