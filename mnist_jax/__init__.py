@@ -31,6 +31,7 @@ Build your own training
     epoch_order                 returns the shuffled order of an epoch
     eval_step                   computes the metrics of a batch
     Metrics                     sums and counts over examples, with loss and accuracy
+    ExampleMetrics              loss, correctness, margin and confidence of each example
     loss_fn                     computes the training loss of a batch
     cross_entropy               computes the loss of each example
     CrossEntropy                cross-entropy with label smoothing

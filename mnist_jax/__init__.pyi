@@ -14,6 +14,7 @@ from .core.losses import MeanLoss as MeanLoss
 from .core.losses import VirtualAdversarialLoss as VirtualAdversarialLoss
 from .core.losses import cross_entropy as cross_entropy
 from .core.losses import loss_fn as loss_fn
+from .core.metrics import ExampleMetrics as ExampleMetrics
 from .core.metrics import Metrics as Metrics
 from .core.per_example import one_example_gradient_norm as one_example_gradient_norm
 from .core.per_example import one_example_loss as one_example_loss

@@ -9,6 +9,7 @@ A step depends only on its number and the order, so splitting an epoch into chun
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mnist_jax.core.checks import check_split, checked_jit
-from mnist_jax.core.metrics import Metrics
+from mnist_jax.core.metrics import ExampleMetrics, Metrics
 from mnist_jax.core.sharding import on_any_mesh, replicate, shard
 from mnist_jax.core.state import TrainState
 from mnist_jax.core.steps import train_step
@@ -113,21 +114,27 @@ def loop_steps(
     num_steps: jax.Array | int,
     sharding: jax.sharding.Sharding | None = None,
     total: Metrics | None = None,
+    has_gaps: bool = False,
 ) -> tuple[TrainState, Metrics, jax.Array]:
     """Implements :func:`train_steps` without ``jit``; differentiable if ``num_steps`` is a Python int.
 
     Args:
         state: see :func:`train_steps`, also for the arguments up to ``sharding``.
         total: metrics of the epoch so far; those of the steps are added one by one, so the sums of an epoch do not
-            depend on its chunks, not even in the last bit. None starts from zero.
+            depend on its chunks, not even in the last bit. None starts from zero. If they have ``examples``, float[N],
+            the values of each example of the steps are recorded there.
+        has_gaps: whether entries of ``order`` may be -1, for no example: they are masked out of loss and metrics, but
+            enter batch-norm statistics as the last example of the split. The last batch is then padded with -1.
     """
     num_examples = order.shape[0]
-    order = jnp.pad(order, (0, -num_examples % batch_size), mode="wrap")
+    padding = (0, -num_examples % batch_size)
+    order = jnp.pad(order, padding, constant_values=-1) if has_gaps else jnp.pad(order, padding, mode="wrap")
     image, label = jnp.asarray(split.image), jnp.asarray(split.label)
 
-    def read_batch(step: jax.Array) -> Split:
+    def read_batch(step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         index = shard(lax.dynamic_slice_in_dim(order, step * batch_size, batch_size), sharding)
-        return Split(image[index], label[index])
+        batch = {"image": image[index], "label": label[index]}
+        return index, {**batch, "mask": index >= 0} if has_gaps else batch
 
     return _loop(state, read_batch, num_examples, batch_size, start, num_steps, sharding, total)
 
@@ -155,15 +162,16 @@ def loop_block(
         total: see :func:`loop_steps`.
     """
 
-    def read_batch(step: jax.Array) -> Split:
-        return shard(jax.tree.map(lambda leaf: leaf[step - start, :batch_size], block), sharding)
+    def read_batch(step: jax.Array) -> tuple[None, dict[str, jax.Array]]:
+        batch = shard(jax.tree.map(lambda leaf: leaf[step - start, :batch_size], block), sharding)
+        return None, batch._asdict()
 
     return _loop(state, read_batch, num_examples, batch_size, start, num_steps, sharding, total)
 
 
 def _loop(
     state: TrainState,
-    read_batch: Callable[[jax.Array], Split],
+    read_batch: Callable[[jax.Array], tuple[jax.Array | None, dict[str, jax.Array]]],
     num_examples: int,
     batch_size: int,
     start: jax.Array | int,
@@ -171,19 +179,39 @@ def _loop(
     sharding: jax.sharding.Sharding | None,
     total: Metrics | None,
 ) -> tuple[TrainState, Metrics, jax.Array]:
-    """Loops ``train_step`` over batches, each read by its number in the epoch."""
+    """Loops ``train_step`` over batches, which are read by number in the epoch, with the indices of their examples."""
+    total = Metrics.zeros() if total is None else total
+    recipe = state.recipe
+    if total.examples is not None:
+        state = state.replace(recipe=dataclasses.replace(recipe, record=True))
 
     def body(count: Any, carry: tuple[TrainState, Metrics, jax.Array]) -> tuple[TrainState, Metrics, jax.Array]:
         state, total, nonfinite = carry
         step = start + count
-        batch = read_batch(step)._asdict()
-        if num_examples % batch_size:
+        index, batch = read_batch(step)
+        if num_examples % batch_size and "mask" not in batch:
             batch["mask"] = step * batch_size + jnp.arange(batch_size) < num_examples
         state, metrics = replicate(train_step(state, batch), sharding)
         is_first = (nonfinite < 0) & ~jnp.isfinite(metrics.loss_sum)
-        return state, total + metrics, jnp.where(is_first, step, nonfinite)
+        examples = None if total.examples is None else _record(total.examples, index, batch, metrics.examples)
+        return state, (total + metrics).replace(examples=examples), jnp.where(is_first, step, nonfinite)
 
-    return lax.fori_loop(0, num_steps, body, (state, Metrics.zeros() if total is None else total, jnp.int32(-1)))
+    state, total, nonfinite = lax.fori_loop(0, num_steps, body, (state, total, jnp.int32(-1)))
+    return state.replace(recipe=recipe), total, nonfinite
+
+
+def _record(
+    record: ExampleMetrics, index: jax.Array | None, batch: dict[str, jax.Array], values: ExampleMetrics | None
+) -> ExampleMetrics:
+    """Adds the values of a batch, without those of masked examples."""
+    if index is None:
+        raise ValueError("the values of each example can be recorded only for a split in memory")
+    if values is None or values.loss.shape != index.shape:
+        raise ValueError(
+            "loss_fn and gradient_fn must return the values of each example in Metrics.examples, to record them; "
+            "compute_metrics(..., record=state.recipe.record) computes them"
+        )
+    return record.set(jnp.where(batch["mask"], index, record.loss.shape[0]) if "mask" in batch else index, values)
 
 
 def _check_epoch(
@@ -192,8 +220,9 @@ def _check_epoch(
     batch_size: int,
     num_steps: jax.Array | int | None = None,
     sharding: jax.sharding.Sharding | None = None,
-) -> dict[str, int]:
-    """Checks the arguments of :func:`train_epoch`; returns ``num_steps`` if the state is in the middle of an epoch."""
+    record: ExampleMetrics | bool | None = None,
+) -> dict[str, Any]:
+    """Checks the arguments of :func:`train_epoch`; completes ``record``, and ``num_steps`` within an epoch."""
     del sharding
     check_split(state.recipe, split)
     steps_per_epoch = count_steps(split.num_examples, batch_size)
@@ -201,7 +230,10 @@ def _check_epoch(
         raise ValueError(f"num_steps must be between 0 and the {steps_per_epoch} steps of an epoch, got {num_steps}")
     is_known = not isinstance(state.step, jax.core.Tracer) and jnp.ndim(state.step) == 0
     in_the_middle = num_steps is None and is_known and int(state.step) % steps_per_epoch
-    return {"num_steps": steps_per_epoch} if in_the_middle else {}
+    changed: dict[str, Any] = {"num_steps": steps_per_epoch} if in_the_middle else {}
+    if isinstance(record, bool):
+        changed["record"] = ExampleMetrics.empty(split.num_examples) if record else None
+    return changed
 
 
 @checked_jit(_check_epoch, static_argnames=("batch_size", "sharding"))
@@ -211,6 +243,7 @@ def train_epoch(
     batch_size: int,
     num_steps: jax.Array | int | None = None,
     sharding: jax.sharding.Sharding | None = None,
+    record: ExampleMetrics | bool | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Trains one epoch as one compiled program, which shuffles the examples anew on the device.
 
@@ -222,6 +255,8 @@ def train_epoch(
         num_steps: largest number of steps; training also stops at the end of the epoch. It is not static, so chunks of
             any length share one compiled program.
         sharding: sharding of the batch axis, for data-parallel steps on a mesh; see :mod:`mnist_jax.core.sharding`.
+        record: True to record loss, correctness and margin of each example in ``metrics.examples``, in the order of
+            the split; or the ``examples`` of the chunk before, to continue.
 
     Returns:
         The state after the steps, and their summed metrics.
@@ -236,6 +271,9 @@ def train_epoch(
         >>> state, metrics = train_epoch(state, load_dataset("digits").train, batch_size=100)
         >>> int(state.step), int(metrics.count)
         (14, 1350)
+        >>> state, metrics = train_epoch(state, load_dataset("digits").train, batch_size=100, record=True)
+        >>> metrics.examples.margin.shape
+        (1350,)
     """
     steps_per_epoch = count_steps(split.num_examples, batch_size)
     epoch, start = jnp.divmod(state.step, steps_per_epoch)
@@ -244,7 +282,9 @@ def train_epoch(
     else:
         length = jnp.minimum(num_steps, steps_per_epoch - start)
     order = epoch_order(state.key, epoch, split.num_examples)
-    state, metrics, _ = loop_steps(state, split, order, batch_size, start, length, sharding)
+    assert not isinstance(record, bool)
+    total = None if record is None else Metrics.zeros().replace(examples=record)
+    state, metrics, _ = loop_steps(state, split, order, batch_size, start, length, sharding, total)
     if num_steps is None:  # a loop of S steps, which is right only from the start of an epoch
         metrics = metrics.replace(loss_sum=jnp.where(start == 0, metrics.loss_sum, jnp.nan))
     return state, metrics

@@ -95,11 +95,16 @@ class AccumulatedGradient:
             loss, (metrics, model_state) = loss_fn(params, state, microbatch, key)
             return loss * metrics.count.astype(loss.dtype), (metrics, model_state)
 
+        def join(x: jax.Array) -> jax.Array:
+            """Joins what was computed for each example of the microbatches."""
+            return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:batch_size]
+
         def body(total: Any, microbatch_and_key: Any) -> tuple[Any, PyTree]:
             (parts, mask), key = microbatch_and_key
             microbatch = {**merge(parts), "mask": mask}
             grads, (metrics, model_state) = jax.grad(weighted_loss, has_aux=True)(state.params, state, microbatch, key)
-            return jax.tree.map(jnp.add, total, (grads, metrics)), model_state
+            grads = jax.tree.map(jnp.add, total[0], grads)
+            return (grads, total[1] + metrics), (model_state, metrics.examples)
 
         examples, merge = split_examples(batch)
         mask = jnp.asarray(batch.get("mask", jnp.ones(batch_size, bool)))
@@ -108,14 +113,15 @@ class AccumulatedGradient:
             split(mask, jnp.zeros(padding, mask.dtype)),
         )  # padded with real examples, masked
         total = jax.tree.map(jnp.zeros_like, state.params), Metrics.zeros()
-        (grads, metrics), model_states = lax.scan(body, total, (microbatches, jax.random.split(key, num_microbatches)))
+        keys = jax.random.split(key, num_microbatches)
+        (grads, metrics), (model_states, examples) = lax.scan(body, total, (microbatches, keys))
         count = jnp.maximum(metrics.count, 1)
         grads = jax.tree.map(lambda grad: grad / count.astype(grad.dtype), grads)
         # Each microbatch starts from the same model state, so its running statistics are averaged.
         model_state = jax.tree.map(
             lambda leaf: leaf.mean(axis=0) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf[-1], model_states
         )
-        return grads, metrics, model_state
+        return grads, metrics.replace(examples=jax.tree.map(join, examples)), model_state
 
 
 def split_examples(

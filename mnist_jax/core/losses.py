@@ -90,10 +90,10 @@ class CrossEntropy:
 
 
 def _mean_loss(
-    losses: jax.Array, logits: jax.Array, batch: Mapping[str, Any], model_state: PyTree
+    losses: jax.Array, logits: jax.Array, state: TrainState, batch: Mapping[str, Any], model_state: PyTree
 ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
     """Averages losses into the result of a ``loss_fn``; loss and gradient are 0 if every example is masked."""
-    metrics = compute_metrics(logits, batch["label"], losses, batch.get("mask"))
+    metrics = compute_metrics(logits, batch["label"], losses, batch.get("mask"), state.recipe.record)
     loss = metrics.loss_sum / jnp.maximum(metrics.count, 1).astype(metrics.loss_sum.dtype)
     return loss, (metrics, model_state)
 
@@ -123,7 +123,7 @@ class MeanLoss:
         """Computes the loss, the metrics and the new model state of a batch."""
         logits, model_state = apply_model(state, params, batch["image"], key)
         losses = self.example_loss(logits, batch["label"])
-        return _mean_loss(losses, logits, batch, model_state)
+        return _mean_loss(losses, logits, state, batch, model_state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,7 @@ class VirtualAdversarialLoss:
         if key is not None:
             image = scale_image(batch["image"])
             losses += adversarial_divergences(state, params, image, logits, key, self.radius)
-        return _mean_loss(losses, logits, batch, model_state)
+        return _mean_loss(losses, logits, state, batch, model_state)
 
 
 def adversarial_divergences(

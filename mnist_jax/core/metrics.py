@@ -3,6 +3,8 @@
 metrics = compute_metrics(logits, label, losses, mask)
 total = total + metrics
 total.loss, total.accuracy
+
+``ExampleMetrics`` are the values of single examples, for a step or an epoch that records them.
 """
 
 from __future__ import annotations
@@ -14,6 +16,36 @@ import jax.numpy as jnp
 from mnist_jax.core.checks import check_label
 
 
+class ExampleMetrics(flax.struct.PyTreeNode):
+    """Holds values of each example, in training mode and under the parameters of the step that it was part of.
+
+    Attributes:
+        loss: ``float32[N]``, the ``example_loss``; NaN if the example was in no step.
+        correct: ``bool[N]``, whether the prediction was correct.
+        margin: ``float32[N]``, the logit of the true class minus the largest other logit; or NaN.
+        confidence: ``float32[N]``, the softmax probability of the true class; or NaN.
+
+    Example:
+        >>> ExampleMetrics.empty(3).correct.tolist()
+        [False, False, False]
+    """
+
+    loss: jax.Array
+    correct: jax.Array
+    margin: jax.Array
+    confidence: jax.Array
+
+    @classmethod
+    def empty(cls, num_examples: int) -> ExampleMetrics:
+        """Returns the values of N examples that were in no step yet."""
+        missing = jnp.full(num_examples, jnp.nan, jnp.float32)
+        return cls(missing, jnp.zeros(num_examples, bool), missing, missing)
+
+    def set(self, index: jax.Array, values: ExampleMetrics) -> ExampleMetrics:
+        """Replaces the values of the examples ``index``, ``int32[B]``; an index of N or above is skipped."""
+        return jax.tree.map(lambda old, new: old.at[index].set(new.astype(old.dtype), mode="drop"), self, values)
+
+
 class Metrics(flax.struct.PyTreeNode):
     """Holds sums and counts over examples; ``+`` merges them.
 
@@ -21,6 +53,8 @@ class Metrics(flax.struct.PyTreeNode):
         loss_sum: ``float32``, sum of the losses.
         correct: ``int32``, number of correct predictions.
         count: ``int32``, number of examples.
+        examples: the values of each example, if ``recipe.record`` or ``train_epoch(record=True)`` asks for them; else
+            None. They are not merged: the result of ``+`` has none.
 
     Example:
         >>> one = Metrics(jnp.float32(3.0), jnp.int32(1), jnp.int32(2))
@@ -31,6 +65,7 @@ class Metrics(flax.struct.PyTreeNode):
     loss_sum: jax.Array
     correct: jax.Array
     count: jax.Array
+    examples: ExampleMetrics | None = None
 
     @classmethod
     def zeros(cls) -> Metrics:
@@ -38,7 +73,7 @@ class Metrics(flax.struct.PyTreeNode):
         return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
 
     def __add__(self, other: Metrics) -> Metrics:
-        return jax.tree.map(jnp.add, self, other)
+        return jax.tree.map(jnp.add, self.replace(examples=None), other.replace(examples=None))
 
     @property
     def loss(self) -> jax.Array:
@@ -52,7 +87,9 @@ class Metrics(flax.struct.PyTreeNode):
         return self.correct.astype(dtype) / self.count.astype(dtype)
 
 
-def compute_metrics(logits: jax.Array, label: jax.Array, losses: jax.Array, mask: jax.Array | None = None) -> Metrics:
+def compute_metrics(
+    logits: jax.Array, label: jax.Array, losses: jax.Array, mask: jax.Array | None = None, record: bool = False
+) -> Metrics:
     """Computes the metrics of a batch.
 
     Args:
@@ -60,6 +97,7 @@ def compute_metrics(logits: jax.Array, label: jax.Array, losses: jax.Array, mask
         label: ``int[B]``, or class probabilities ``float[B, K]``, whose argmax is the class.
         losses: ``float32[B]``.
         mask: ``bool[B]``, True for examples that count; None counts all.
+        record: whether the result has the values of each example, masked ones included.
 
     Raises:
         ValueError: the label has the wrong shape or dtype, or the losses have the wrong shape.
@@ -77,8 +115,16 @@ def compute_metrics(logits: jax.Array, label: jax.Array, losses: jax.Array, mask
     if label.ndim == 2:
         label = jnp.argmax(label, axis=-1)
     correct = jnp.argmax(logits, axis=-1).astype(label.dtype) == label
+    examples = _example_metrics(logits, label, losses, correct) if record else None
     if mask is None:
-        return Metrics(jnp.sum(losses), jnp.sum(correct, dtype=jnp.int32), jnp.int32(label.shape[0]))
+        return Metrics(jnp.sum(losses), jnp.sum(correct, dtype=jnp.int32), jnp.int32(label.shape[0]), examples)
     return Metrics(
-        jnp.sum(losses, where=mask), jnp.sum(correct & mask, dtype=jnp.int32), jnp.sum(mask, dtype=jnp.int32)
+        jnp.sum(losses, where=mask), jnp.sum(correct & mask, dtype=jnp.int32), jnp.sum(mask, dtype=jnp.int32), examples
     )
+
+
+def _example_metrics(logits: jax.Array, label: jax.Array, losses: jax.Array, correct: jax.Array) -> ExampleMetrics:
+    is_true = jax.nn.one_hot(label, logits.shape[-1], dtype=bool)
+    true, others = jnp.where(is_true, logits, 0).sum(axis=-1), jnp.where(is_true, -jnp.inf, logits)
+    values = (losses, correct, true - others.max(axis=-1), jnp.exp(true - jax.nn.logsumexp(logits, axis=-1)))
+    return jax.lax.stop_gradient(ExampleMetrics(*values))

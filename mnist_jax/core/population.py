@@ -37,14 +37,16 @@ def population_steps(
     start: jax.Array | int,
     num_steps: jax.Array | int,
     total: Metrics | None = None,
+    has_gaps: bool = False,
 ) -> tuple[TrainState, Metrics, jax.Array]:
     """Runs :func:`mnist_jax.train_steps` for each member, each in its own order, ``int32[M, n]``.
 
-    The metrics ``[M]`` of the steps are added to ``total``, those of the epoch so far; None starts from zero.
+    The metrics ``[M]`` of the steps are added to ``total``, those of the epoch so far; None starts from zero. With
+    ``has_gaps``, entries of an order may be -1, for no example: see :func:`mnist_jax.core.epoch.loop_steps`.
     """
 
     def steps(state: TrainState, order: jax.Array, total: Metrics | None) -> tuple[TrainState, Metrics, jax.Array]:
-        return loop_steps(state, split, order, batch_size, start, num_steps, total=total)
+        return loop_steps(state, split, order, batch_size, start, num_steps, total=total, has_gaps=has_gaps)
 
     return jax.vmap(steps)(states, order, total)
 

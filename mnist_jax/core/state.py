@@ -50,6 +50,8 @@ class Recipe:
             ``min(ema_decay, (1 + k) / (10 + k))``. None for no EMA.
         image_shape: ``(H, W, C)`` of one image.
         num_classes: K.
+        record: whether the metrics of a step have the values of each example, :class:`mnist_jax.ExampleMetrics`. A
+            ``loss_fn`` of your own gets them from ``compute_metrics(..., record=state.recipe.record)``.
 
     Example:
         >>> from mnist_jax import MLP
@@ -66,6 +68,7 @@ class Recipe:
     ema_decay: float | None = None
     image_shape: Shape = (28, 28, 1)
     num_classes: int = 10
+    record: bool = False
 
 
 class TrainState(flax.struct.PyTreeNode):

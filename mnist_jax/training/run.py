@@ -176,7 +176,7 @@ class Training:
 
     def progress(self) -> dict[str, Any]:
         """Returns what a checkpoint saves beside the state: seconds, and the sums of an unfinished epoch."""
-        epoch = {name: value.item() for name, value in vars(self.metrics).items()}
+        epoch = {name: getattr(self.metrics, name).item() for name in ("loss_sum", "correct", "count")}
         is_unfinished = self.step < self.epoch * self.steps_per_epoch
         return {
             "seconds": {**self.seconds, "total": self.total_seconds()},

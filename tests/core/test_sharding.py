@@ -46,14 +46,22 @@ def run_on(make_state, num_devices, axis_type=AxisType.Auto):
     mesh = jax.make_mesh((num_devices,), ("data",), axis_types=(axis_type,), devices=jax.devices()[:num_devices])
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     state, split = jax.device_put((make_state(), SPLIT), NamedSharding(mesh, PartitionSpec()))
-    state, first = train_epoch(state, split, BATCH_SIZE, sharding=sharding)
+    state, first = train_epoch(state, split, BATCH_SIZE, sharding=sharding, record=True)
     for num_steps in (1, 3):
         state, metrics = train_epoch(state, split, BATCH_SIZE, jnp.int32(num_steps), sharding=sharding)
     evaluation = evaluate_dataset(state, split, BATCH_SIZE, sharding)
     for leaf in jax.tree.leaves(state):
         assert leaf.sharding.is_fully_replicated
         assert len(leaf.sharding.device_set) == num_devices
-    return (state.params, state.ema_params, state.model_state, first, metrics, evaluation.loss, evaluation.logits)
+    return (
+        state.params,
+        state.ema_params,
+        state.model_state,
+        first,
+        metrics,
+        evaluation.loss,
+        evaluation.logits,
+    )
 
 
 @pytest.mark.parametrize("make_state", [make_mlp, make_cnn])

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,3 +119,35 @@ def test_a_population_has_no_sharding():
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with pytest.raises(ValueError, match="a population must have its batch unsharded"):
         ChunkedEpoch(make_state(), SPLIT, BATCH_SIZE, population=True, sharding=sharding)
+
+
+@pytest.mark.parametrize("options", [{}, {"population": True}])
+def test_chunks_record_each_example(options):
+    state = make_state()
+    _, metrics = train_epoch(state, SPLIT, BATCH_SIZE, record=True)
+    if options.get("population"):
+        state = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
+    epochs = ChunkedEpoch(state, SPLIT, BATCH_SIZE, record=True, **options)
+    epochs._chunk_steps = 4
+    (first,) = epochs.run(copy(state), 0, num_steps=4)
+    *_, last = epochs.run(first.state, 4, total=first.total, examples=first.examples)
+    assert last.total.examples is last.metrics.examples is None
+    for leaf, expected in zip(jax.tree.leaves(last.examples), jax.tree.leaves(metrics.examples), strict=True):
+        for found in leaf if options.get("population") else [leaf]:
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_order_of_its_own_may_have_gaps():
+    @functools.partial(jax.jit, static_argnames="num_examples")
+    def every_third(key, epoch, num_examples):
+        index = jnp.arange(num_examples // 2)
+        return jnp.where((index + epoch) % 3 == 0, index, -1)
+
+    state = make_state()
+    epochs = ChunkedEpoch(state, SPLIT, BATCH_SIZE, order_fn=every_third, has_gaps=True, record=True)
+    assert epochs.steps_per_epoch == 6
+    for epoch in (0, 1):
+        *_, last = epochs.run(copy(state), 6 * epoch)
+        seen = np.flatnonzero(np.isfinite(last.examples.loss))
+        np.testing.assert_array_equal(seen, [index for index in range(21) if (index + epoch) % 3 == 0])
+        assert last.total.count == len(seen)
