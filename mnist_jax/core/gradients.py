@@ -108,20 +108,18 @@ class AccumulatedGradient:
 
         examples, merge = split_examples(batch)
         mask = jnp.asarray(batch.get("mask", jnp.ones(batch_size, bool)))
-        microbatches = (
-            list(map(split, examples)),
-            split(mask, jnp.zeros(padding, mask.dtype)),
-        )  # padded with real examples, masked
+        padded_mask = split(mask, jnp.zeros(padding, mask.dtype))  # the padding is real examples, masked
+        microbatches = list(map(split, examples)), padded_mask
         total = jax.tree.map(jnp.zeros_like, state.params), Metrics.zeros()
         keys = jax.random.split(key, num_microbatches)
-        (grads, metrics), (model_states, examples) = lax.scan(body, total, (microbatches, keys))
+        (grads, metrics), (model_states, recorded) = lax.scan(body, total, (microbatches, keys))
         count = jnp.maximum(metrics.count, 1)
         grads = jax.tree.map(lambda grad: grad / count.astype(grad.dtype), grads)
         # Each microbatch starts from the same model state, so its running statistics are averaged.
         model_state = jax.tree.map(
             lambda leaf: leaf.mean(axis=0) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf[-1], model_states
         )
-        return grads, metrics.replace(examples=jax.tree.map(join, examples)), model_state
+        return grads, metrics.replace(examples=jax.tree.map(join, recorded)), model_state
 
 
 def split_examples(

@@ -37,6 +37,7 @@ from mnist_jax.training.devices import choose_devices
 from mnist_jax.training.epochs import ChunkedEpoch
 from mnist_jax.training.memory import explain_out_of_memory
 from mnist_jax.training.optimizer import build_optimizer
+from mnist_jax.training.privacy import PoissonOrder, prepare_privacy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,15 @@ def train_population(
     if processes.count() > 1:
         raise InputError(f"a population is trained by one process, got {processes.count()}")
     devices = choose_devices(config.num_devices)
+    privacy = prepare_privacy(config, dataset.train.num_examples)
+    if privacy is not None:
+        config = dataclasses.replace(config, dp_noise=privacy.noise_multiplier)
+        spent = privacy.epsilon(config.epochs * count_steps(dataset.train.num_examples, config.batch_size))
+        if config.dp_epsilon is not None and spent > config.dp_epsilon:
+            raise InputError(
+                f"dp_epsilon must be at least {spent:.3f}, that of {config.epochs} epochs with dp_noise "
+                f"{config.dp_noise:.4g}, got {config.dp_epsilon}"
+            )
     with explain_out_of_memory(lambda: "train fewer members at a time"):
         return _train(config, seeds, member_values, dataset, devices, before_epoch)
 
@@ -141,7 +151,7 @@ def _train(
         config, data=None, data_dir=None, workdir=None, resume=False, seed=0, epochs=1, num_devices=None
     )
     states = _create(shared, tx, dataset.num_classes, sharded, keys, arrays)
-    epochs = ChunkedEpoch(states, train, config.batch_size, population=True)
+    epochs = _create_epochs(config, states, train)
     history = []
     for epoch in range(config.epochs):
         if before_epoch is not None:
@@ -157,6 +167,20 @@ def _train(
         validation_loss=np.stack([metrics.loss_sum / metrics.count for metrics in history]),
         validation_accuracy=np.stack([metrics.correct / metrics.count for metrics in history]),
     )
+
+
+def _create_epochs(config: TrainConfig, states: TrainState, train: Split) -> ChunkedEpoch:
+    """Returns the epochs of all members; each member of a private population samples its own batches."""
+    if config.dp_clip is None:
+        return ChunkedEpoch(states, train, config.batch_size, population=True)
+    order = PoissonOrder(config.batch_size)
+
+    @functools.partial(jax.jit, static_argnames="num_examples")
+    def order_fn(states: TrainState, epoch: jax.Array | int, num_examples: int) -> jax.Array:
+        return jax.vmap(lambda key: order(key, epoch, num_examples))(states.key)
+
+    size = order.max_batch_size(train.num_examples)
+    return ChunkedEpoch(states, train, size, population=True, order_fn=order_fn, has_gaps=True)
 
 
 def _check_members(

@@ -125,13 +125,15 @@ class PrivateGradient:
             one_loss, has_aux=True, l2_clip_norm=self.clip_norm, prng_argnum=2, microbatch_size=size
         )
         grads, aux = clipped_grad(state.params, examples, key, is_padding_example=~mask)
-        metrics = jax.tree.map(lambda x: jnp.sum(x, where=mask, dtype=x.dtype), aux.aux)
+        recorded = jax.tree.map(lambda x: x[:batch_size], aux.aux.examples)
+        metrics = jax.tree.map(lambda x: jnp.sum(x, where=mask, dtype=x.dtype), aux.aux.replace(examples=None))
         if self.noise_multiplier:
             privatizer = jax_privacy.noise_addition.gaussian_privatizer(
                 stddev=self.clip_norm * self.noise_multiplier, prng_key=jax.random.fold_in(key, _NOISE)
             )
             grads, _ = privatizer.update(grads, privatizer.init(grads))
-        return jax.tree.map(lambda grad: grad / self.expected_batch_size, grads), metrics, state.model_state
+        grads = jax.tree.map(lambda grad: grad / self.expected_batch_size, grads)
+        return grads, metrics.replace(examples=recorded), state.model_state
 
 
 def _check_model_state(loss_and_aux: Callable[[TrainState], Any], state: TrainState) -> None:
