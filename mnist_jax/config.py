@@ -51,8 +51,8 @@ FIELD_GROUPS = {
             "keep_checkpoints", "workdir", "resume", "progress", "quiet"),
 }
 COMMON_FIELDS = ("data", "data_dir", "stream", "model", "hidden_sizes", "optimizer", "learning_rate", "schedule",
-                 "augment_shift", "augment_rotation", "batch_size", "epochs", "seed", "num_devices", "workdir",
-                 "resume")
+                 "augment_shift", "augment_rotation", "dp_clip", "dp_epsilon", "batch_size", "epochs", "seed",
+                 "num_devices", "workdir", "resume")
 # fmt: on
 
 # Each of these fields has an effect only with these values of another field.
@@ -219,15 +219,8 @@ class TrainConfig:
         check("at least 0", lambda value: value >= 0, "dense_size")
         fractions = ("dropout_rate", "warmup_fraction", "momentum", "b1", "b2", "label_smoothing", "ema_decay")
         check("in [0, 1)", lambda value: 0 <= value < 1, *fractions)
-        check(
-            "a finite number above 0",
-            lambda value: 0 < value < math.inf,
-            "learning_rate",
-            "clip_norm",
-            "dp_clip",
-            "dp_noise",
-            "dp_epsilon",
-        )
+        above_0 = ("learning_rate", "clip_norm", "dp_clip", "dp_noise", "dp_epsilon")
+        check("a finite number above 0", lambda value: 0 < value < math.inf, *above_0)
         check("in (0, 1)", lambda value: 0 < value < 1, "dp_delta")
         nonnegative = ("weight_decay", "adversarial_radius")
         check("a finite number, 0 or above", lambda value: 0 <= value < math.inf, *nonnegative)
