@@ -1,6 +1,7 @@
 """Private training: clipping, noise, sampling, accounting, and what is refused."""
 
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -24,6 +25,7 @@ from mnist_jax import (
     PoissonOrder,
     Privacy,
     PrivateGradient,
+    Split,
     TrainConfig,
     build_state,
     create_train_state,
@@ -31,9 +33,11 @@ from mnist_jax import (
     load_dataset,
     load_run,
     loss_fn,
+    per_example_losses,
     train_population,
     train_step,
 )
+from mnist_jax.core.epoch import loop_steps
 from mnist_jax.training.epochs import ChunkedEpoch
 from mnist_jax.training.privacy import prepare_privacy
 
@@ -68,7 +72,9 @@ def clipped_one_by_one(state, batch, clip_norm, rows):
     return total
 
 
-@pytest.mark.parametrize("microbatch_size", [None, 1, 5, 23, 100])
+@pytest.mark.parametrize(
+    "microbatch_size", [None, 5, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 23, 100))]
+)
 def test_the_gradient_without_noise_is_that_of_a_loop(microbatch_size):
     """Half of the examples masked; the sum is divided by the expected batch size, whatever the actual one is."""
     state = make_private(PrivateGradient(2.0, 0.0, 20, microbatch_size))
@@ -136,7 +142,7 @@ def test_the_noise_has_the_stated_standard_deviation():
     assert not np.array_equal(again["Dense_0"]["kernel"], other["Dense_0"]["kernel"])
 
 
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("impl", ["threefry2x32", pytest.param("rbg", marks=pytest.mark.slow)])
 def test_members_of_a_population_have_noise_of_their_own(impl):
     """And with the default keys, the noise that each has alone."""
     state = make_private(PrivateGradient(1.0, 1.0, 20))
@@ -152,6 +158,7 @@ def test_members_of_a_population_have_noise_of_their_own(impl):
             assert_trees_close(jax.tree.map(lambda x, member=member: x[member], after.params), alone.params)
 
 
+@pytest.mark.slow
 def test_each_example_has_its_own_dropout_and_augmentation():
     """Two equal images in a batch get different gradients; the metrics see the same."""
     model = MLP(hidden_sizes=(16,), dropout_rate=0.5)
@@ -209,6 +216,7 @@ def make_functions():
     return lambda key: jax.random.normal(key, (784, 10)), lambda params, image: image.reshape(-1, 784) @ params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_model", [lambda: Scaled(nnx.Rngs(0)), make_equinox, make_functions])
 def test_every_other_kind_of_model_is_trained(make_model):
     state = make_private(PrivateGradient(1.0, 0.5, 20, 8), make_model())
@@ -391,6 +399,7 @@ def test_a_missing_package_is_one_line(monkeypatch):
         prepare_privacy(dataclasses.replace(CONFIG, seed=1, dp_epsilon=2.5), 1350)
 
 
+@pytest.mark.slow
 def test_a_population_has_members_like_runs(run):
     """Each with its own batches and noise; the noise multiplier is that of a run."""
     population = train_population(dataclasses.replace(CONFIG, quiet=False), [0, 1])
@@ -430,7 +439,7 @@ def run_on(make_state, num_devices):
     return state.params, state.ema_params, chunk.total
 
 
-@pytest.mark.parametrize("make_state", [make_mlp, make_cnn])
+@pytest.mark.parametrize("make_state", [make_mlp, pytest.param(make_cnn, marks=pytest.mark.slow)])
 def test_two_devices_add_the_noise_once(make_state):
     assert_trees_close(run_on(make_state, 2), run_on(make_state, 1), rtol=1e-5, atol=1e-5)
 
@@ -438,3 +447,31 @@ def test_two_devices_add_the_noise_once(make_state):
 @pytest.mark.slow
 def test_two_four_and_eight_devices_give_the_numbers_of_one(run_on_eight_devices):
     run_on_eight_devices(__file__)
+
+
+@pytest.mark.slow
+def test_canaries_are_found_without_noise_and_not_beyond_epsilon_with_it():
+    """Half of 400 random images are trained on: which, as told by their losses, bounds epsilon from below.
+
+    Reference: Steinke, Nasr and Jagielski (2023), https://arxiv.org/abs/2305.08846.
+    """
+    from jax_privacy.auditing import CanaryScoreAuditor
+
+    canaries, inside = make_split(400, seed=3), np.random.default_rng(0).random(400) < 0.5
+    num_inside, sampling = int(inside.sum()), PoissonOrder(100)
+    size = sampling.max_batch_size(num_inside)
+    steps = jax.jit(functools.partial(loop_steps, batch_size=size, start=0, num_steps=2, has_gaps=True))
+
+    def audit(noise):
+        gradient_fn = PrivateGradient(1.0, noise, 100, 32)
+        state = create_train_state(MLP(hidden_sizes=()), optax.sgd(1.0), jax.random.key(0), gradient_fn=gradient_fn)
+        before = per_example_losses(state, canaries)
+        for epoch in range(30):
+            order = sampling(state.key, epoch, num_inside)
+            state, _, _ = steps(state, Split(canaries.image[inside], canaries.label[inside]), order)
+        scores = np.asarray(before - per_example_losses(state, canaries))
+        return CanaryScoreAuditor(scores[inside], scores[~inside]).epsilon_one_run(significance=0.05, delta=1e-5)
+
+    epsilon = Privacy(1.0, 10.0, 1e-5, num_inside, 100).epsilon(60)
+    assert 1 < epsilon < 2
+    assert audit(noise=10.0) < epsilon < audit(noise=0.0)
