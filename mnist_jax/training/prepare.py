@@ -211,7 +211,7 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
     )
     shapes: TrainState = shapes_everywhere(initialise.out_info, sharding)
     _check_fits(shapes, dataset)
-    sampling = training.privacy and training.privacy.sampling()
+    sampling = None if training.privacy is None else training.privacy.sampling()
     epochs = create_epochs(shapes, train, config.batch_size, sharding, sampling)
 
     def compile_evaluation(split: Split) -> tuple[Compiled, Callable[[TrainState], Evaluation]]:

@@ -62,10 +62,11 @@ def gradient_of(state, batch, key=9):
 
 def clipped_one_by_one(state, batch, clip_norm, rows):
     """The sum of the clipped gradients, by a loop in NumPy."""
+    gradient = jax.jit(jax.grad(lambda params, one: loss_fn(params, state, one, None)[0]))
     total = jax.tree.map(lambda x: np.zeros(x.shape), state.params)
     for row in rows:
         one = {name: x[row : row + 1] for name, x in batch.items()}
-        grads, _ = jax.grad(loss_fn, has_aux=True)(state.params, state, one, None)
+        grads = gradient(state.params, one)
         norm = math.sqrt(sum(float(np.square(grad).sum()) for grad in jax.tree.leaves(grads)))
         scale = min(1.0, clip_norm / norm)
         total = jax.tree.map(lambda total, grad, scale=scale: total + scale * np.asarray(grad), total, grads)
@@ -81,7 +82,7 @@ def test_the_gradient_without_noise_is_that_of_a_loop(microbatch_size):
     mask = np.arange(23) % 2 == 0
     grads, metrics, _ = gradient_of(state, {**BATCH, "mask": mask})
     expected = clipped_one_by_one(state, BATCH, 2.0, np.flatnonzero(mask))
-    norms = [optax.tree.norm(clipped_one_by_one(state, BATCH, 2.0, [row])) for row in range(23)]
+    norms = [optax.tree.norm(clipped_one_by_one(state, BATCH, 2.0, [row])) for row in range(0, 23, 4)]
     assert min(norms) < 1.99 < max(norms)  # some are clipped and some are not
     assert_trees_close(grads, jax.tree.map(lambda x: x / 20, expected))
     _, (plain, _) = loss_fn(state.params, state, {**BATCH, "mask": mask})
@@ -120,6 +121,7 @@ class Centred(nn.Module):
         return nn.Dense(10)((image - image.mean(axis=0, keepdims=True)).reshape(image.shape[0], -1))
 
 
+@pytest.mark.slow
 def test_no_model_mixes_examples():
     """An example contributes the same whatever the others are, even in a model that looks at the whole batch."""
     state = make_private(PrivateGradient(2.0, 0.0, 20), Centred())
@@ -142,7 +144,8 @@ def test_the_noise_has_the_stated_standard_deviation():
     assert not np.array_equal(again["Dense_0"]["kernel"], other["Dense_0"]["kernel"])
 
 
-@pytest.mark.parametrize("impl", ["threefry2x32", pytest.param("rbg", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+@pytest.mark.slow
 def test_members_of_a_population_have_noise_of_their_own(impl):
     """And with the default keys, the noise that each has alone."""
     state = make_private(PrivateGradient(1.0, 1.0, 20))
@@ -225,6 +228,7 @@ def test_every_other_kind_of_model_is_trained(make_model):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
 
 
+@pytest.mark.slow
 def test_extra_keys_of_a_batch_reach_the_loss():
     """An array with a row for each example is split with the examples; everything else is passed on."""
 
@@ -338,6 +342,7 @@ def test_a_run_finds_its_noise_and_reports_epsilon(run):
     assert load_run(run.workdir)[1].recipe.gradient_fn == PrivateGradient(1.0, run.config.dp_noise, 450, 32)
 
 
+@pytest.mark.slow
 def test_a_run_has_the_numbers_of_a_loop_over_steps(run):
     """Batches and noise are functions of the key, the epoch and the step."""
     state, split = build_state(run.config), load_dataset("digits").train
@@ -348,6 +353,7 @@ def test_a_run_has_the_numbers_of_a_loop_over_steps(run):
     assert_trees_close(state.params, run.state.params, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_more_epochs_than_the_budget_allows_stop(run, tmp_path):
     """The noise stays that of the run; the resumed one stops before its next epoch."""
     workdir = tmp_path / "run"
@@ -360,6 +366,7 @@ def test_more_epochs_than_the_budget_allows_stop(run, tmp_path):
     assert_trees_equal(again.state.params, run.state.params)
 
 
+@pytest.mark.slow
 def test_a_run_stops_at_its_budget_and_resumes_bit_for_bit(tmp_path):
     """With both noise and epsilon, epsilon is a limit."""
     noise, epochs = 3.0, 4
@@ -439,7 +446,8 @@ def run_on(make_state, num_devices):
     return state.params, state.ema_params, chunk.total
 
 
-@pytest.mark.parametrize("make_state", [make_mlp, pytest.param(make_cnn, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("make_state", [make_mlp, make_cnn])
 def test_two_devices_add_the_noise_once(make_state):
     assert_trees_close(run_on(make_state, 2), run_on(make_state, 1), rtol=1e-5, atol=1e-5)
 
