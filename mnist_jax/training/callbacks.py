@@ -106,7 +106,7 @@ class Checkpoints(Callback):
 
 
 class TensorBoard(Callback):
-    """Writes loss, accuracy, learning rate and the learning curves as TensorBoard events."""
+    """Writes loss, accuracy, learning rate, epsilon and the learning curves as TensorBoard events."""
 
     def __init__(self) -> None:
         self._events: Any = None
@@ -121,8 +121,7 @@ class TensorBoard(Callback):
         """Adds the numbers of the epoch."""
         line = training.history[-1]
         values = {f"{name}/{split}": line[f"{split}_{name}"] for name in _METRICS for split in ("train", "validation")}
-        if "learning_rate" in line:
-            values["learning_rate"] = line["learning_rate"]
+        values |= {name: line[name] for name in ("learning_rate", "epsilon") if name in line}
         self._events.add_scalars(values, training.step)
 
     def on_finish(self, training: Training) -> None:
