@@ -110,23 +110,23 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def train(config: TrainConfig) -> Run:
+def train(config: TrainConfig, model: Any = None) -> Run:
     """Trains a run, in ``seed-N`` inside ``config.workdir`` if that is set.
 
-    A finished run found there is loaded, an unfinished one is resumed.
+    A finished run found there is loaded, an unfinished one is resumed. ``model`` replaces that of the config.
 
     Raises:
         InputError: the directory holds a run with another config.
     """
     if config.workdir is None:
-        return fit(config)
+        return fit(config, model=model)
     path = Path(config.workdir, f"seed-{config.seed}")
     config = dataclasses.replace(config, workdir=str(path))
     if not (path / "summary.json").exists():
-        return fit(dataclasses.replace(config, resume=(path / "config.json").exists()))
+        return fit(dataclasses.replace(config, resume=(path / "config.json").exists()), model=model)
     from mnist_jax import evaluate_dataset, load_run
 
-    saved, state = load_run(path)
+    saved, state = load_run(path, model=model)
     for name in saved.differences(dataclasses.replace(config, data=config.data or saved.data)):
         raise InputError(f"workdir {path} holds a run with {name} {getattr(saved, name)}, got {getattr(config, name)}")
     history = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]

@@ -3,7 +3,7 @@
 python experiments/table.py    # writes it between the lines <!-- table --> and <!-- /table -->
 
 Each results file, of an experiment or of one of its variants, is a row. Its claim and its targets are ``CLAIM`` and
-``TARGETS`` of the experiment.
+``TARGETS`` of the experiment, or its ``VARIANT_TARGETS`` by name.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def build_table(results: Path) -> str:
     everything = [json.loads(path.read_text()) for path in results.glob("*.json")]
     for found in sorted(everything, key=lambda found: (found["name"], found["variant"] or "")):
         experiment = importlib.import_module(found["name"])
-        rows.append(build_row(found, experiment.CLAIM, experiment.TARGETS))
+        targets = getattr(experiment, "VARIANT_TARGETS", {}).get(found["variant"], experiment.TARGETS)
+        rows.append(build_row(found, experiment.CLAIM, targets))
         machines.setdefault(describe_machine(found), []).append(describe_name(found))
     return "\n".join(
         [

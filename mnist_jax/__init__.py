@@ -40,6 +40,9 @@ Build your own training
     VirtualAdversarialLoss      penalty on predictions that change close to an image
     mean_gradient               computes the gradient of a whole batch at once
     AccumulatedGradient         gradient summed over microbatches, which takes less memory
+    PrivateGradient             clipped per example, with noise: differential privacy
+    PoissonOrder                samples the batches of private training
+    Privacy                     accounts for epsilon
     Augmentation                random distortion of images
     save_checkpoint             saves a state
     restore_checkpoint          restores the newest intact checkpoint

@@ -86,6 +86,9 @@ from .training.optimizer import build_optimizer as build_optimizer
 from .training.optimizer import build_schedule as build_schedule
 from .training.population import Population as Population
 from .training.population import train_population as train_population
+from .training.privacy import PoissonOrder as PoissonOrder
+from .training.privacy import Privacy as Privacy
+from .training.privacy import PrivateGradient as PrivateGradient
 from .training.run import Run as Run
 from .training.run import Training as Training
 from .training.runs import RunInfo as RunInfo

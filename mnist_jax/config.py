@@ -34,8 +34,9 @@ OPTIMIZER_FIELDS = ("optimizer", "learning_rate", "schedule", "warmup_fraction",
 LOSS_FIELDS = ("label_smoothing", "adversarial_radius", "ema_decay")
 AUGMENTATION_FIELDS = ("augment_shift", "augment_rotation", "augment_scale", "augment_shear", "augment_elastic",
                        "augment_smoothness", "augment_erasing")
+PRIVACY_FIELDS = ("dp_clip", "dp_noise", "dp_epsilon", "dp_delta")
 # The remaining fields of a training step.
-RECIPE_FIELDS = (*LOSS_FIELDS, *AUGMENTATION_FIELDS, "microbatch_size", "seed")
+RECIPE_FIELDS = (*LOSS_FIELDS, *AUGMENTATION_FIELDS, *PRIVACY_FIELDS, "microbatch_size", "seed")
 # These fields do not affect the training, so they may change when a run is resumed.
 CHANGEABLE_ON_RESUME = ("data_dir", "stream", "num_devices", "checkpoint_every", "keep_checkpoints", "workdir",
                         "resume", "record", "progress", "quiet")
@@ -45,12 +46,13 @@ FIELD_GROUPS = {
     "model": MODEL_FIELDS,
     "optimizer": (*OPTIMIZER_FIELDS, *LOSS_FIELDS),
     "augmentation": AUGMENTATION_FIELDS,
+    "privacy": PRIVACY_FIELDS,
     "run": ("batch_size", "microbatch_size", "epochs", "early_stopping", "seed", "num_devices", "checkpoint_every",
             "keep_checkpoints", "workdir", "resume", "record", "progress", "quiet"),
 }
 COMMON_FIELDS = ("data", "data_dir", "stream", "model", "hidden_sizes", "optimizer", "learning_rate", "schedule",
-                 "augment_shift", "augment_rotation", "batch_size", "epochs", "seed", "num_devices", "workdir",
-                 "resume")
+                 "augment_shift", "augment_rotation", "dp_clip", "dp_epsilon", "batch_size", "epochs", "seed",
+                 "num_devices", "workdir", "resume")
 # fmt: on
 
 # Each of these fields has an effect only with these values of another field.
@@ -62,7 +64,10 @@ _NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warmup_fraction": ("schedule", ("warmup_constant", "warmup_cosine")),
 }
 # Each of these has an effect only if the other field is above 0.
-_NEEDS_ABOVE_0 = {"augment_smoothness": "augment_elastic"}
+_NEEDS_ABOVE_0 = {
+    "augment_smoothness": "augment_elastic",
+    **dict.fromkeys(("dp_noise", "dp_epsilon", "dp_delta"), "dp_clip"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +159,17 @@ class TrainConfig:
     augment_erasing: float = 0.0
     """probability of erasing a rectangle, in [0, 1]"""
 
+    dp_clip: float | None = None
+    """train with differential privacy: largest L2 norm of the gradient of an example. Needs the extra privacy, and
+    dp_noise or dp_epsilon; batch_size becomes a mean, as each step samples its examples"""
+    dp_noise: float | None = None
+    """standard deviation of the noise in the sum of the gradients, divided by dp_clip; default: the smallest with which
+    all epochs fit into dp_epsilon"""
+    dp_epsilon: float | None = None
+    """largest epsilon: training stops before the epoch that would exceed it; default: no limit"""
+    dp_delta: float = 1e-5
+    """delta of the epsilon that is reported, in (0, 1); less than 1 / (training examples)"""
+
     batch_size: int = 128
     """examples per step"""
     microbatch_size: int | None = None
@@ -210,7 +226,9 @@ class TrainConfig:
         check("at least 0", lambda value: value >= 0, "dense_size")
         fractions = ("dropout_rate", "warmup_fraction", "momentum", "b1", "b2", "label_smoothing", "ema_decay")
         check("in [0, 1)", lambda value: 0 <= value < 1, *fractions)
-        check("a finite number above 0", lambda value: 0 < value < math.inf, "learning_rate", "clip_norm")
+        above_0 = ("learning_rate", "clip_norm", "dp_clip", "dp_noise", "dp_epsilon")
+        check("a finite number above 0", lambda value: 0 < value < math.inf, *above_0)
+        check("in (0, 1)", lambda value: 0 < value < 1, "dp_delta")
         nonnegative = ("weight_decay", "adversarial_radius")
         check("a finite number, 0 or above", lambda value: 0 <= value < math.inf, *nonnegative)
         check("in [0, 14]", lambda value: 0 <= value <= 14, "augment_shift")
@@ -230,6 +248,20 @@ class TrainConfig:
         for field in dataclasses.fields(self):
             if getattr(self, field.name) != field.default:
                 check_effect(field.name, vars(self))
+        if self.dp_clip is not None:
+            self._check_privacy()
+
+    def _check_privacy(self) -> None:
+        if self.dp_noise is None and self.dp_epsilon is None:
+            raise InputError("dp_clip must be given together with dp_noise or dp_epsilon, got neither")
+        if self.batch_norm:
+            raise InputError("dp_clip cannot protect batch_norm, which mixes the examples of a batch: leave one out")
+        if self.stream:
+            raise InputError("dp_clip needs the training examples in memory: leave out stream")
+        if self.keep_hardest is not None:
+            raise InputError("dp_clip cannot protect keep_hardest, whose choice of examples depends on the data")
+        if self.record:
+            raise InputError("record needs epochs of all examples, but dp_clip samples them: leave one out")
 
     def to_json(self) -> str:
         """Returns the config as a JSON object, one field per line."""
@@ -259,11 +291,12 @@ class TrainConfig:
     def differences(self, other: TrainConfig) -> list[str]:
         """Returns the names of the training fields whose values differ.
 
-        A ``microbatch_size`` of None in ``other`` counts as equal.
+        A ``microbatch_size`` or ``dp_noise`` of None in ``other`` counts as equal.
         """
         others = other.training_fields()
-        if other.microbatch_size is None:
-            others["microbatch_size"] = self.microbatch_size
+        for name in ("microbatch_size", "dp_noise"):
+            if others[name] is None:
+                others[name] = getattr(self, name)
         return [name for name, value in self.training_fields().items() if value != others[name]]
 
     def training_fields(self) -> dict[str, Any]:

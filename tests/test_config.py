@@ -66,6 +66,11 @@ def test_json_gives_the_config_back():
         ("augment_elastic", 8, r"augment_elastic must be in \[0, 7\], got 8.0"),
         ("augment_smoothness", 1, r"augment_smoothness must be in \[2, 14\], got 1.0"),
         ("augment_erasing", 1.5, r"augment_erasing must be in \[0, 1\], got 1.5"),
+        ("dp_clip", 0.0, "dp_clip must be a finite number above 0, got 0.0"),
+        ("dp_noise", -1.0, "dp_noise must be a finite number above 0, got -1.0"),
+        ("dp_epsilon", math.inf, "dp_epsilon must be a finite number above 0, got inf"),
+        ("dp_delta", 1.0, r"dp_delta must be in \(0, 1\), got 1.0"),
+        ("dp_clip", 1.0, "dp_clip must be given together with dp_noise or dp_epsilon, got neither"),
         ("weight_decay", -1.0, "weight_decay must be a finite number, 0 or above, got -1.0"),
         ("model", "rnn", "model must be one of mlp, cnn, got rnn; did you mean cnn\\?"),
         ("model", "transformer", "model must be one of mlp, cnn, got transformer"),
@@ -106,6 +111,14 @@ def test_differences_leave_out_how_a_run_is_shown():
     assert one.differences(dataclasses.replace(one, seed=1, epochs=2)) == ["epochs", "seed"]
 
 
+def test_differences_leave_out_noise_that_was_found():
+    asked = TrainConfig(dp_clip=1.0, dp_epsilon=3.0)
+    assert dataclasses.replace(asked, dp_noise=1.5).differences(asked) == []
+    assert dataclasses.replace(asked, dp_noise=1.5).differences(dataclasses.replace(asked, dp_noise=1.0)) == [
+        "dp_noise"
+    ]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -135,6 +148,25 @@ def test_differences_leave_out_how_a_run_is_shown():
         (
             {"augment_smoothness": 5},
             "augment_smoothness has no effect without augment_elastic: leave it out, or choose augment_elastic above 0",
+        ),
+        ({"dp_noise": 1}, "dp_noise has no effect without dp_clip: leave it out, or choose dp_clip above 0"),
+        ({"dp_epsilon": 1}, "dp_epsilon has no effect without dp_clip: leave it out, or choose dp_clip above 0"),
+        ({"dp_delta": 1e-6}, "dp_delta has no effect without dp_clip: leave it out, or choose dp_clip above 0"),
+        (
+            {"dp_clip": 1, "dp_noise": 1, "batch_norm": True},
+            "dp_clip cannot protect batch_norm, which mixes the examples of a batch: leave one out",
+        ),
+        (
+            {"dp_clip": 1, "dp_epsilon": 1, "stream": True},
+            "dp_clip needs the training examples in memory: leave out stream",
+        ),
+        (
+            {"dp_clip": 1.0, "dp_noise": 1.0, "keep_hardest": 0.5, "scores": "scores.csv"},
+            "dp_clip cannot protect keep_hardest, whose choice of examples depends on the data",
+        ),
+        (
+            {"dp_clip": 1.0, "dp_noise": 1.0, "record": True},
+            "record needs epochs of all examples, but dp_clip samples them: leave one out",
         ),
     ],
 )

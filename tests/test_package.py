@@ -194,7 +194,14 @@ print("tensorflow" in sys.modules)
 def test_each_dependency_has_an_oldest_version_and_a_licence():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    texts = [*project["dependencies"], *extras["demo"], *extras["export"], *extras["stream"], *extras["tensorboard"]]
+    texts = [
+        *project["dependencies"],
+        *extras["demo"],
+        *extras["export"],
+        *extras["privacy"],
+        *extras["stream"],
+        *extras["tensorboard"],
+    ]
     requirements = [Requirement(text) for text in texts]
     bounds = [[each for each in requirement.specifier if each.operator == ">="] for requirement in requirements]
     assert [len(bound) for bound in bounds] == [1] * len(requirements)

@@ -185,6 +185,19 @@ def test_the_commands_of_the_readme_parse(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.uses_adam
+@pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated")
+@pytest.mark.skipif(importlib.util.find_spec("jax_privacy") is None, reason="needs the extra privacy")
+def test_a_private_run_of_the_guide_spends_its_budget(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = run_snippet("dp_epsilon")
+    (spent, noise), (epsilon,) = (map(float, line.split()) for line in capsys.readouterr().out.splitlines()[-2:])
+    assert 2.97 < spent <= 3.0
+    assert noise == names["run"].config.dp_noise
+    assert 0.8 < epsilon < 1.2
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("grain") is None, reason="needs the extra stream")
 def test_the_commands_for_data_larger_than_memory_work(run_python, idx_dir):
     (commands,) = (block.splitlines() for block in blocks("bash") if "mnist_jax.data.write" in block)

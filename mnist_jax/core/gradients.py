@@ -9,7 +9,7 @@ All have the signature ``(loss_fn, state, batch, key) -> (grads, Metrics, model_
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -101,30 +101,48 @@ class AccumulatedGradient:
 
         def body(total: Any, microbatch_and_key: Any) -> tuple[Any, PyTree]:
             (parts, mask), key = microbatch_and_key
-            rows = iter(parts)
-            merged = [next(rows) if splits else x for x, splits in zip(leaves, is_per_example, strict=True)]
-            microbatch = {**jax.tree.unflatten(treedef, merged), "mask": mask}
+            microbatch = {**merge(parts), "mask": mask}
             grads, (metrics, model_state) = jax.grad(weighted_loss, has_aux=True)(state.params, state, microbatch, key)
             grads = jax.tree.map(jnp.add, total[0], grads)
             return (grads, total[1] + metrics), (model_state, metrics.examples)
 
-        examples = {name: x for name, x in batch.items() if name != "mask"}
-        leaves, treedef = jax.tree.flatten(examples, is_leaf=_is_list_of_numbers)
-        leaves = [jnp.asarray(x) for x in leaves]
-        is_per_example = [x.ndim > 0 and x.shape[0] == batch_size for x in leaves]
-        parts = [split(x) for x, splits in zip(leaves, is_per_example, strict=True) if splits]
+        examples, merge = split_examples(batch)
         mask = jnp.asarray(batch.get("mask", jnp.ones(batch_size, bool)))
-        microbatches = parts, split(mask, jnp.zeros(padding, mask.dtype))  # padded with real examples, masked
+        padded_mask = split(mask, jnp.zeros(padding, mask.dtype))  # the padding is real examples, masked
+        microbatches = list(map(split, examples)), padded_mask
         total = jax.tree.map(jnp.zeros_like, state.params), Metrics.zeros()
         keys = jax.random.split(key, num_microbatches)
-        (grads, metrics), (model_states, examples) = lax.scan(body, total, (microbatches, keys))
+        (grads, metrics), (model_states, recorded) = lax.scan(body, total, (microbatches, keys))
         count = jnp.maximum(metrics.count, 1)
         grads = jax.tree.map(lambda grad: grad / count.astype(grad.dtype), grads)
         # Each microbatch starts from the same model state, so its running statistics are averaged.
         model_state = jax.tree.map(
             lambda leaf: leaf.mean(axis=0) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf[-1], model_states
         )
-        return grads, metrics.replace(examples=jax.tree.map(join, examples)), model_state
+        return grads, metrics.replace(examples=jax.tree.map(join, recorded)), model_state
+
+
+def split_examples(
+    batch: Mapping[str, Any],
+) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], dict[str, Any]]]:
+    """Splits a batch into what belongs to its examples and the rest.
+
+    Returns:
+        The arrays whose first axis has length B, without the mask; and a function that makes a batch of some of their
+        rows and of everything else.
+    """
+    batch_size = batch["image"].shape[0]
+    examples = {name: x for name, x in batch.items() if name != "mask"}
+    leaves, treedef = jax.tree.flatten(examples, is_leaf=_is_list_of_numbers)
+    leaves = [jnp.asarray(x) for x in leaves]
+    is_per_example = [x.ndim > 0 and x.shape[0] == batch_size for x in leaves]
+
+    def merge(parts: Sequence[jax.Array]) -> dict[str, Any]:
+        rows = iter(parts)
+        merged = [next(rows) if splits else x for x, splits in zip(leaves, is_per_example, strict=True)]
+        return jax.tree.unflatten(treedef, merged)
+
+    return [x for x, splits in zip(leaves, is_per_example, strict=True) if splits], merge
 
 
 def _is_list_of_numbers(x: Any) -> bool:

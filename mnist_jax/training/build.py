@@ -15,12 +15,13 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.core.augment import Augmentation
 from mnist_jax.core.gradients import AccumulatedGradient, mean_gradient
 from mnist_jax.core.losses import CrossEntropy, MeanLoss, VirtualAdversarialLoss, cross_entropy
-from mnist_jax.core.state import ExampleLoss, LossFn, TrainState, create_train_state
+from mnist_jax.core.state import ExampleLoss, GradientFn, LossFn, TrainState, create_train_state
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.cnn import CNN
 from mnist_jax.models.mlp import MLP
 from mnist_jax.training.optimizer import build_optimizer
+from mnist_jax.training.privacy import PrivateGradient
 
 
 def build_state(
@@ -47,13 +48,12 @@ def build_state(
         >>> state.recipe.augment.shift
         2.0
     """
-    microbatch_size = config.microbatch_size if model is not None else choose_microbatch_size(config)
     return create_train_state(
         build_model(config, num_classes) if model is None else model,
         build_optimizer(config, num_steps) if tx is None else tx,
         jax.random.key(config.seed) if key is None else key,
         loss_fn=build_loss(config),
-        gradient_fn=mean_gradient if microbatch_size is None else AccumulatedGradient(microbatch_size),
+        gradient_fn=build_gradient(config, has_own_model=model is not None),
         augment=build_augmentation(config),
         ema_decay=config.ema_decay,
     )
@@ -70,6 +70,25 @@ def build_loss(config: TrainConfig) -> LossFn:
     if config.adversarial_radius:
         return VirtualAdversarialLoss(config.adversarial_radius, example_loss)
     return MeanLoss(example_loss)
+
+
+def build_gradient(config: TrainConfig, has_own_model: bool = False) -> GradientFn:
+    """Builds the gradient function: private with ``dp_clip``, else of the whole batch or accumulated.
+
+    Raises:
+        InputError: ``dp_clip`` is given without ``dp_noise``, which :func:`mnist_jax.fit` finds from ``dp_epsilon``.
+
+    Example:
+        >>> build_gradient(TrainConfig(microbatch_size=16))
+        AccumulatedGradient(microbatch_size=16)
+    """
+    if config.dp_clip is not None:
+        if config.dp_noise is None:
+            raise InputError("dp_noise must be given to build a private state, got None; fit finds it from dp_epsilon")
+        size = choose_microbatch_size(config)
+        return PrivateGradient(config.dp_clip, config.dp_noise, config.batch_size, size)
+    microbatch_size = config.microbatch_size if has_own_model else choose_microbatch_size(config)
+    return mean_gradient if microbatch_size is None else AccumulatedGradient(microbatch_size)
 
 
 def check_batch_size(config: TrainConfig, dataset: Dataset) -> None:
@@ -108,12 +127,15 @@ def choose_microbatch_size(config: TrainConfig) -> int | None:
     """Returns the microbatch size of the config or, if it has none, the fastest on this platform.
 
     The fastest is the whole batch (None), except for the CNN on CPU: 32, so that activations stay in the cache. With
-    ``batch_norm`` the size changes the result: set it in the config if runs on GPU and CPU must match.
+    ``batch_norm`` the size changes the result: set it in the config if runs on GPU and CPU must match. With ``dp_clip``
+    it bounds the number of gradients in memory: 32 on CPU, 256 elsewhere.
 
     Example:
         >>> choose_microbatch_size(TrainConfig(microbatch_size=16))
         16
     """
+    if config.microbatch_size is None and config.dp_clip is not None:
+        return min(config.batch_size, 32 if jax.default_backend() == "cpu" else 256)
     if config.microbatch_size is None and config.model == "cnn" and jax.default_backend() == "cpu":
         return 32
     return config.microbatch_size

@@ -112,7 +112,7 @@ class Checkpoints(Callback):
 
 
 class TensorBoard(Callback):
-    """Writes loss, accuracy, learning rate and the learning curves as TensorBoard events."""
+    """Writes loss, accuracy, learning rate, epsilon and the learning curves as TensorBoard events."""
 
     def __init__(self) -> None:
         self._events: Any = None
@@ -127,8 +127,7 @@ class TensorBoard(Callback):
         """Adds the numbers of the epoch."""
         line = training.history[-1]
         values = {f"{name}/{split}": line[f"{split}_{name}"] for name in _METRICS for split in ("train", "validation")}
-        if "learning_rate" in line:
-            values["learning_rate"] = line["learning_rate"]
+        values |= {name: line[name] for name in ("learning_rate", "epsilon") if name in line}
         self._events.add_scalars(values, training.step)
 
     def on_finish(self, training: Training) -> None:
@@ -201,6 +200,22 @@ class EarlyStopping(Callback):
             training.stop(f"no lower validation loss than {losses[best - 1]:.4f} of epoch {best}")
 
 
+class PrivacyBudget(Callback):
+    """Stops a private run before the epoch that would exceed ``config.dp_epsilon``."""
+
+    def on_begin(self, training: Training) -> None:
+        """Stops a resumed run whose budget is spent."""
+        self.on_epoch_end(training)
+
+    def on_epoch_end(self, training: Training) -> None:
+        """Stops if another epoch does not fit."""
+        budget, privacy, epochs = training.config.dp_epsilon, training.privacy, len(training.history)
+        if privacy is None or budget is None or not epochs or epochs >= training.config.epochs:
+            return
+        if (after := privacy.epsilon((epochs + 1) * training.steps_per_epoch)) > budget:
+            training.stop(f"another epoch would exceed dp_epsilon {budget:g}, with an epsilon of {after:.3f}")
+
+
 class SummaryFile(Callback):
     """Writes ``summary.json``, which marks the run as finished."""
 
@@ -231,4 +246,4 @@ def arrange_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
     several processes, only the first writes other files and reports.
     """
     of_first = (SummaryFile(), MetricsFile(), LearningCurves(), TensorBoard(), ProgressReport())
-    return (*(of_first if processes.is_first() else ()), EarlyStopping(), *callbacks, Checkpoints())
+    return (*(of_first if processes.is_first() else ()), EarlyStopping(), PrivacyBudget(), *callbacks, Checkpoints())

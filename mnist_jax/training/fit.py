@@ -143,6 +143,8 @@ def _end_epoch(training: Training, evaluate_validation: Callable[[TrainState], E
     }
     if training.schedule is not None:
         line["learning_rate"] = float(training.schedule(training.step - 1))
+    if training.privacy is not None:
+        line["epsilon"] = training.privacy.epsilon(training.step)
     training.history.append(line)
     training.call("on_epoch_end")
     training.set_epoch_sums()

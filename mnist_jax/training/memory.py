@@ -19,6 +19,7 @@ from mnist_jax.core.state import TrainState
 from mnist_jax.data.dataset import Split, StreamedSplit
 from mnist_jax.errors import InputError
 from mnist_jax.training.build import build_state
+from mnist_jax.training.privacy import PoissonOrder
 from mnist_jax.training.streaming import create_epochs
 
 if TYPE_CHECKING:
@@ -97,13 +98,14 @@ def advise_on_batch(
     split = train
     if not isinstance(train, StreamedSplit):
         split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), train)
+    sampling = None if config.dp_clip is None else PoissonOrder(config.batch_size)
     limit, original = memory_limit(), config.microbatch_size or config.batch_size
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(create(original)))
     if state_bytes > limit:
         return f"parameters and optimizer state need {_format(state_bytes)}; use a smaller model"
     size = original
     while True:
-        needed = create_epochs(create(size), split, config.batch_size).num_bytes()
+        needed = create_epochs(create(size), split, config.batch_size, sampling=sampling).num_bytes()
         if needed < limit:
             break
         if size == 1:

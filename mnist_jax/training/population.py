@@ -40,6 +40,7 @@ from mnist_jax.training.epochs import ChunkedEpoch
 from mnist_jax.training.kept import choose_kept
 from mnist_jax.training.memory import explain_out_of_memory
 from mnist_jax.training.optimizer import build_optimizer
+from mnist_jax.training.privacy import PoissonOrder, prepare_privacy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,17 @@ def train_population(
     if processes.count() > 1:
         raise InputError(f"a population is trained by one process, got {processes.count()}")
     devices = choose_devices(config.num_devices)
+    if config.dp_clip is not None and examples is not None:
+        raise InputError("examples has no effect on private training, which samples from all examples: leave it out")
+    privacy = prepare_privacy(config, dataset.train.num_examples)
+    if privacy is not None:
+        config = dataclasses.replace(config, dp_noise=privacy.noise_multiplier)
+        spent = privacy.epsilon(config.epochs * count_steps(dataset.train.num_examples, config.batch_size))
+        if config.dp_epsilon is not None and spent > config.dp_epsilon:
+            raise InputError(
+                f"dp_epsilon must be at least {spent:.3f}, that of {config.epochs} epochs with dp_noise "
+                f"{config.dp_noise:.4g}, got {config.dp_epsilon}"
+            )
     with explain_out_of_memory(lambda: "train fewer members at a time"):
         return _train(config, seeds, member_values, dataset, devices, before_epoch, subset)
 
@@ -148,15 +160,10 @@ def _train(
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     arrays = {name: jnp.asarray(values, jnp.float32) for name, values in member_values.items()}
     # Fields that do not affect the states are reset, so that the program is reused.
-    shared = dataclasses.replace(
-        config, data=None, data_dir=None, workdir=None, resume=False, seed=0, epochs=1, num_devices=None
-    )
+    fields: dict[str, Any] = dict.fromkeys(("data", "data_dir", "keep_hardest", "scores", "workdir", "num_devices"))
+    shared = dataclasses.replace(config, **fields, resume=False, seed=0, epochs=1)
     states = _create(shared, tx, dataset.num_classes, sharded, keys, arrays)
-    options: dict[str, Any] = {}
-    if subset is not None:
-        order_fn = functools.partial(subset_order, subset=jax.device_put(subset, sharded))
-        options = {"order_fn": order_fn, "has_gaps": bool((subset < 0).any())}
-    epochs = ChunkedEpoch(states, train, config.batch_size, population=True, **options)
+    epochs = _create_epochs(config, states, train, None if subset is None else jax.device_put(subset, sharded))
     history = []
     for epoch in range(config.epochs):
         if before_epoch is not None:
@@ -185,6 +192,24 @@ def _check_examples(mask: np.ndarray, num_members: int, dataset: Dataset, batch_
     if batch_size > subset.shape[1]:
         raise InputError(f"batch_size must be at most the {subset.shape[1]} examples of a member, got {batch_size}")
     return subset
+
+
+def _create_epochs(config: TrainConfig, states: TrainState, train: Split, subset: jax.Array | None) -> ChunkedEpoch:
+    """Returns the epochs of all members; each may have its own examples, and in private training its own batches."""
+    options: dict[str, Any] = {"population": True}
+    if subset is not None:
+        order_fn = functools.partial(subset_order, subset=subset)
+        options |= {"order_fn": order_fn, "has_gaps": bool((subset < 0).any())}
+    if config.dp_clip is None:
+        return ChunkedEpoch(states, train, config.batch_size, **options)
+    order = PoissonOrder(config.batch_size)
+
+    @functools.partial(jax.jit, static_argnames="num_examples")
+    def sample(states: TrainState, epoch: jax.Array | int, num_examples: int) -> jax.Array:
+        return jax.vmap(lambda key: order(key, epoch, num_examples))(states.key)
+
+    size = order.max_batch_size(train.num_examples)
+    return ChunkedEpoch(states, train, size, population=True, order_fn=sample, has_gaps=True)
 
 
 def _check_members(

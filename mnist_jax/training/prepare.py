@@ -87,12 +87,14 @@ def prepare_run(
             data=config.data or directory.saved.data,
             data_dir=config.data_dir or directory.saved.data_dir,
             microbatch_size=config.microbatch_size or directory.saved.microbatch_size,
+            dp_noise=config.dp_noise or directory.saved.dp_noise,
             early_stopping=config.early_stopping or directory.saved.early_stopping,
         )
     loading = _start_loading(config, dataset, directory.path if directory.saved is not None else None)
     from mnist_jax.core.epoch import count_steps
     from mnist_jax.training.build import check_batch_size, choose_microbatch_size
     from mnist_jax.training.devices import choose_sharding
+    from mnist_jax.training.privacy import prepare_privacy
 
     seconds = {"import": time.perf_counter() - started}
     is_given = dataset is not None
@@ -106,7 +108,10 @@ def prepare_run(
     check_batch_size(config, dataset)
     sharding = choose_sharding(config.num_devices)
     model, _, state = own
-    if model is None and state is None:
+    privacy = prepare_privacy(config, dataset.train.num_examples, state)
+    if privacy is not None:
+        config = dataclasses.replace(config, dp_noise=privacy.noise_multiplier)
+    if state is None and (model is None or privacy is not None):
         microbatch_size = choose_microbatch_size(config) or config.batch_size
         config = dataclasses.replace(config, microbatch_size=microbatch_size)
     # From here on a signal waits for the end of a chunk: XLA does not survive an exit while it compiles.
@@ -114,7 +119,7 @@ def prepare_run(
     if config.record and not any(isinstance(callback, RecordDynamics) for callback in callbacks):
         callbacks = (RecordDynamics(), *callbacks)
     training = Training(config, dataset, directory, seconds, started, signals, arrange_callbacks(callbacks))
-    training.sharding, training.kept = sharding, kept
+    training.sharding, training.kept, training.privacy = sharding, kept, privacy
     training.steps_per_epoch = count_steps(dataset.train.num_examples, config.batch_size)
     return training
 
@@ -223,7 +228,8 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
     shapes: TrainState = shapes_everywhere(initialise.out_info, sharding)
     _check_fits(shapes, dataset)
     record = any(callback.needs_examples for callback in training.callbacks)
-    epochs = create_epochs(shapes, train, config.batch_size, sharding, record)
+    sampling = None if training.privacy is None else training.privacy.sampling()
+    epochs = create_epochs(shapes, train, config.batch_size, sharding, record=record, sampling=sampling)
 
     def compile_evaluation(split: Split) -> tuple[Compiled, Callable[[TrainState], Evaluation]]:
         size = choose_batch_size(split, sharding=sharding)

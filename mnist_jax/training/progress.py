@@ -77,11 +77,12 @@ class Progress:
         """Closes the bar and prints the results of the epoch."""
         self.close()
         if not self._quiet:
+            epsilon = f"  epsilon {line['epsilon']:.3f}" if "epsilon" in line else ""
             print(
                 f"epoch {line['epoch']:>{len(str(self._num_epochs))}}/{self._num_epochs}"
                 f"  loss {line['train_loss']:.4f}  accuracy {line['train_accuracy']:.4f}"
                 f"  validation loss {line['validation_loss']:.4f}  accuracy {line['validation_accuracy']:.4f}"
-                f"  {line['examples_per_second']:,.0f} examples/s{self._time_left('  ')}",
+                f"{epsilon}  {line['examples_per_second']:,.0f} examples/s{self._time_left('  ')}",
                 file=self._stderr,
                 flush=True,
             )
@@ -146,6 +147,8 @@ def closing_table(summary: Mapping[str, Any], path: Any) -> str:
     ]
     if summary["dataset"] == "digits" and summary["data_path"] is None:
         rows.insert(-1, "trained on scikit-learn's 1,797 small digits, not on MNIST")
+    if "epsilon" in summary:
+        rows.insert(-1, f"({summary['epsilon']:.3f}, {summary['delta']:g})-differentially private")
     if "stop_reason" in summary:
         rows.insert(-1, f"stopped early: {summary['stop_reason']}")
     return "\n".join(rows)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mnist_jax.core.evaluation import Evaluation
     from mnist_jax.core.state import TrainState
     from mnist_jax.training.callbacks import Callback
+    from mnist_jax.training.privacy import Privacy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Training:
         directory: the run directory.
         sharding: sharding of a batch over the devices of the run; None for a single device.
         kept: ``int32[n]``, the training examples that ``config.keep_hardest`` kept; None for all.
+        privacy: clipping, noise and accounting of a private run; else None.
         model: name of the model; ``has_own_model`` says whether the user passed it to ``fit``.
         state: the current state.
         step: steps taken.
@@ -120,6 +122,7 @@ class Training:
     callbacks: Sequence[Callback]
     sharding: Any = None
     kept: Any = None
+    privacy: Privacy | None = None
     schedule: Callable[[int], Any] | None = None
     model: str = ""
     has_own_model: bool = False
@@ -206,7 +209,7 @@ def summarise(training: Training) -> dict[str, Any]:
     import mnist_jax
     from mnist_jax.core.state import count_parameters
 
-    config, dataset, test = training.config, training.dataset, training.test
+    config, dataset, test, privacy = training.config, training.dataset, training.test, training.privacy
     assert test is not None
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     devices = sorted(training.state.step.devices(), key=lambda device: device.id)
@@ -231,6 +234,7 @@ def summarise(training: Training) -> dict[str, Any]:
         **{name: last[name] for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")},
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
+        **({"epsilon": privacy.epsilon(training.step), **privacy.describe()} if privacy else {}),
         "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
         "versions": {
             "mnist_jax": mnist_jax.__version__,

@@ -31,6 +31,7 @@ from mnist_jax.data.dataset import Split, StreamedSplit
 from mnist_jax.errors import InputError
 from mnist_jax.training.compiled import Compiled
 from mnist_jax.training.epochs import ChunkedEpoch
+from mnist_jax.training.privacy import PoissonOrder
 
 _BLOCK_SIZE = 4096  # examples, 3 MB: large enough to hide what a read and a program cost, small enough to hold many
 _NUM_AHEAD = 2  # blocks on the device beyond the one that is trained on
@@ -153,15 +154,29 @@ def create_epochs(
     split: Split | StreamedSplit,
     batch_size: int,
     sharding: NamedSharding | None = None,
+    *,
     record: bool = False,
+    sampling: PoissonOrder | None = None,
 ) -> ChunkedEpoch:
     """Returns a :class:`StreamedEpoch` for a split on disk, and a :class:`ChunkedEpoch` for one on the device.
+
+    Args:
+        state: a state or its shapes.
+        split: the training split.
+        batch_size: B.
+        sharding: sharding of the batch axis.
+        record: whether to record the values of each example.
+        sampling: samples the batches of a private run; None to shuffle.
 
     Raises:
         InputError: the values of each example are to be recorded, and the split is on disk.
     """
-    if not isinstance(split, StreamedSplit):
+    if isinstance(split, StreamedSplit):
+        if record:
+            raise InputError("record needs the training examples in memory: leave out stream, or do not record them")
+        return StreamedEpoch(state, split, batch_size, sharding=sharding)
+    if sampling is None:
         return ChunkedEpoch(state, split, batch_size, sharding=sharding, record=record)
-    if record:
-        raise InputError("record needs the training examples in memory: leave out stream, or do not record them")
-    return StreamedEpoch(state, split, batch_size, sharding=sharding)
+    order_fn = jax.jit(sampling, static_argnames="num_examples")
+    size = sampling.max_batch_size(split.num_examples)
+    return ChunkedEpoch(state, split, size, sharding=sharding, order_fn=order_fn, has_gaps=True, record=record)
