@@ -155,7 +155,12 @@ def _measured(files: list[Results]) -> list[tuple[str, TrainConfig, int, float]]
     for row in (row for results in files for suite in results["suites"].values() for row in suite["rows"]):
         copies, sizes = row.get("value", 1), tuple(row["layers"])
         # Convolutions of several models become grouped convolutions, which are slower.
-        if row.get("averaged") or row.get("driver") == "in turn" or (row["model"] == "cnn" and copies > 1):
+        if (
+            row.get("averaged")
+            or row.get("recorded")
+            or row.get("driver") == "in turn"
+            or (row["model"] == "cnn" and copies > 1)
+        ):
             continue
         config = dataclasses.replace(MLP, hidden_sizes=sizes) if row["model"] == "mlp" else CNN
         config = dataclasses.replace(config, batch_size=row["batch_size"])

@@ -16,17 +16,24 @@ CONFIGS = [
     TrainConfig(model="mlp", hidden_sizes=(512, 256), batch_size=128),
     TrainConfig(model="cnn", batch_size=128, ema_decay=None),
     TrainConfig(model="cnn", batch_size=256, ema_decay=None),
+    TrainConfig(model="mlp", hidden_sizes=(512, 256), batch_size=128, ema_decay=None, record=True),
+    TrainConfig(model="cnn", batch_size=128, ema_decay=None, record=True),
 ]
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """Yields a row for each config; the third is the second with an EMA of the parameters."""
+    """Yields a row for each config; the third is the second with an EMA of the parameters.
+
+    The last two are the second and the fourth, and record the values of each example.
+    """
     num_examples = 2_560 if setting.quick else 55_000
     split = setting.examples(num_examples)
-    configs = CONFIGS[:: 3 if setting.quick else 1]  # an MLP and a CNN
+    configs = CONFIGS[:4:3] if setting.quick else CONFIGS  # an MLP and a CNN
     states = [build_state(config) for config in configs]
     calls = {
-        str(index): lambda state=state, config=config: train_epoch(state, split, config.batch_size)
+        str(index): lambda state=state, config=config: train_epoch(
+            state, split, config.batch_size, record=config.record
+        )
         for index, (state, config) in enumerate(zip(states, configs, strict=True))
     }
     for index, config in enumerate(configs):
@@ -35,4 +42,5 @@ def run(setting: Setting) -> Iterator[Row]:
     for name, seconds in measure_in_turns(calls, setting.repeats).items():
         config = configs[int(name)]
         averaged = config.ema_decay is not None
-        yield setting.row("epoch", seconds, config, examples=num_examples, train=True, averaged=averaged)
+        fields = {"averaged": averaged, **({"recorded": True} if config.record else {})}
+        yield setting.row("epoch", seconds, config, examples=num_examples, train=True, **fields)

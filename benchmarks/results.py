@@ -30,7 +30,7 @@ from mnist_jax import InputError
 SCHEMA_VERSION = 1
 DIRECTORY = Path(__file__).parent / "results"
 # These fields identify a row; the other fields are measurements.
-_IDENTITY = ("name", "contestant", "model", "layers", "batch_size", "dtype", "driver", "averaged", "value")
+_IDENTITY = ("name", "contestant", "model", "layers", "batch_size", "dtype", "driver", "averaged", "recorded", "value")
 _ENVIRONMENT = ("JAX_", "XLA_", "NVIDIA_TF32", "OMP_", "PJRT_")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "keras", "tensorflow-cpu")
 
@@ -225,8 +225,8 @@ def _identity(row: dict[str, Any]) -> str:
             parts.append("-".join(map(str, value)))
         elif name in ("batch_size", "value") and value is not None:
             parts.append(f"{'batch' if name == 'batch_size' else 'at'} {value}")
-        elif name == "averaged":
-            parts += ["averaged"] if value else []
+        elif name in ("averaged", "recorded"):
+            parts += [name] if value else []
         elif value is not None:
             parts.append(str(value))
     return " ".join(parts)

@@ -14,6 +14,7 @@ Train a run
     find_runs                   finds the runs in a directory
     RunInfo                     config and results of a run that was found
     load_run                    loads the config and the newest state of a run
+    load_run_dataset            loads the data that a run was trained on
     train_population            trains models together, over seeds and hyperparameters
     Population                  models trained together
     run_sweep                   searches hyperparameters
@@ -76,13 +77,29 @@ Evaluate and look inside
     evaluate_run                evaluates a run, and writes numbers, figures and a page
     RunReport                   the evaluation of a run
     ensemble_probabilities      averages the predictions of several models
+    Uncertainty                 entropy, mutual information and variance of an ensemble
+    out_of_distribution_auroc   measures how well a score finds strange examples
+    fit_temperature             fits the temperature of temperature scaling
+    Calibration                 confidence and accuracy in bins, with their difference (ECE)
     per_example_losses          computes the loss of each example of a split
     per_example_margins         computes the margin of each example of a split
     per_example_gradient_norms  computes the gradient norm of each example of a split
+    find_label_errors           finds examples whose label is probably wrong
+    LabelErrors                 labels, and the predictions of models that never saw them
+    el2n                        scores examples by the error of several models
+    grand                       scores examples by the gradient norms of several models
+    memorisation                estimates which examples must be seen to be predicted
+    subset_influence            estimates what each example changes in other predictions
     saliency                    computes how much each pixel changes the predicted logit
     one_example_loss            returns the loss of one example as a function, for ``vmap``
     one_example_margin          returns the margin of one example as a function
     one_example_gradient_norm   returns the gradient norm of one example as a function
+
+One training example at a time
+    RecordDynamics              records each training example in each epoch of ``fit``
+    load_dynamics               loads what a run recorded
+    Dynamics                    loss, margin and more of each example in each epoch
+    DataMap                     coordinates of each example in a data map
 
 Classify pictures
     predict_image               classifies one picture of a digit

@@ -1,6 +1,10 @@
 from .config import TrainConfig as TrainConfig
 from .core.apply import apply_model as apply_model
 from .core.augment import Augmentation as Augmentation
+from .core.calibration import Calibration as Calibration
+from .core.calibration import fit_temperature as fit_temperature
+from .core.dynamics import DataMap as DataMap
+from .core.dynamics import Dynamics as Dynamics
 from .core.epoch import epoch_order as epoch_order
 from .core.epoch import train_epoch as train_epoch
 from .core.epoch import train_steps as train_steps
@@ -24,12 +28,18 @@ from .core.per_example import per_example_losses as per_example_losses
 from .core.per_example import per_example_margins as per_example_margins
 from .core.population import ensemble_probabilities as ensemble_probabilities
 from .core.saliency import saliency as saliency
+from .core.scores import el2n as el2n
+from .core.scores import grand as grand
+from .core.scores import memorisation as memorisation
+from .core.scores import subset_influence as subset_influence
 from .core.state import Recipe as Recipe
 from .core.state import TrainState as TrainState
 from .core.state import count_parameters as count_parameters
 from .core.state import create_train_state as create_train_state
 from .core.steps import eval_step as eval_step
 from .core.steps import train_step as train_step
+from .core.uncertainty import Uncertainty as Uncertainty
+from .core.uncertainty import out_of_distribution_auroc as out_of_distribution_auroc
 from .data import Dataset as Dataset
 from .data import Split as Split
 from .data import StreamedSplit as StreamedSplit
@@ -67,7 +77,10 @@ from .training.describe import model_table as model_table
 from .training.export import export_run as export_run
 from .training.export import load_export as load_export
 from .training.fit import fit as fit
+from .training.label_errors import LabelErrors as LabelErrors
+from .training.label_errors import find_label_errors as find_label_errors
 from .training.loading import load_run as load_run
+from .training.loading import load_run_dataset as load_run_dataset
 from .training.network import load_predictor as load_predictor
 from .training.optimizer import build_optimizer as build_optimizer
 from .training.optimizer import build_schedule as build_schedule
@@ -82,3 +95,5 @@ from .training.runs import RunInfo as RunInfo
 from .training.runs import find_runs as find_runs
 
 __version__: str
+from .training.recording import RecordDynamics as RecordDynamics
+from .training.recording import load_dynamics as load_dynamics

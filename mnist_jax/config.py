@@ -39,16 +39,16 @@ PRIVACY_FIELDS = ("dp_clip", "dp_noise", "dp_epsilon", "dp_delta")
 RECIPE_FIELDS = (*LOSS_FIELDS, *AUGMENTATION_FIELDS, *PRIVACY_FIELDS, "microbatch_size", "seed")
 # These fields do not affect the training, so they may change when a run is resumed.
 CHANGEABLE_ON_RESUME = ("data_dir", "stream", "num_devices", "checkpoint_every", "keep_checkpoints", "workdir",
-                        "resume", "progress", "quiet")
+                        "resume", "record", "progress", "quiet")
 # ``--help-all`` shows all fields in these groups, ``--help`` the common ones.
 FIELD_GROUPS = {
-    "data": ("data", "data_dir", "num_validation", "stream"),
+    "data": ("data", "data_dir", "num_validation", "stream", "keep_hardest", "scores"),
     "model": MODEL_FIELDS,
     "optimizer": (*OPTIMIZER_FIELDS, *LOSS_FIELDS),
     "augmentation": AUGMENTATION_FIELDS,
     "privacy": PRIVACY_FIELDS,
     "run": ("batch_size", "microbatch_size", "epochs", "early_stopping", "seed", "num_devices", "checkpoint_every",
-            "keep_checkpoints", "workdir", "resume", "progress", "quiet"),
+            "keep_checkpoints", "workdir", "resume", "record", "progress", "quiet"),
 }
 COMMON_FIELDS = ("data", "data_dir", "stream", "model", "hidden_sizes", "optimizer", "learning_rate", "schedule",
                  "augment_shift", "augment_rotation", "dp_clip", "dp_epsilon", "batch_size", "epochs", "seed",
@@ -92,6 +92,11 @@ class TrainConfig:
     """examples held out from the end of the training set; default: 5000, or a tenth of fewer than 50000"""
     stream: bool = False
     """read the training examples from array_record shards while training, for data larger than memory"""
+    keep_hardest: float | None = None
+    """train on this fraction of the training examples, those with the highest scores, in (0, 1]; needs --scores"""
+    scores: str | None = None
+    """score of each training example, higher for harder: the scores.csv of python -m mnist_jax.dynamics, or any .csv,
+    .npy or .npz with score"""
 
     model: Model = "mlp"
     """architecture"""
@@ -188,6 +193,8 @@ class TrainConfig:
     resume: bool = False
     """continue the run in --workdir; --epochs may grow and --early-stopping change, the rest of the training must
     stay the same"""
+    record: bool = False
+    """record loss, correctness and margin of each training example in each epoch, for python -m mnist_jax.dynamics"""
     progress: bool = False
     """show a bar for each epoch even if stderr is not a terminal, as in a notebook or a log"""
     quiet: bool = False
@@ -230,9 +237,14 @@ class TrainConfig:
         check("in [0, 7]", lambda value: 0 <= value <= 7, "augment_elastic")
         check("in [2, 14]", lambda value: 2 <= value <= 14, "augment_smoothness")
         check("in [0, 1]", lambda value: 0 <= value <= 1, "augment_erasing")
-        for name in ("data", "data_dir", "workdir"):
+        check("in (0, 1]", lambda value: 0 < value <= 1, "keep_hardest")
+        for name in ("data", "data_dir", "workdir", "scores"):
             _require(getattr(self, name) != "", name, "a name", "an empty string")
         _require(not (self.resume and self.workdir is None), "resume", "given together with --workdir", "no workdir")
+        keeps = self.keep_hardest is not None
+        _require(not keeps or self.scores is not None, "keep_hardest", "given with --scores", "no scores")
+        _require(keeps or self.scores is None, "scores", "given with --keep-hardest", f"{self.scores} alone")
+        _require(not (keeps and self.stream), "keep_hardest", "given without --stream", "both")
         for field in dataclasses.fields(self):
             if getattr(self, field.name) != field.default:
                 check_effect(field.name, vars(self))
@@ -246,6 +258,10 @@ class TrainConfig:
             raise InputError("dp_clip cannot protect batch_norm, which mixes the examples of a batch: leave one out")
         if self.stream:
             raise InputError("dp_clip needs the training examples in memory: leave out stream")
+        if self.keep_hardest is not None:
+            raise InputError("dp_clip cannot protect keep_hardest, whose choice of examples depends on the data")
+        if self.record:
+            raise InputError("record needs epochs of all examples, but dp_clip samples them: leave one out")
 
     def to_json(self) -> str:
         """Returns the config as a JSON object, one field per line."""

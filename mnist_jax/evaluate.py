@@ -20,7 +20,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from mnist_jax.data import Split, load_dataset
 from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError
 from mnist_jax.report.draw import draw_evaluation
-from mnist_jax.report.numbers import describe_evaluation, examples_csv, results_table
+from mnist_jax.report.numbers import describe_calibrated, describe_evaluation, examples_csv, results_table
 from mnist_jax.report.page import html_report
 from mnist_jax.report.tensorboard import replace_events
 from mnist_jax.training.directory import read_data
@@ -73,6 +73,7 @@ def evaluate_run(
     data_dir: str | None = None,
     split: str = "test",
     best: bool = False,
+    calibrate: bool = False,
     num_devices: int | None = None,
     model: Any = None,
     tx: optax.GradientTransformation | None = None,
@@ -85,6 +86,8 @@ def evaluate_run(
         data_dir: as for ``load_dataset``; None for the directory that the run used.
         split: ``test``, ``validation`` or ``train``.
         best: evaluate the checkpoint with the best validation accuracy, instead of the newest.
+        calibrate: add ``content["calibrated"]``: the ``temperature`` that :func:`mnist_jax.fit_temperature` fits on the
+            validation split of the run, and ``loss`` and ``expected_calibration_error`` with it.
         num_devices: devices that share each batch; None takes all GPUs or TPUs, but one CPU.
         model: the model, if the run was trained with your own, as for :func:`mnist_jax.load_run`.
         tx: the optimizer, if the run was trained with your own.
@@ -94,7 +97,8 @@ def evaluate_run(
         ``write`` (figures and files, and waiting for the gradient norms) and ``total``.
 
     Raises:
-        InputError: the run, its checkpoint or the data cannot be read, or the files cannot be written.
+        InputError: the run, its checkpoint or the data cannot be read, the files cannot be written, or ``calibrate`` is
+            asked for the split that the temperature is fitted on.
 
     Example:
         >>> import tempfile
@@ -106,28 +110,27 @@ def evaluate_run(
         True
     """
     start_time = time.perf_counter()
+    if calibrate and split == "validation" and data is None:
+        raise InputError("calibrate fits the temperature on the validation split: evaluate test or train")
     prepare_matplotlib()
     with ThreadPoolExecutor() as pool:  # imports these while JAX starts and the checkpoint is read
         for module in ("sklearn.metrics", "matplotlib.backends.backend_agg", "tensorboardX"):
             pool.submit(importlib.import_module, module)
+        from mnist_jax.core.calibration import fit_temperature
         from mnist_jax.core.evaluation import evaluate_dataset
         from mnist_jax.core.per_example import per_example_gradient_norms
         from mnist_jax.core.saliency import saliency
         from mnist_jax.training.devices import choose_sharding, put_everywhere
-        from mnist_jax.training.loading import load_run
+        from mnist_jax.training.loading import load_run, load_run_dataset
 
         sharding = choose_sharding(num_devices)
         config, state = load_run(run, model=model, tx=tx, best=best)
-        num_validation = config.num_validation if data is None else None
         trained_on = read_data(Path(run)) or {}
-        if data is None and data_dir is None:
-            data_dir = config.data_dir or _directory_of(trained_on)
-        dataset = load_dataset(
-            data or config.data,
-            data_dir=data_dir or config.data_dir,
-            num_validation=num_validation,
-            stream=config.stream and data is None and split != "train",
-        )
+        if data is None:
+            dataset = load_run_dataset(run, data_dir=data_dir, stream=config.stream and split != "train")
+        else:
+            dataset = load_dataset(data, data_dir=data_dir or config.data_dir)
+        own_data = dataset if data is None or not calibrate else load_run_dataset(run, stream=config.stream)
 
     part_start = time.perf_counter()
     seconds = {"start": part_start - start_time}
@@ -137,7 +140,8 @@ def evaluate_run(
     directory = Path(run, "-".join(parts))
     with lock_directory(directory), ThreadPoolExecutor() as pool:
         gradient_norms = pool.submit(per_example_gradient_norms, state, examples)  # runs while figures are drawn
-        evaluation = evaluate_dataset(put_everywhere(state, sharding), examples, sharding=sharding)
+        evaluate = functools.partial(evaluate_dataset, put_everywhere(state, sharding), sharding=sharding)
+        evaluation = evaluate(examples)
         content = {
             "run": os.fspath(run),
             "model": trained_on.get("model") or config.model,
@@ -146,6 +150,10 @@ def evaluate_run(
             "split": split,
             **describe_evaluation(evaluation, dataset.class_names),
         }
+        if calibrate:
+            validation = evaluate(own_data.validation)
+            temperature = fit_temperature(validation.logits, validation.label)
+            content["calibrated"] = describe_calibrated(evaluation, temperature)
         seconds["evaluate"] = time.perf_counter() - part_start
 
         part_start = time.perf_counter()
@@ -168,12 +176,6 @@ def evaluate_run(
     return RunReport(content, evaluation, directory)
 
 
-def _directory_of(trained_on: Mapping[str, Any]) -> str | None:
-    """Returns the directory that the data of a run was read from, if it still exists."""
-    path = trained_on.get("path")
-    return path if path is not None and Path(path).is_dir() else None
-
-
 def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.evaluate") -> int:
     """Parses ``args`` (default: the command line), evaluates, and prints the table."""
 
@@ -186,11 +188,14 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.eva
         parser.add_argument("--split", choices=SPLITS, default="test", help="split to evaluate; default: test")
         help_ = "evaluate the checkpoint with the best validation accuracy; default: the newest"
         parser.add_argument("--best", action="store_true", help=help_)
+        help_ = "fit a temperature on the validation split, and show the calibration error before and after"
+        parser.add_argument("--calibrate", action="store_true", help=help_)
         help_ = "devices that share each batch; default: all GPUs or TPUs, but one CPU"
         parser.add_argument("--num-devices", type=int, metavar="INT", help=help_)
         add_device_flag(parser)
         flags = parser.parse_args(args)
-        options = {name: getattr(flags, name) for name in ("data", "data_dir", "split", "best", "num_devices")}
+        names = ("data", "data_dir", "split", "best", "calibrate", "num_devices")
+        options = {name: getattr(flags, name) for name in names}
         report = evaluate_run(flags.run, **options)
         print(results_table(report.content))
         if flags.best:

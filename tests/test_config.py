@@ -160,6 +160,14 @@ def test_differences_leave_out_noise_that_was_found():
             {"dp_clip": 1, "dp_epsilon": 1, "stream": True},
             "dp_clip needs the training examples in memory: leave out stream",
         ),
+        (
+            {"dp_clip": 1.0, "dp_noise": 1.0, "keep_hardest": 0.5, "scores": "scores.csv"},
+            "dp_clip cannot protect keep_hardest, whose choice of examples depends on the data",
+        ),
+        (
+            {"dp_clip": 1.0, "dp_noise": 1.0, "record": True},
+            "record needs epochs of all examples, but dp_clip samples them: leave one out",
+        ),
     ],
 )
 def test_a_field_without_effect_is_refused(fields, message):

@@ -12,7 +12,16 @@ import pytest
 from conftest import read_events
 from matplotlib.image import imread
 
-from mnist_jax import TrainConfig, evaluate_dataset, fit, load_dataset, load_run, per_example_gradient_norms
+from mnist_jax import (
+    Calibration,
+    TrainConfig,
+    evaluate_dataset,
+    fit,
+    fit_temperature,
+    load_dataset,
+    load_run,
+    per_example_gradient_norms,
+)
 from mnist_jax.evaluate import evaluate_run, main
 
 
@@ -162,9 +171,45 @@ def test_the_best_checkpoint_goes_into_a_directory_of_its_own(digits_run, tmp_pa
     assert not (path / "evaluation.json").exists()
 
 
+def test_calibrate_shows_the_error_before_and_after(run, report, tmp_path, capsys):
+    path = shutil.copytree(run.workdir, tmp_path / "run")
+    assert main([str(path), "--calibrate"]) == 0
+    content = json.loads((path / "evaluation.json").read_text())
+    dataset = load_dataset("digits")
+    validation = evaluate_dataset(run.state, dataset.validation)
+    temperature = fit_temperature(validation.logits, validation.label)
+    logits = np.float64(run.test.logits) / temperature
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    losses = -np.log(probabilities[np.arange(297), run.test.label])
+    expected = {
+        "temperature": temperature,
+        "loss": losses.mean(),
+        "expected_calibration_error": Calibration.compute(probabilities, run.test.label).expected_error,
+    }
+    assert content.pop("calibrated") == pytest.approx(expected, rel=1e-5)
+    assert {**content, "seconds": 0, "run": 0} == {**report.content, "seconds": 0, "run": 0}  # all else as without it
+    after = f"{expected['expected_calibration_error']:.2%}"
+    shown = f"with temperature {temperature:.3f}, fitted on validation: expected calibration error {after}, loss "
+    assert f"{shown}{losses.mean():.4f}" in capsys.readouterr().out
+    page = (path / "report.html").read_text()
+    assert f"<div><b>{after}</b>the same with temperature {temperature:.3f}</div>" in page
+
+
+@pytest.mark.slow
+def test_other_data_are_calibrated_by_the_validation_split_of_the_run(run, idx_dir, tmp_path):
+    path = shutil.copytree(run.workdir, tmp_path / "run")
+    found = [evaluate_run(path, calibrate=True, **options) for options in ({}, {"data": str(idx_dir)})]
+    first, second = (report.content["calibrated"]["temperature"] for report in found)
+    assert first == second
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (
+            ["RUN", "--split", "validation", "--calibrate"],
+            "calibrate fits the temperature on the validation split: evaluate test or train",
+        ),
         (["nowhere"], "nowhere: expected a run with a config.json, found none"),
         ([], "the following arguments are required: RUN"),
         (["RUN", "--split", "all"], "split must be one of test, validation, train, got all"),

@@ -25,11 +25,15 @@ from mnist_jax import (
     load_dataset,
     per_example_losses,
 )
+from mnist_jax.presets import CROSS_VALIDATION
 
 DIRECTORY = Path(__file__).parent.parent / "experiments"
 sys.path.insert(0, str(DIRECTORY))  # as for a script in there
 
 import adam_two_hidden
+import calibration
+import half_of_mnist
+import label_errors
 import record_ensemble
 import steepest_descent
 from experiment import (
@@ -361,6 +365,42 @@ def test_nothing_misclassified_is_an_empty_figure(tmp_path, monkeypatch):
     numbers, drawn = draw(monkeypatch, tmp_path, np.eye(10)[load_dataset("digits").test.label])
     assert numbers == {"num_misclassified": 0}
     assert drawn["misclassified.png"][0].shape == (0, 28, 28, 1)
+
+
+# label_errors
+
+
+def test_the_models_are_those_of_the_command():
+    assert label_errors.CONFIG == CROSS_VALIDATION
+
+
+def test_flipped_labels_are_a_twentieth_and_all_wrong():
+    label = np.arange(2000) % 4
+    others = np.array([[1, 2], [3, 3], [0, 0], [1, 2]])
+    found, flipped = label_errors.flip_labels(label, others, np.random.default_rng(0))
+    assert flipped.sum() == 100
+    np.testing.assert_array_equal(found != label, flipped)
+    for before, after in zip(label[flipped], found[flipped], strict=True):
+        assert after in others[before]
+    assert {(0, 1), (0, 2), (1, 3), (2, 0), (3, 1), (3, 2)} == {*zip(label[flipped], found[flipped], strict=True)}
+
+
+# half_of_mnist
+
+
+def test_the_hardest_are_kept():
+    score = np.array([0.1, 0.9, 0.5, 0.5, 0.0])
+    assert half_of_mnist.keep_hardest(score).tolist() == [False, True, True, False, False]
+    assert half_of_mnist.keep_hardest(score, 0.6).tolist() == [False, True, True, True, False]
+
+
+# calibration
+
+
+def test_the_least_error_is_that_of_a_calibrated_model(tmp_path):
+    numbers = calibration.calibrate(make_run(tmp_path))
+    assert 0.2 < numbers["temperature"] < 20
+    assert 0 < numbers["least_error"] < numbers["calibrated_error"]
 
 
 # table

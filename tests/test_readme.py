@@ -146,6 +146,17 @@ def test_gradients_of_examples_have_that_of_the_batch_as_their_mean():
     assert_trees_close(jax.tree.map(lambda leaf: leaf.mean(axis=0), names["gradients"]), grads)
 
 
+@pytest.mark.slow
+@pytest.mark.uses_adam
+def test_memorisation_of_the_readme_is_that_of_the_hard_examples():
+    names = run_snippet("memorisation")
+    found = names["memorisation"](names["correct"], names["mask"])
+    assert found.shape == (1350,)
+    easy = np.asarray(names["correct"]).mean(axis=0) == 1
+    assert np.nanmax(np.abs(found[easy])) < 1e-6
+    assert np.nanmean(found[~easy]) > 0
+
+
 @pytest.mark.uses_adam
 def test_the_epoch_on_several_devices_is_that_of_one():
     names = run_snippet("AxisType")
@@ -168,7 +179,7 @@ def test_the_commands_of_the_readme_parse(monkeypatch):
         monkeypatch.setenv(name, "")
     commands = [line.split("#")[0].rstrip("& ").split() for block in blocks("bash") for line in block.splitlines()]
     trained = [command[command.index("mnist_jax.train") + 1 :] for command in commands if "mnist_jax.train" in command]
-    assert len(trained) == 10
+    assert len(trained) == 12
     for flags in trained:
         parse_flags(TrainConfig(), flags, "prog")
 

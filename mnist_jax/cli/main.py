@@ -15,11 +15,13 @@ from mnist_jax.cli.flags import OneLineParser, run_command
 COMMANDS = {
     "train": ("mnist_jax.train", "train a classifier"),
     "evaluate": ("mnist_jax.evaluate", "evaluate a run: numbers, figures, a page"),
+    "dynamics": ("mnist_jax.dynamics", "show what a run learned and forgot, example by example"),
     "predict": ("mnist_jax.predict", "classify the digits in pictures"),
     "demo": ("mnist_jax.demo.__main__", "serve a page on which drawn digits are classified"),
     "export": ("mnist_jax.export.__main__", "write a model as JSON, safetensors, StableHLO or ONNX"),
     "sweep": ("mnist_jax.sweep.__main__", "search for hyperparameters"),
     "runs": ("mnist_jax.runs", "list runs with their results"),
+    "label_errors": ("mnist_jax.label_errors", "find images whose label is probably wrong"),
     "compare": ("mnist_jax.compare", "compare runs: settings, results and curves"),
 }
 

@@ -2,6 +2,7 @@
 
 calibration = Calibration.compute(probabilities, label)
 calibration.expected_error                # 0.004: they differ by 0.4 percentage points on average
+temperature = fit_temperature(logits, label)
 confidence = Confidence.fit(logits, image, label)
 confidence.probabilities(new_logits)      # calibrated
 confidence.refuses(new_logits, new_image) # True for images that are unlike those of training
@@ -32,6 +33,11 @@ class Calibration:
         accuracy: ``float64[B]``, fraction of correct predictions; NaN in an empty bin.
 
     Reference: Guo et al., "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599.
+
+    Example:
+        >>> calibration = Calibration.compute(np.array([[0.6, 0.4], [0.3, 0.7]]), np.array([0, 0]), num_bins=2)
+        >>> calibration.count.tolist(), round(calibration.expected_error, 3)
+        ([0, 2], 0.15)
     """
 
     edges: np.ndarray
@@ -47,11 +53,6 @@ class Calibration:
             probabilities: ``float[N, K]``.
             label: ``int[N]``, true classes.
             num_bins: B.
-
-        Example:
-            >>> calibration = Calibration.compute(np.array([[0.6, 0.4], [0.3, 0.7]]), np.array([0, 0]), num_bins=2)
-            >>> calibration.count.tolist(), round(calibration.expected_error, 3)
-            ([0, 2], 0.15)
         """
         probabilities = np.asarray(probabilities, np.float64)
         confidence = probabilities.max(axis=1)
@@ -72,6 +73,33 @@ class Calibration:
         """Expected calibration error (ECE): mean of |accuracy - confidence|, weighted by count, in [0, 1]."""
         gap = np.abs(self.accuracy - self.confidence)
         return float(np.nansum(gap * self.count) / self.count.sum())
+
+
+def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
+    """Fits the temperature T by maximum likelihood; ``softmax(logits / T)`` are calibrated probabilities.
+
+    Args:
+        logits: ``float[N, K]`` of validation examples.
+        label: ``int[N]``, true classes.
+
+    Returns:
+        T, in [0.05, 20]: above 1 if the model was too confident.
+
+    Reference: Guo et al., https://arxiv.org/abs/1706.04599.
+
+    Example:
+        >>> logits = np.array([[4.0, 0.0]] * 10)  # 98 % sure, but right in 9 of 10 cases
+        >>> round(fit_temperature(logits, np.array([0] * 9 + [1])), 2)
+        1.82
+    """
+    logits, label = np.asarray(logits, np.float64), np.asarray(label, np.int64)
+    correct = np.take_along_axis(logits, label[:, None], axis=1)[:, 0]
+    low, high = np.log(_TEMPERATURES)
+    for _ in range(40):  # bisection: the derivative of the loss with respect to 1 / T increases with 1 / T
+        middle = (low + high) / 2
+        expected = np.sum(_softmax(logits / np.exp(middle)) * logits, axis=1)
+        low, high = (middle, high) if np.mean(expected - correct) > 0 else (low, middle)
+    return float(np.exp((low + high) / 2))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,13 +147,7 @@ class Confidence:
             refused: fraction of such examples to refuse. Nothing is refused with more than 20 classes.
         """
         logits, label = np.asarray(logits, np.float64), np.asarray(label, np.int64)
-        correct = np.take_along_axis(logits, label[:, None], axis=1)[:, 0]
-        low, high = np.log(_TEMPERATURES)
-        for _ in range(40):  # bisection: the derivative of the loss with respect to 1 / T increases with 1 / T
-            middle = (low + high) / 2
-            expected = np.sum(_softmax(logits / np.exp(middle)) * logits, axis=1)
-            low, high = (middle, high) if np.mean(expected - correct) > 0 else (low, middle)
-        temperature, num_classes = float(np.exp((low + high) / 2)), logits.shape[1]
+        temperature, num_classes = fit_temperature(logits, label), logits.shape[1]
         if num_classes > _MAX_CLASSES:
             return cls(temperature)
         feature = _features(logits, image)

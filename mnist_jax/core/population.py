@@ -2,11 +2,12 @@
 
     states = jax.vmap(create)(keys)                                  # each array gets a leading axis M
     order = population_order(states, epoch, num_examples)            # int32[M, N], one per member
+    order = subset_order(states, epoch, num_examples, subset=pad_subsets(mask))   # only the examples of each member
     states, metrics, nonfinite = population_steps(states, split, order, batch_size, start, num_steps)
     metrics, logits = evaluate_population(states, split, batch_size)
     ensemble_probabilities(logits)                                   # float32[N, K]
 
-All members share the data. Shape letter: M members.
+All members share the data, and train on all of it or each on a part. Shape letter: M members.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mnist_jax.core.epoch import epoch_order, loop_steps
 from mnist_jax.core.evaluation import evaluate_arrays
@@ -27,6 +29,36 @@ from mnist_jax.data.dataset import Split
 def population_order(states: TrainState, epoch: jax.Array | int, num_examples: int) -> jax.Array:
     """Returns the order of an epoch for each member, ``int32[M, N]``: see :func:`mnist_jax.epoch_order`."""
     return jax.vmap(lambda key: epoch_order(key, epoch, num_examples))(states.key)
+
+
+def pad_subsets(mask: np.ndarray) -> np.ndarray:
+    """Returns the indices that are True in each row of ``bool[M, N]``, padded with -1: ``int32[M, n]``."""
+    subsets = [np.flatnonzero(row) for row in mask]
+    padded = np.full((len(subsets), max(map(len, subsets))), -1, np.int32)
+    for row, subset in zip(padded, subsets, strict=True):
+        row[: len(subset)] = subset
+    return padded
+
+
+@functools.partial(jax.jit, static_argnames="num_examples")
+def subset_order(states: TrainState, epoch: jax.Array | int, num_examples: int, subset: jax.Array) -> jax.Array:
+    """Returns the order of an epoch for members with training examples of their own, ``int32[M, n]``.
+
+    A member with all of ``n`` examples has ``subset[epoch_order(key, epoch, n)]``; with fewer, -1 comes last.
+
+    Args:
+        states: states of M members.
+        epoch: number of the epoch, from 0.
+        num_examples: not used.
+        subset: indices of the examples of each member, ``int32[M, n]``, from :func:`pad_subsets`.
+    """
+    del num_examples
+
+    def order(key: jax.Array, subset: jax.Array) -> jax.Array:
+        shuffled = subset[epoch_order(key, epoch, subset.shape[0])]
+        return shuffled[jnp.argsort(shuffled < 0)]  # is stable
+
+    return jax.vmap(order)(states.key, subset)
 
 
 def population_steps(

@@ -21,6 +21,7 @@ from mnist_jax.core.calibration import Calibration
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from mnist_jax.core.dynamics import DataMap
 
 _TRAIN_LABEL = "train (during the epoch)"
 
@@ -128,7 +129,7 @@ def confused_classes(
             count = int(chosen.sum())
             means.append(image[chosen, :, :, 0].mean(axis=0) if count else np.zeros((28, 28)))
             captions.append((f"{text}\n{count:,} example{'s' if count != 1 else ''}", "\n" in text))
-    _draw_grid(np.array(means).reshape(-1, 28, 28), captions, path, title, group=3)
+    contact_sheet(np.array(means).reshape(-1, 28, 28), captions, path, title, group=3)
 
 
 def example_grid(
@@ -144,7 +145,7 @@ def example_grid(
         path: path of the PNG; its directory is created if needed.
         title: title above the grid.
     """
-    _draw_grid(image[..., 0], _captions(label, logits, class_names), path, title)
+    contact_sheet(image[..., 0], _captions(label, logits, class_names), path, title)
 
 
 def saliency_grid(
@@ -175,7 +176,7 @@ def saliency_grid(
     colours = colormaps["RdBu_r"](0.5 + 0.5 * maps / scale, bytes=True)[..., :3]
     ink = np.repeat(255 - image, 3, axis=-1)
     pictures, captions = np.concatenate([ink, colours], axis=1), _captions(label, logits, class_names)
-    _draw_grid(pictures, captions, path, title, num_columns=5)
+    contact_sheet(pictures, captions, path, title, num_columns=5)
 
 
 def _captions(label: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, bool]]:
@@ -188,7 +189,7 @@ def _captions(label: np.ndarray, logits: np.ndarray, class_names: Sequence[str])
     ]
 
 
-def _draw_grid(
+def contact_sheet(
     pictures: np.ndarray,
     captions: Sequence[tuple[str, bool]],
     path: Path,
@@ -196,12 +197,12 @@ def _draw_grid(
     num_columns: int = 6,
     group: int = 6,
 ) -> None:
-    """Draws pictures in frames, each below its caption.
+    """Draws pictures in frames, each below its caption, as a PNG.
 
     Args:
         pictures: ``[N, H, W]`` from 0, white, to 255, or RGB ``uint8[N, H, W, 3]``.
         captions: for each picture up to three lines of text, and whether it is red.
-        path: path of the PNG.
+        path: path of the PNG; its directory is created if needed.
         title: title above the grid.
         num_columns: pictures per row.
         group: a gap follows this number of pictures in a row.
@@ -285,6 +286,56 @@ def _wilson_interval(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, 
     scale = 1 + z**2 / count
     # Rounding must not move an end past the share.
     return np.minimum((centre - spread) / scale, share), np.maximum((centre + spread) / scale, share)
+
+
+def data_map(place: DataMap, path: Path, title: str) -> None:
+    """Draws a data map as a PNG: confidence against variability of each example, coloured by correctness.
+
+    Reference: Swayamdipta et al., "Dataset Cartography", https://arxiv.org/abs/2009.10795.
+
+    Args:
+        place: coordinates of N examples.
+        path: path of the PNG; its directory is created if needed.
+        title: title above the figure.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplot_mosaic([["map", "confidence"], ["map", "variability"]], width_ratios=(2.2, 1))
+    axes = panels["map"]
+    # Draws the few hard examples last, above the crowd.
+    order = np.argsort(-place.correctness, kind="stable")
+    points = axes.scatter(
+        place.variability[order],
+        place.confidence[order],
+        c=place.correctness[order],
+        s=4,
+        cmap="coolwarm_r",
+        vmin=0,
+        vmax=1,
+        linewidths=0,
+        rasterized=True,
+    )
+    axes.set(xlabel="variability: standard deviation over the epochs", ylabel="confidence: mean over the epochs")
+    axes.set(xlim=(-0.01, 0.51), ylim=(-0.02, 1.02))
+    for text, at, alignment in (
+        ("easy", (0.03, 0.94), "left"),
+        ("ambiguous", (0.49, 0.5), "right"),
+        ("hard", (0.03, 0.04), "left"),
+    ):
+        box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
+        axes.text(*at, text, ha=alignment, va="center", fontsize=11, bbox=box)
+    bar = figure.colorbar(points, ax=axes, location="bottom", shrink=0.7, label="epochs with a correct prediction")
+    bar.formatter = PercentFormatter(1.0)
+    for name in ("confidence", "variability"):
+        panels[name].hist(getattr(place, name), bins=40, color="tab:blue")
+        panels[name].set(xlabel=name, ylabel="examples", yscale="log")
+    for each in panels.values():
+        each.grid(alpha=0.3)
+        each.set_axisbelow(True)
+    _save(figure, path)
 
 
 def sweep_results(

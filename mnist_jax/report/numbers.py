@@ -8,6 +8,7 @@ This module does not import JAX.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,17 @@ def describe_evaluation(evaluation: Evaluation, class_names: Sequence[str]) -> d
     }
 
 
+def describe_calibrated(evaluation: Evaluation, temperature: float) -> dict[str, float]:
+    """Returns ``temperature``, and ``loss`` and ``expected_calibration_error`` of the logits divided by it."""
+    calibrated = dataclasses.replace(evaluation, logits=evaluation.logits / np.float32(temperature))
+    calibration = Calibration.compute(calibrated.probabilities, calibrated.label)
+    return {
+        "temperature": temperature,
+        "loss": float(calibrated.losses.mean(dtype=np.float64)),
+        "expected_calibration_error": calibration.expected_error,
+    }
+
+
 def examples_csv(evaluation: Evaluation, gradient_norms: np.ndarray) -> str:
     """Returns a CSV with one line per example, in the order of the split.
 
@@ -116,6 +128,12 @@ def results_table(content: Mapping[str, Any]) -> str:
         f"{len(content['misclassified']):,} misclassified{_most_confused(content)}; "
         f"expected calibration error {content['expected_calibration_error']:.2%}",
     ]
+    if "calibrated" in content:
+        scaled = content["calibrated"]
+        lines.append(
+            f"with temperature {scaled['temperature']:.3f}, fitted on validation: expected calibration error "
+            f"{scaled['expected_calibration_error']:.2%}, loss {scaled['loss']:.4f}"
+        )
     return "\n".join(lines)
 
 

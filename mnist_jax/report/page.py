@@ -88,6 +88,11 @@ def html_report(content: Mapping[str, Any], figures: Mapping[str, Path], config:
         "misclassified": f"{len(content['misclassified']):,} of {content['num_examples']:,}",
         "expected calibration error": f"{content['expected_calibration_error']:.2%}",
     }
+    if "calibrated" in content:
+        scaled = content["calibrated"]
+        numbers[f"the same with temperature {scaled['temperature']:.3f}"] = (
+            f"{scaled['expected_calibration_error']:.2%}"
+        )
     classes = [
         [row["name"], f"{row['num_examples']:,}", *(f"{row[name]:.2%}" for name in ("precision", "recall", "f1"))]
         for row in content["classes"]

@@ -33,6 +33,10 @@ class Callback:
     buffers of the state are donated to the next chunk: copy what you want to keep. Each of several processes calls your
     callbacks: write files in one of them, where ``jax.process_index() == 0``.
 
+    Attributes:
+        needs_examples: whether training records the values of each example in ``training.examples``; see
+            :class:`mnist_jax.RecordDynamics`.
+
     Example:
         >>> class CountChunks(Callback):
         ...     count = 0
@@ -48,6 +52,8 @@ class Callback:
         >>> counter.count > 0
         True
     """
+
+    needs_examples: bool = False
 
     def on_begin(self, training: Training) -> None:
         """Called before the first step of this call of ``fit``."""

@@ -9,6 +9,7 @@ config.json      the TrainConfig          summary.json   final numbers
 metrics.jsonl    one object per epoch     checkpoints/   Orbax
 figures/*.png    learning curves          events.out.tfevents.*   TensorBoard
 confidence.json  calibration of predict and demo
+kept.npy         with keep_hardest: the training examples of the run
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from mnist_jax.data import Dataset
 from mnist_jax.errors import NonFiniteLossError
 from mnist_jax.training import processes
 from mnist_jax.training.callbacks import Callback
+from mnist_jax.training.kept import write_kept
 from mnist_jax.training.prepare import Programs, compile_run, prepare_run
 from mnist_jax.training.resume import restore_run
 from mnist_jax.training.run import Run, Training, describe_data, summarise
@@ -88,6 +89,8 @@ def fit(
         programs = compile_run(training, model, tx, state)
         restore_run(training)
         training.directory.create(training.config, describe_data(training), training.model)
+        if training.kept is not None:
+            write_kept(training.directory.path, training.kept)
         stack.callback(training.call, "on_close")
         training.call("on_begin")
         for epoch in range(len(training.history) + 1, training.config.epochs + 1):
@@ -105,8 +108,8 @@ def fit(
 def _train_epoch(training: Training, epochs: ChunkedEpoch) -> None:
     """Trains an epoch, or the rest of one; after a signal it stops at the end of the chunk."""
     training.call("on_epoch_begin")
-    for chunk in epochs.run(training.state, training.step, total=training.metrics):
-        training.state, training.step = chunk.state, chunk.step
+    for chunk in epochs.run(training.state, training.step, total=training.metrics, examples=training.examples):
+        training.state, training.step, training.examples = chunk.state, chunk.step, chunk.examples
         training.metrics, training.chunk_metrics = chunk.total, chunk.metrics
         training.epoch_seconds += chunk.seconds
         training.seconds["train"] += chunk.seconds

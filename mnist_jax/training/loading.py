@@ -2,6 +2,7 @@
 
 config, state = load_run("runs/mine")              # the newest state
 config, state = load_run("runs/mine", best=True)   # the one with the best validation accuracy
+load_run_dataset("runs/mine")   # the data it was trained on
 load_class_names("runs/mine")   # K names
 """
 
@@ -19,11 +20,12 @@ import optax
 from mnist_jax.config import TrainConfig
 from mnist_jax.core.epoch import count_steps
 from mnist_jax.core.state import TrainState
-from mnist_jax.data import class_names_of
+from mnist_jax.data import Dataset, class_names_of, load_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.training.build import build_state
 from mnist_jax.training.devices import check_device
 from mnist_jax.training.directory import describe_model, read_data, read_history
+from mnist_jax.training.kept import take_kept
 from mnist_jax.training.runs import read_run_config
 
 _log = logging.getLogger("mnist_jax")
@@ -106,6 +108,40 @@ def _find_best_step(directory: Path) -> int:
             *(directory, best["epoch"], line["step"], line["epoch"]),
         )
     return int(line["step"])
+
+
+def load_run_dataset(
+    directory: str | os.PathLike[str], *, data_dir: str | None = None, stream: bool = False
+) -> Dataset:
+    """Loads the data that a run was trained on, with the training examples that it kept.
+
+    Args:
+        directory: the run directory.
+        data_dir: directory searched first; None for the one that the run used.
+        stream: whether the training examples stay on disk.
+
+    Raises:
+        InputError: the directory holds no run, or the data cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> from mnist_jax import fit
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     run = fit(TrainConfig(data="digits", epochs=1, workdir=directory + "/run", quiet=True))
+        ...     dataset = load_run_dataset(run.workdir)
+        >>> dataset.train.num_examples
+        1350
+    """
+    directory = Path(directory)
+    config, path = read_run_config(directory), (read_data(directory) or {}).get("path")
+    found = path if path is not None and Path(path).is_dir() else None  # where the data was read from
+    dataset = load_dataset(
+        config.data,
+        data_dir=data_dir or config.data_dir or found,
+        num_validation=config.num_validation,
+        stream=stream,
+    )
+    return take_kept(dataset, directory)
 
 
 def load_class_names(directory: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Trains many models in one compiled program, over seeds and hyperparameters.
 
     population = train_population(config, seeds=range(8), hyperparameters={"learning_rate": rates})
+    population = train_population(config, seeds=range(8), examples=mask)     # bool[8, N]: each on its own examples
     population.validation_accuracy[-1]                          # float64[M], after the last epoch
     ensemble_probabilities(population.logits(dataset.test))     # float32[N, K]
 
@@ -27,14 +28,16 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from mnist_jax.config import TrainConfig
 from mnist_jax.core.epoch import count_steps
 from mnist_jax.core.evaluation import choose_batch_size
-from mnist_jax.core.population import evaluate_population
+from mnist_jax.core.population import evaluate_population, pad_subsets, subset_order
 from mnist_jax.core.state import TrainState
 from mnist_jax.data import Dataset, Split, load_dataset
+from mnist_jax.data.scores import take_examples
 from mnist_jax.errors import InputError
 from mnist_jax.training import processes
 from mnist_jax.training.build import build_state, check_batch_size
 from mnist_jax.training.devices import choose_devices
 from mnist_jax.training.epochs import ChunkedEpoch
+from mnist_jax.training.kept import choose_kept
 from mnist_jax.training.memory import explain_out_of_memory
 from mnist_jax.training.optimizer import build_optimizer
 from mnist_jax.training.privacy import PoissonOrder, prepare_privacy
@@ -82,6 +85,7 @@ def train_population(
     hyperparameters: Mapping[str, Sequence[float]] | None = None,
     dataset: Dataset | None = None,
     before_epoch: Callable[[int], object] | None = None,
+    examples: np.typing.ArrayLike | None = None,
 ) -> Population:
     """Trains M models together, each for ``config.epochs``; does not use the test split.
 
@@ -93,13 +97,15 @@ def train_population(
             so models that differ in them need separate populations.
         dataset: default the one that ``config`` names.
         before_epoch: called before each epoch with its number, from 1; it may raise to stop.
+        examples: ``bool[M, N]``, the training examples of each member; None for all. An epoch has as many steps as the
+            member with most examples needs; the last steps of a member with fewer have a gradient of 0.
 
     Returns:
         The population. A member that diverges continues with NaN and does not affect the others.
 
     Raises:
-        InputError: a seed, name or value is invalid, a hyperparameter does not have M values, or the device ran out of
-            memory.
+        InputError: a seed, name or value is invalid, a hyperparameter does not have M values, a member has no examples,
+            or the device ran out of memory.
 
     Example:
         >>> config = TrainConfig(data="digits", hidden_sizes=(8,), epochs=1)
@@ -113,10 +119,15 @@ def train_population(
         raise InputError("stream has no effect on a population, whose data is in memory: leave it out")
     if dataset is None:
         dataset = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
+    if (kept := choose_kept(config, dataset, None)) is not None:
+        dataset = take_examples(dataset, kept)
     check_batch_size(config, dataset)
+    subset = None if examples is None else _check_examples(np.asarray(examples), len(seeds), dataset, config.batch_size)
     if processes.count() > 1:
         raise InputError(f"a population is trained by one process, got {processes.count()}")
     devices = choose_devices(config.num_devices)
+    if config.dp_clip is not None and examples is not None:
+        raise InputError("examples has no effect on private training, which samples from all examples: leave it out")
     privacy = prepare_privacy(config, dataset.train.num_examples)
     if privacy is not None:
         config = dataclasses.replace(config, dp_noise=privacy.noise_multiplier)
@@ -127,7 +138,7 @@ def train_population(
                 f"{config.dp_noise:.4g}, got {config.dp_epsilon}"
             )
     with explain_out_of_memory(lambda: "train fewer members at a time"):
-        return _train(config, seeds, member_values, dataset, devices, before_epoch)
+        return _train(config, seeds, member_values, dataset, devices, before_epoch, subset)
 
 
 def _train(
@@ -137,8 +148,10 @@ def _train(
     dataset: Dataset,
     devices: Sequence[jax.Device],
     before_epoch: Callable[[int], object] | None,
+    subset: np.ndarray | None,
 ) -> Population:
-    steps_per_epoch = count_steps(dataset.train.num_examples, config.batch_size)
+    num_examples = dataset.train.num_examples if subset is None else subset.shape[1]
+    steps_per_epoch = count_steps(num_examples, config.batch_size)
     tx = build_optimizer(config, config.epochs * steps_per_epoch, tuple(member_values))
     _check_members(config, seeds, member_values)
 
@@ -147,11 +160,10 @@ def _train(
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     arrays = {name: jnp.asarray(values, jnp.float32) for name, values in member_values.items()}
     # Fields that do not affect the states are reset, so that the program is reused.
-    shared = dataclasses.replace(
-        config, data=None, data_dir=None, workdir=None, resume=False, seed=0, epochs=1, num_devices=None
-    )
+    fields: dict[str, Any] = dict.fromkeys(("data", "data_dir", "keep_hardest", "scores", "workdir", "num_devices"))
+    shared = dataclasses.replace(config, **fields, resume=False, seed=0, epochs=1)
     states = _create(shared, tx, dataset.num_classes, sharded, keys, arrays)
-    epochs = _create_epochs(config, states, train)
+    epochs = _create_epochs(config, states, train, None if subset is None else jax.device_put(subset, sharded))
     history = []
     for epoch in range(config.epochs):
         if before_epoch is not None:
@@ -169,23 +181,42 @@ def _train(
     )
 
 
-def _create_epochs(config: TrainConfig, states: TrainState, train: Split) -> ChunkedEpoch:
-    """Returns the epochs of all members; each member of a private population samples its own batches."""
+def _check_examples(mask: np.ndarray, num_members: int, dataset: Dataset, batch_size: int) -> np.ndarray:
+    """Returns the indices of the examples of each member, ``int32[M, n]``, padded with -1."""
+    shape = (num_members, dataset.train.num_examples)
+    if mask.dtype != bool or mask.shape != shape:
+        raise InputError(f"examples must be bool{list(shape)}, got {mask.dtype}{list(mask.shape)}")
+    for member in np.flatnonzero(~mask.any(axis=1)):
+        raise InputError(f"examples must have at least one example for each member, got none for member {member}")
+    subset = pad_subsets(mask)
+    if batch_size > subset.shape[1]:
+        raise InputError(f"batch_size must be at most the {subset.shape[1]} examples of a member, got {batch_size}")
+    return subset
+
+
+def _create_epochs(config: TrainConfig, states: TrainState, train: Split, subset: jax.Array | None) -> ChunkedEpoch:
+    """Returns the epochs of all members; each may have its own examples, and in private training its own batches."""
+    options: dict[str, Any] = {"population": True}
+    if subset is not None:
+        order_fn = functools.partial(subset_order, subset=subset)
+        options |= {"order_fn": order_fn, "has_gaps": bool((subset < 0).any())}
     if config.dp_clip is None:
-        return ChunkedEpoch(states, train, config.batch_size, population=True)
+        return ChunkedEpoch(states, train, config.batch_size, **options)
     order = PoissonOrder(config.batch_size)
 
     @functools.partial(jax.jit, static_argnames="num_examples")
-    def order_fn(states: TrainState, epoch: jax.Array | int, num_examples: int) -> jax.Array:
+    def sample(states: TrainState, epoch: jax.Array | int, num_examples: int) -> jax.Array:
         return jax.vmap(lambda key: order(key, epoch, num_examples))(states.key)
 
     size = order.max_batch_size(train.num_examples)
-    return ChunkedEpoch(states, train, size, population=True, order_fn=order_fn, has_gaps=True)
+    return ChunkedEpoch(states, train, size, population=True, order_fn=sample, has_gaps=True)
 
 
 def _check_members(
     config: TrainConfig, seeds: tuple[int, ...], hyperparameters: Mapping[str, tuple[float, ...]]
 ) -> None:
+    if config.record:
+        raise InputError("record has no effect on a population: leave it out")
     if config.early_stopping is not None:
         raise InputError(f"early_stopping has no effect on a population: leave it out, got {config.early_stopping}")
     if not seeds:

@@ -24,15 +24,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mnist_jax.config import MODEL_FIELDS, OPTIMIZER_FIELDS, RECIPE_FIELDS, TrainConfig
 from mnist_jax.data import Dataset, Split, StreamedSplit, is_name, load_dataset
 from mnist_jax.data.home import prepare_matplotlib
+from mnist_jax.data.scores import take_examples
 from mnist_jax.errors import InputError
 from mnist_jax.training import processes
 from mnist_jax.training.callbacks import Callback, arrange_callbacks
 from mnist_jax.training.directory import RunDirectory
 from mnist_jax.training.fallback import complete_resumed, replace_default
+from mnist_jax.training.kept import choose_kept
+from mnist_jax.training.recording import RecordDynamics
 from mnist_jax.training.run import Training
 from mnist_jax.training.signals import StopSignals
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mnist_jax.core.evaluation import Evaluation
     from mnist_jax.core.state import TrainState
     from mnist_jax.training.compiled import Compiled
@@ -70,7 +75,9 @@ def prepare_run(
     of_all = dataclasses.replace(config, data_dir=None, progress=False, quiet=False)
     processes.check_same("the flags", of_all.to_json())
     data = config.data if is_name(config.data) else _absolute(config.data)
-    config = dataclasses.replace(config, data=data, data_dir=_absolute(config.data_dir))
+    config = dataclasses.replace(
+        config, data=data, data_dir=_absolute(config.data_dir), scores=_absolute(config.scores)
+    )
     directory = RunDirectory.claim(config)
     stack.callback(directory.close)
     if directory.saved is not None:
@@ -83,7 +90,7 @@ def prepare_run(
             dp_noise=config.dp_noise or directory.saved.dp_noise,
             early_stopping=config.early_stopping or directory.saved.early_stopping,
         )
-    loading = _start_loading(config, dataset)
+    loading = _start_loading(config, dataset, directory.path if directory.saved is not None else None)
     from mnist_jax.core.epoch import count_steps
     from mnist_jax.training.build import check_batch_size, choose_microbatch_size
     from mnist_jax.training.devices import choose_sharding
@@ -91,7 +98,7 @@ def prepare_run(
 
     seconds = {"import": time.perf_counter() - started}
     is_given = dataset is not None
-    dataset, seconds["data"] = processes.together(loading.result)
+    dataset, kept, seconds["data"] = processes.together(loading.result)
     processes.check_same("the data", json.dumps(dataset.identity()))
     if dataset.notice and not is_given and directory.saved is None and all(part is None for part in own):
         config = _replace_default(config)
@@ -109,8 +116,10 @@ def prepare_run(
         config = dataclasses.replace(config, microbatch_size=microbatch_size)
     # From here on a signal waits for the end of a chunk: XLA does not survive an exit while it compiles.
     signals = stack.enter_context(StopSignals())
+    if config.record and not any(isinstance(callback, RecordDynamics) for callback in callbacks):
+        callbacks = (RecordDynamics(), *callbacks)
     training = Training(config, dataset, directory, seconds, started, signals, arrange_callbacks(callbacks))
-    training.sharding, training.privacy = sharding, privacy
+    training.sharding, training.kept, training.privacy = sharding, kept, privacy
     training.steps_per_epoch = count_steps(dataset.train.num_examples, config.batch_size)
     return training
 
@@ -156,9 +165,14 @@ def _replace_default(config: TrainConfig) -> TrainConfig:
     return replaced
 
 
-def _start_loading(config: TrainConfig, dataset: Dataset | None) -> Future[tuple[Dataset, float]]:
-    """Loads the data in a daemon thread, so that Ctrl-C need not wait for it; the result includes its seconds."""
-    future: Future[tuple[Dataset, float]] = Future()
+def _start_loading(
+    config: TrainConfig, dataset: Dataset | None, resumed: Path | None
+) -> Future[tuple[Dataset, np.ndarray | None, float]]:
+    """Loads the data in a daemon thread, so that Ctrl-C need not wait for it.
+
+    The result is the data set, which of its training examples were kept, and seconds.
+    """
+    future: Future[tuple[Dataset, np.ndarray | None, float]] = Future()
 
     def load() -> None:
         start = time.perf_counter()
@@ -167,7 +181,9 @@ def _start_loading(config: TrainConfig, dataset: Dataset | None) -> Future[tuple
             loaded = dataset or load_dataset(config.data, data_dir=config.data_dir, **options)
             if isinstance(loaded.train, StreamedSplit):
                 _check_grain()
-            future.set_result((loaded, time.perf_counter() - start))
+            kept = choose_kept(config, loaded, resumed)
+            loaded = loaded if kept is None else take_examples(loaded, kept)
+            future.set_result((loaded, kept, time.perf_counter() - start))
         except BaseException as error:
             future.set_exception(error)
 
@@ -211,8 +227,9 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
     )
     shapes: TrainState = shapes_everywhere(initialise.out_info, sharding)
     _check_fits(shapes, dataset)
+    record = any(callback.needs_examples for callback in training.callbacks)
     sampling = None if training.privacy is None else training.privacy.sampling()
-    epochs = create_epochs(shapes, train, config.batch_size, sharding, sampling)
+    epochs = create_epochs(shapes, train, config.batch_size, sharding, record=record, sampling=sampling)
 
     def compile_evaluation(split: Split) -> tuple[Compiled, Callable[[TrainState], Evaluation]]:
         size = choose_batch_size(split, sharding=sharding)

@@ -91,6 +91,7 @@ class Training:
         dataset: the data set, three splits.
         directory: the run directory.
         sharding: sharding of a batch over the devices of the run; None for a single device.
+        kept: ``int32[n]``, the training examples that ``config.keep_hardest`` kept; None for all.
         privacy: clipping, noise and accounting of a private run; else None.
         model: name of the model; ``has_own_model`` says whether the user passed it to ``fit``.
         state: the current state.
@@ -99,6 +100,8 @@ class Training:
         steps_per_epoch: S.
         metrics: sums over the current epoch so far.
         chunk_metrics: sums over the last chunk.
+        examples: values of each training example in the current epoch so far, on the device: an
+            :class:`mnist_jax.ExampleMetrics`. None unless ``config.record`` or a callback asks for them.
         history: one entry per finished epoch.
         validation: the newest evaluation of the validation split.
         test: the evaluation of the test split, at the end.
@@ -118,6 +121,7 @@ class Training:
     signals: StopSignals
     callbacks: Sequence[Callback]
     sharding: Any = None
+    kept: Any = None
     privacy: Privacy | None = None
     schedule: Callable[[int], Any] | None = None
     model: str = ""
@@ -128,6 +132,7 @@ class Training:
     steps_per_epoch: int = 0
     metrics: Any = None
     chunk_metrics: Any = None
+    examples: Any = None
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     validation: Evaluation | None = None
     test: Evaluation | None = None
@@ -164,7 +169,7 @@ class Training:
         return self.seconds_before + time.perf_counter() - self.started
 
     def set_epoch_sums(self, loss_sum: float = 0.0, correct: int = 0, count: int = 0, seconds: float = 0.0) -> None:
-        """Sets metrics and seconds of the epoch so far; by default to 0, for a new epoch."""
+        """Sets metrics and seconds of the epoch so far; by default to 0, for a new epoch. Clears ``examples``."""
         import jax
         import jax.numpy as jnp
 
@@ -172,7 +177,7 @@ class Training:
 
         # On the host, as the metrics of a chunk are.
         self.metrics = jax.device_get(Metrics(jnp.float32(loss_sum), jnp.int32(correct), jnp.int32(count)))
-        self.epoch_seconds = seconds
+        self.epoch_seconds, self.examples = seconds, None
 
     def progress(self) -> dict[str, Any]:
         """Returns what a checkpoint saves beside the state: seconds, and the sums of an unfinished epoch."""

@@ -28,6 +28,7 @@ from mnist_jax.core.epoch import count_steps, loop_block
 from mnist_jax.core.metrics import Metrics
 from mnist_jax.core.state import TrainState
 from mnist_jax.data.dataset import Split, StreamedSplit
+from mnist_jax.errors import InputError
 from mnist_jax.training.compiled import Compiled
 from mnist_jax.training.epochs import ChunkedEpoch
 from mnist_jax.training.privacy import PoissonOrder
@@ -153,6 +154,8 @@ def create_epochs(
     split: Split | StreamedSplit,
     batch_size: int,
     sharding: NamedSharding | None = None,
+    *,
+    record: bool = False,
     sampling: PoissonOrder | None = None,
 ) -> ChunkedEpoch:
     """Returns a :class:`StreamedEpoch` for a split on disk, and a :class:`ChunkedEpoch` for one on the device.
@@ -162,12 +165,18 @@ def create_epochs(
         split: the training split.
         batch_size: B.
         sharding: sharding of the batch axis.
+        record: whether to record the values of each example.
         sampling: samples the batches of a private run; None to shuffle.
+
+    Raises:
+        InputError: the values of each example are to be recorded, and the split is on disk.
     """
     if isinstance(split, StreamedSplit):
+        if record:
+            raise InputError("record needs the training examples in memory: leave out stream, or do not record them")
         return StreamedEpoch(state, split, batch_size, sharding=sharding)
     if sampling is None:
-        return ChunkedEpoch(state, split, batch_size, sharding=sharding)
+        return ChunkedEpoch(state, split, batch_size, sharding=sharding, record=record)
     order_fn = jax.jit(sampling, static_argnames="num_examples")
     size = sampling.max_batch_size(split.num_examples)
-    return ChunkedEpoch(state, split, size, sharding=sharding, order_fn=order_fn, has_gaps=True)
+    return ChunkedEpoch(state, split, size, sharding=sharding, order_fn=order_fn, has_gaps=True, record=record)

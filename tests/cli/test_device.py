@@ -56,7 +56,7 @@ def test_the_flag_sets_the_platform_before_and_after_the_import_of_jax(
     assert len(updates) == (platform is not None)
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("runs", "compare")])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("dynamics", "runs", "compare")])
 def test_each_command_that_uses_jax_has_the_flag(capsys, name):
     assert main([name, "--device", "gpuu"]) == 2
     message = "device must be one of cpu, gpu, tpu, got gpuu; did you mean gpu?"

@@ -95,7 +95,7 @@ def test_a_step_takes_a_batch_on_an_explicit_mesh(in_context):
 
 
 def test_without_a_mesh_the_numbers_are_those_of_a_mesh_of_one():
-    state, metrics = train_epoch(make_mlp(), SPLIT, BATCH_SIZE)
+    state, metrics = train_epoch(make_mlp(), SPLIT, BATCH_SIZE, record=True)
     found = run_on(make_mlp, 1)
     assert_trees_close(metrics, found[3])
     evaluation = evaluate_dataset(state, SPLIT, BATCH_SIZE)

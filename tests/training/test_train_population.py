@@ -9,14 +9,17 @@ from mnist_jax import (
     Dataset,
     InputError,
     Metrics,
+    Split,
     TrainConfig,
     build_optimizer,
     build_state,
     ensemble_probabilities,
+    epoch_order,
     evaluate_dataset,
     train_epoch,
     train_population,
     train_step,
+    train_steps,
 )
 from mnist_jax.core.population import population_order
 from mnist_jax.training.epochs import _population_steps
@@ -126,6 +129,73 @@ def test_the_next_population_needs_no_compilation(plain_population):
     assert _population_steps._cache_size() == before
 
 
+# In steps of 8: 3 each, then 2 and 3 with gaps at the end; DATASET has 30 training examples.
+SUBSETS = {"equal": (20, 20), "one step, partly": (18, 23), "an empty step": (15, 23)}
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        pytest.param(MLP, SUBSETS["an empty step"], id="mlp"),
+        *(pytest.param(MLP, sizes, id=f"mlp, {name}", marks=pytest.mark.slow) for name, sizes in SUBSETS.items()),
+        *(pytest.param(CNN, sizes, id=f"cnn, {name}", marks=pytest.mark.slow) for name, sizes in SUBSETS.items()),
+    ],
+)
+def test_a_member_of_a_part_of_the_examples_is_the_run_on_that_part(config, sizes):
+    rng = np.random.default_rng(0)
+    mask = np.stack([rng.permutation(30) < size for size in sizes])
+    population = train_population(config, SEEDS, dataset=DATASET, examples=mask)
+    for index, size in enumerate(sizes):
+        own = Split(*(leaf[mask[index]] for leaf in DATASET.train))
+        state = build_state(dataclasses.replace(config, seed=SEEDS[index]), num_steps=3 * config.epochs)
+        skipped = 3 - -(-size // 8)
+        for epoch in range(config.epochs):
+            order = epoch_order(state.key, epoch, size)
+            state, metrics, _ = train_steps(state, own, order, 8, 0, 3 - skipped)
+            assert metrics.count == size
+            if skipped:  # an optimizer step with a gradient of 0
+                batch = {name: leaf[:8] for name, leaf in own._asdict().items()}
+                state, metrics = train_step(state, {**batch, "mask": np.zeros(8, bool)})
+                assert metrics.count == 0
+        found = population.member(index)
+        assert found.step == state.step == 3 * config.epochs
+        assert_trees_close(found.params, state.params, rtol=1e-3, atol=2e-5)
+        evaluation = evaluate_dataset(state, DATASET.validation)
+        np.testing.assert_allclose(population.validation_loss[-1, index], evaluation.loss, rtol=1e-4)
+
+
+def test_parts_of_the_examples_are_dealt_out_to_all_devices():
+    mask = np.arange(30) % 3 != np.arange(2)[:, None]
+    population = train_population(SGD, SEEDS, dataset=DATASET, examples=mask)
+    expected = train_population(dataclasses.replace(SGD, num_devices=1), SEEDS, dataset=DATASET, examples=mask)
+    for leaf in jax.tree.leaves(population.states):
+        assert leaf.sharding.device_set == set(jax.devices())
+    assert_trees_close(population.member(1).params, expected.member(1).params)
+
+
+def test_all_examples_are_the_run_without_a_mask(plain_population):
+    rates = {"learning_rate": (0.1, 0.05)}
+    population = train_population(SGD, SEEDS, rates, DATASET, examples=np.ones((2, 30), bool))
+    assert_trees_close(population.member(1).params, plain_population.member(1).params)
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        (np.ones((2, 29), bool), r"examples must be bool\[2, 30\], got bool\[2, 29\]"),
+        (np.ones((2, 30), int), r"examples must be bool\[2, 30\], got int64\[2, 30\]"),
+        (
+            np.arange(60).reshape(2, 30) < 30,
+            "examples must have at least one example for each member, got none for member 1",
+        ),
+        (np.arange(30)[None].repeat(2, 0) < 7, "batch_size must be at most the 7 examples of a member, got 8"),
+    ],
+)
+def test_a_mask_that_cannot_be_is_refused(examples, message):
+    with pytest.raises(InputError, match=f"^{message}$"):
+        train_population(SGD, SEEDS, dataset=DATASET, examples=examples)
+
+
 def test_a_member_that_diverges_leaves_the_others_alone(plain_population):
     population = train_population(SGD, SEEDS, {"learning_rate": (1e38, 0.05)}, DATASET)
     assert np.isnan(population.validation_loss[:, 0]).all()
@@ -179,9 +249,11 @@ def test_a_population_that_cannot_be_is_refused(seeds, hyperparameters, message)
     assert str(caught.value) == message
 
 
-def test_early_stopping_is_refused():
+def test_early_stopping_and_recording_are_refused():
     with pytest.raises(InputError, match="^early_stopping has no effect on a population: leave it out, got 3$"):
         train_population(dataclasses.replace(MLP, early_stopping=3), (0,), dataset=DATASET)
+    with pytest.raises(InputError, match="^record has no effect on a population: leave it out$"):
+        train_population(dataclasses.replace(MLP, record=True), (0,), dataset=DATASET)
 
 
 def test_a_batch_larger_than_the_data_is_refused():
