@@ -74,7 +74,11 @@ Evaluate and look inside
     ensemble_probabilities      averages the predictions of several models
     per_example_losses          computes the loss of each example of a split
     per_example_margins         computes the margin of each example of a split
+    per_example_logits          computes the logits of each example of a split
+    per_example_gradients       computes the gradient of each example of a split
     per_example_gradient_norms  computes the gradient norm of each example of a split
+    per_example_projected_gradients  projects the gradient of each example to few numbers
+    gradient_similarity         computes the dot products of the gradients of examples
     saliency                    computes how much each pixel changes the predicted logit
     one_example_loss            returns the loss of one example as a function, for ``vmap``
     one_example_margin          returns the margin of one example as a function

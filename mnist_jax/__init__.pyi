@@ -7,6 +7,8 @@ from .core.epoch import train_steps as train_steps
 from .core.evaluation import Evaluation as Evaluation
 from .core.evaluation import evaluate_dataset as evaluate_dataset
 from .core.evaluation import evaluate_views as evaluate_views
+from .core.gradient_norms import one_example_gradient_norm as one_example_gradient_norm
+from .core.gradient_norms import per_example_gradient_norms as per_example_gradient_norms
 from .core.gradients import AccumulatedGradient as AccumulatedGradient
 from .core.gradients import mean_gradient as mean_gradient
 from .core.losses import CrossEntropy as CrossEntropy
@@ -15,13 +17,15 @@ from .core.losses import VirtualAdversarialLoss as VirtualAdversarialLoss
 from .core.losses import cross_entropy as cross_entropy
 from .core.losses import loss_fn as loss_fn
 from .core.metrics import Metrics as Metrics
-from .core.per_example import one_example_gradient_norm as one_example_gradient_norm
 from .core.per_example import one_example_loss as one_example_loss
 from .core.per_example import one_example_margin as one_example_margin
-from .core.per_example import per_example_gradient_norms as per_example_gradient_norms
+from .core.per_example import per_example_gradients as per_example_gradients
+from .core.per_example import per_example_logits as per_example_logits
 from .core.per_example import per_example_losses as per_example_losses
 from .core.per_example import per_example_margins as per_example_margins
 from .core.population import ensemble_probabilities as ensemble_probabilities
+from .core.projection import gradient_similarity as gradient_similarity
+from .core.projection import per_example_projected_gradients as per_example_projected_gradients
 from .core.saliency import saliency as saliency
 from .core.state import Recipe as Recipe
 from .core.state import TrainState as TrainState
