@@ -79,6 +79,12 @@ Evaluate and look inside
     per_example_gradient_norms  computes the gradient norm of each example of a split
     per_example_projected_gradients  projects the gradient of each example to few numbers
     gradient_similarity         computes the dot products of the gradients of examples
+    influence_scores            estimates how training examples influence the loss of others
+    influence_features          computes features whose dot products estimate these scores
+    precondition_features       makes them predict what leaving an example out would do
+    load_explainer              finds the training examples that a prediction of a run rests on
+    Explainer                   explains predictions by training examples
+    Explanation                 helpful and opposing training examples of a prediction
     saliency                    computes how much each pixel changes the predicted logit
     one_example_loss            returns the loss of one example as a function, for ``vmap``
     one_example_margin          returns the margin of one example as a function

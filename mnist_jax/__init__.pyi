@@ -11,6 +11,9 @@ from .core.gradient_norms import one_example_gradient_norm as one_example_gradie
 from .core.gradient_norms import per_example_gradient_norms as per_example_gradient_norms
 from .core.gradients import AccumulatedGradient as AccumulatedGradient
 from .core.gradients import mean_gradient as mean_gradient
+from .core.influence import influence_features as influence_features
+from .core.influence import influence_scores as influence_scores
+from .core.influence import precondition_features as precondition_features
 from .core.losses import CrossEntropy as CrossEntropy
 from .core.losses import MeanLoss as MeanLoss
 from .core.losses import VirtualAdversarialLoss as VirtualAdversarialLoss
@@ -67,6 +70,9 @@ from .training.callbacks import Callback as Callback
 from .training.checkpoint import restore_checkpoint as restore_checkpoint
 from .training.checkpoint import save_checkpoint as save_checkpoint
 from .training.describe import model_table as model_table
+from .training.explanation import Explainer as Explainer
+from .training.explanation import Explanation as Explanation
+from .training.explanation import load_explainer as load_explainer
 from .training.export import export_run as export_run
 from .training.export import load_export as load_export
 from .training.fit import fit as fit
