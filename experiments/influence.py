@@ -28,7 +28,7 @@ CONFIG = TrainConfig(
     learning_rate=0.2,
     ema_decay=None,
     batch_size=500,
-    epochs=200,
+    epochs=100,
 )
 NUM_REMOVED, NUM_QUERIES, NUM_CHECKPOINTS, NUM_REPEATS = 50, 100, 10, 3
 
@@ -45,10 +45,10 @@ def measure_influence(config: TrainConfig) -> dict[str, Any]:
         build_state,
         count_parameters,
         evaluate_dataset,
-        gradient_similarity,
         influence_features,
         influence_scores,
         per_example_losses,
+        precondition_features,
         train_step,
     )
 
@@ -92,16 +92,13 @@ def measure_influence(config: TrainConfig) -> dict[str, Any]:
         changes.append(losses[1:] - losses[0])  # [removed, queries], positive where the example helped
         examples = Split(train.image[removed], train.label[removed])
         rates, key = [1.0] * len(checkpoints), jax.random.key(repeat)
-        exact = influence_scores(checkpoints, rates, examples, queries)
-        features = [influence_features(checkpoints, rates, each, key) for each in (examples, queries)]
-        own = [np.sqrt(np.diag(gradient_similarity(last, each))) for each in (examples, queries)]
-        at_end = np.asarray(gradient_similarity(last, examples, queries))
+        features = [influence_features([last], [1.0], each, key) for each in (train, queries)]
         found = {
-            "checkpoints": exact,
-            "checkpoints, projected": features[0] @ features[1].T,
-            "checkpoints, last layer": influence_scores(checkpoints, rates, examples, queries, where="Dense_1"),
-            "last checkpoint": at_end,
-            "last checkpoint, cosine": at_end / np.outer(*own),
+            "TracIn": influence_scores(checkpoints, rates, examples, queries),
+            "TracIn, last layer": influence_scores(checkpoints, rates, examples, queries, where="Dense_1"),
+            "last checkpoint": influence_scores([last], [1.0], examples, queries),
+            "last checkpoint, projected": features[0][:NUM_REMOVED] @ features[1].T,
+            "with curvature": precondition_features(features[0])[:NUM_REMOVED] @ features[1].T,
         }
         for name, each in found.items():
             scores.setdefault(name, []).append(np.asarray(each, np.float64))
@@ -121,7 +118,7 @@ def measure_influence(config: TrainConfig) -> dict[str, Any]:
         "dataset": dataset.name,
         "seed": config.seed,
         "num_parameters": count_parameters(state.params),
-        "rank_correlation": correlations["checkpoints"]["of_the_loss_of_a_query"],
+        "rank_correlation": correlations["with curvature"]["of_the_mean_loss"],
         "correlations": correlations,
         "validation_accuracy": validation.accuracy,
         "test_accuracy": evaluation.accuracy,

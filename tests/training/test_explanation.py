@@ -40,7 +40,6 @@ def test_it_finds_the_examples_with_the_largest_scores(explainer, digits_run):
         assert [each.index for each in side] == expected.tolist()
         assert [each.label for each in side] == DATASET.train.label[expected].tolist()
         np.testing.assert_allclose([each.score for each in side], scores[expected], rtol=1e-3)
-    assert explanation.helpful[0].label == 9
     assert explanation.helpful[0].score > 0 > explanation.opposing[0].score
 
 
