@@ -99,6 +99,9 @@ def measure_influence(config: TrainConfig) -> dict[str, Any]:
             "last checkpoint": influence_scores([last], [1.0], examples, queries),
             "last checkpoint, projected": features[0][:NUM_REMOVED] @ features[1].T,
             "with curvature": precondition_features(features[0])[:NUM_REMOVED] @ features[1].T,
+            "with curvature, relative": (
+                precondition_features(features[0], relative=True)[:NUM_REMOVED] @ features[1].T
+            ),
         }
         for name, each in found.items():
             scores.setdefault(name, []).append(np.asarray(each, np.float64))
@@ -110,7 +113,7 @@ def measure_influence(config: TrainConfig) -> dict[str, Any]:
         of_mean = spearmanr(score.mean(axis=1), change.mean(axis=1)).statistic
         of_each = np.mean([spearmanr(score[:, j], change[:, j]).statistic for j in range(change.shape[1])])
         correlations[name] = {"of_the_mean_loss": float(of_mean), "of_the_loss_of_a_query": float(of_each)}
-        print(f"seed {config.seed}  {name:<26}{of_mean:6.3f} of the mean loss {of_each:6.3f} of the loss of a query")
+        print(f"seed {config.seed}  {name:<27}{of_mean:6.3f} of the mean loss, {of_each:5.3f} of the loss of a query")
     device = jax.devices()[0]
     evaluation = evaluate_dataset(last, dataset.test)
     validation = evaluate_dataset(last, dataset.validation)

@@ -19,6 +19,7 @@ https://arxiv.org/abs/1703.04730; Park et al., "TRAK", https://arxiv.org/abs/230
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -129,8 +130,8 @@ def influence_features(
     return jnp.concatenate(features, axis=1)
 
 
-@jax.jit
-def precondition_features(features: jax.typing.ArrayLike, damping: float = 1e-3) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="relative")
+def precondition_features(features: jax.typing.ArrayLike, damping: float = 1e-3, relative: bool = False) -> jax.Array:
     """Multiplies features of the training examples by the inverse of their damped second moment.
 
     The second moment of the gradients, the empirical Fisher matrix, stands for the curvature of the mean loss. Dot
@@ -141,6 +142,8 @@ def precondition_features(features: jax.typing.ArrayLike, damping: float = 1e-3)
         features: ``float32[N, k]`` of all training examples, from :func:`influence_features`, best at the last
             checkpoint alone; N should be larger than k.
         damping: added to the diagonal of the matrix, as a share of its trace.
+        relative: divide by the influence of each example on the whole model, the square root of the dot product of its
+            two rows. This ranks examples that are close to the query above outliers that influence everything.
 
     Returns:
         ``float32[N, k]``: ``features @ inv(features.T @ features + damping * trace * identity)``.
@@ -150,12 +153,16 @@ def precondition_features(features: jax.typing.ArrayLike, damping: float = 1e-3)
         >>> precondition_features(np.random.default_rng(0).normal(size=(100, 8))).shape
         (100, 8)
 
-    Reference: Koh & Liang, https://arxiv.org/abs/1703.04730; Park et al., https://arxiv.org/abs/2303.14186.
+    Reference: Koh & Liang, https://arxiv.org/abs/1703.04730; Park et al., https://arxiv.org/abs/2303.14186; relative:
+    Barshan et al., "RelatIF", https://arxiv.org/abs/2003.11630.
     """
     features = jnp.asarray(features, jnp.float32)
     moment = features.T @ features
     damped = moment + damping * jnp.trace(moment) * jnp.eye(len(moment))
-    return jax.scipy.linalg.solve(damped, features.T, assume_a="pos").T
+    found = jax.scipy.linalg.solve(damped, features.T, assume_a="pos").T
+    if relative:
+        found /= jnp.sqrt(jnp.sum(found * features, axis=1, keepdims=True) + jnp.finfo(jnp.float32).tiny)
+    return found
 
 
 def _check(states: Sequence[TrainState], learning_rates: Sequence[float]) -> None:

@@ -5,7 +5,7 @@
     explanation.helpful[0].index                 # the training example that speaks most for it
 
 The scores are dot products of :func:`mnist_jax.influence_features` at the newest checkpoint, those of the training
-examples preconditioned. The latter are computed once and cached in ``$XDG_CACHE_HOME/mnist_jax`` (default
+examples preconditioned, and relative. The latter are computed once and cached in ``$XDG_CACHE_HOME/mnist_jax`` (default
 ``~/.cache/mnist_jax``), under a hash of the parameters and the data; the run itself is only read.
 """
 
@@ -32,7 +32,7 @@ from mnist_jax.training.loading import load_run
 if TYPE_CHECKING:
     from mnist_jax.core.state import TrainState
 
-_VERSION = 2  # increase when the features change
+_VERSION = 3  # increase when the features change
 _SIZE = 512  # numbers for each training example: 2 kB
 _SEED = 0  # of the projection
 _log = logging.getLogger("mnist_jax")
@@ -44,7 +44,8 @@ class Influence(NamedTuple):
     Attributes:
         index: index in the training split.
         label: its label.
-        score: estimated rise of the loss of the explained class if it were left out of training, up to a factor.
+        score: estimated rise of the loss of the explained class if it were left out of training, relative to what that
+            would change in the whole model.
     """
 
     index: int
@@ -120,7 +121,7 @@ def explainer_features(state: TrainState, split: Split) -> np.ndarray:
     """
     from mnist_jax.core.influence import precondition_features
 
-    return np.asarray(precondition_features(_features(state, split)))
+    return np.asarray(precondition_features(_features(state, split), relative=True))
 
 
 def _features(state: TrainState, split: Split) -> np.ndarray:

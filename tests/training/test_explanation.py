@@ -33,7 +33,7 @@ def test_it_finds_the_examples_with_the_largest_scores(explainer, digits_run):
     explanation = explainer(IMAGE, 9, num_examples=4)
     splits = DATASET.train, Split(IMAGE[None], np.array([9], np.int32))
     trained, query = (influence_features([digits_run.state], [1.0], split, jax.random.key(0)) for split in splits)
-    scores = np.asarray(precondition_features(trained) @ query[0])
+    scores = np.asarray(precondition_features(trained, relative=True) @ query[0])
     order = np.argsort(-scores)
     assert (explanation.label, len(explanation.helpful), len(explanation.opposing)) == (9, 4, 4)
     for side, expected in ((explanation.helpful, order[:4]), (explanation.opposing, order[:-5:-1])):
