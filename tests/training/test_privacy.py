@@ -339,7 +339,7 @@ def test_a_run_finds_its_noise_and_reports_epsilon(run):
     sizes = {line["num_examples"] for line in lines}
     assert len(sizes) == 3  # of examples that were drawn
     assert all(abs(size - 1350) < 5 * math.sqrt(900) for size in sizes)
-    assert load_run(run.workdir)[1].recipe.gradient_fn == PrivateGradient(1.0, run.config.dp_noise, 450, 32)
+    assert load_run(run.workdir)[1].recipe.gradient_fn == PrivateGradient(1.0, run.config.dp_noise, 450, 16)
 
 
 @pytest.mark.slow
