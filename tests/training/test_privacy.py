@@ -43,8 +43,7 @@ from mnist_jax.training.privacy import prepare_privacy
 
 pytest.importorskip("jax_privacy", reason="needs the extra privacy: pip install -e '.[privacy]'")
 
-# jax_privacy promotes dtypes, and calls a function that Optax has renamed.
-pytestmark = [pytest.mark.uses_adam, pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated")]
+pytestmark = pytest.mark.uses_adam  # jax_privacy promotes dtypes, too
 
 SPLIT = make_split(23)
 BATCH = {"image": SPLIT.image, "label": SPLIT.label}
