@@ -76,30 +76,40 @@ Evaluate and look inside
     Evaluation                  logits of a split, with loss and accuracy
     evaluate_run                evaluates a run, and writes numbers, figures and a page
     RunReport                   the evaluation of a run
+    saliency                    computes how much each pixel changes the predicted logit
+    Calibration                 confidence and accuracy in bins, with their difference (ECE)
+    fit_temperature             fits the temperature of temperature scaling
     ensemble_probabilities      averages the predictions of several models
     Uncertainty                 entropy, mutual information and variance of an ensemble
     out_of_distribution_auroc   measures how well a score finds strange examples
-    fit_temperature             fits the temperature of temperature scaling
-    Calibration                 confidence and accuracy in bins, with their difference (ECE)
+
+One example at a time
     per_example_losses          computes the loss of each example of a split
     per_example_margins         computes the margin of each example of a split
+    per_example_logits          computes the logits of each example of a split
+    per_example_gradients       computes the gradient of each example of a split
     per_example_gradient_norms  computes the gradient norm of each example of a split
-    find_label_errors           finds examples whose label is probably wrong
-    LabelErrors                 labels, and the predictions of models that never saw them
-    el2n                        scores examples by the error of several models
-    grand                       scores examples by the gradient norms of several models
-    memorisation                estimates which examples must be seen to be predicted
-    subset_influence            estimates what each example changes in other predictions
-    saliency                    computes how much each pixel changes the predicted logit
+    per_example_projected_gradients  projects the gradient of each example to few numbers
+    gradient_similarity         computes the dot products of the gradients of examples
     one_example_loss            returns the loss of one example as a function, for ``vmap``
     one_example_margin          returns the margin of one example as a function
     one_example_gradient_norm   returns the gradient norm of one example as a function
-
-One training example at a time
     RecordDynamics              records each training example in each epoch of ``fit``
     load_dynamics               loads what a run recorded
     Dynamics                    loss, margin and more of each example in each epoch
     DataMap                     coordinates of each example in a data map
+    el2n                        scores examples by the error of several models
+    grand                       scores examples by the gradient norms of several models
+    memorisation                estimates which examples must be seen to be predicted
+    subset_influence            estimates what each example changes in other predictions
+    find_label_errors           finds examples whose label is probably wrong
+    LabelErrors                 labels, and the predictions of models that never saw them
+    influence_scores            estimates how training examples influence the loss of others
+    influence_features          computes features whose dot products estimate these scores
+    precondition_features       makes them predict what leaving an example out would do
+    load_explainer              finds the training examples that a prediction of a run rests on
+    Explainer                   explains predictions by training examples
+    Explanation                 helpful and opposing training examples of a prediction
 
 Classify pictures
     predict_image               classifies one picture of a digit

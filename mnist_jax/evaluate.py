@@ -118,7 +118,7 @@ def evaluate_run(
             pool.submit(importlib.import_module, module)
         from mnist_jax.core.calibration import fit_temperature
         from mnist_jax.core.evaluation import evaluate_dataset
-        from mnist_jax.core.per_example import per_example_gradient_norms
+        from mnist_jax.core.gradient_norms import per_example_gradient_norms
         from mnist_jax.core.saliency import saliency
         from mnist_jax.training.devices import choose_sharding, put_everywhere
         from mnist_jax.training.loading import load_run, load_run_dataset

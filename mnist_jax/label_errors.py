@@ -49,8 +49,8 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.lab
     def command() -> None:
         config, flags = _parse(args, prog)
         start_time = time.perf_counter()
-        if config.workdir is not None and not is_unused(Path(config.workdir)):
-            raise InputError(f"workdir {config.workdir} exists: name another directory")
+        if config.workdir is not None:
+            _check_unused(Path(config.workdir))
         from mnist_jax.training.label_errors import find_label_errors, join_training
 
         data = load_dataset(config.data, data_dir=config.data_dir, num_validation=config.num_validation)
@@ -66,8 +66,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.lab
             path = Path(config.workdir)
         config = dataclasses.replace(config, data=config.data or data.name)
         with lock_directory(path):
-            if not is_unused(path):  # another process has used it meanwhile
-                raise InputError(f"workdir {path} exists: name another directory")
+            _check_unused(path)  # by another process, meanwhile
             write_label_errors(path, errors, ranking, image, data.class_names)
             write_whole(path / "config.json", config.to_json())
         print(_table(errors, ranking[:_NUM_PRINTED], data.class_names))
@@ -97,6 +96,11 @@ def _parse(args: Sequence[str] | None, prog: str) -> tuple[TrainConfig, argparse
     if config.resume:
         raise InputError("resume has no effect on label errors: leave it out")
     return config, flags
+
+
+def _check_unused(path: Path) -> None:
+    if (path.exists() and not path.is_dir()) or not is_unused(path):
+        raise InputError(f"workdir {path} exists: name another directory")
 
 
 def write_label_errors(

@@ -42,7 +42,7 @@ def tiny():
 
 
 def test_each_example_is_predicted_by_the_models_that_did_not_see_it(tiny):
-    config = dataclasses.replace(SMALL, batch_size=16, epochs=2, seed=5)
+    config = dataclasses.replace(SMALL, batch_size=16, epochs=2, seed=5, num_devices=2)
     found = find_label_errors(config, folds=3, repeats=2, dataset=tiny)
     train = join_training(tiny)
     np.testing.assert_array_equal(found.label, [*tiny.train.label, *tiny.validation.label])
@@ -177,6 +177,9 @@ def test_nothing_is_overwritten(written, capsys):
     assert main([*FLAGS, "--workdir", str(written)]) == 2
     assert capsys.readouterr().err == f"error: workdir {written} exists: name another directory\n"
     assert {path: path.read_bytes() for path in written.iterdir()} == before
+    file = written / "label_errors.csv"
+    assert main([*FLAGS, "--workdir", str(file)]) == 2
+    assert capsys.readouterr().err == f"error: workdir {file} exists: name another directory\n"
 
 
 @pytest.mark.parametrize(

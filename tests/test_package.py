@@ -34,7 +34,7 @@ ONLY = {
     "config": {"mnist_jax.errors", "mnist_jax.jsonfile"},
     "presets": {"mnist_jax.config", "mnist_jax.errors"},
     "models": {"mnist_jax.errors", "mnist_jax.data.dataset"},
-    "core": {"mnist_jax.errors", "mnist_jax.data.dataset", "mnist_jax.models.adapters"},
+    "core": {"mnist_jax.errors", "mnist_jax.data.dataset", "mnist_jax.models.adapters", "mnist_jax.models.conv"},
 }
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": ("mnist_jax.evaluate", "evaluate a run: numbers, figures, a page"),
     "dynamics": ("mnist_jax.dynamics", "show what a run learned and forgot, example by example"),
     "predict": ("mnist_jax.predict", "classify the digits in pictures"),
+    "explain": ("mnist_jax.explain", "show the training digits that a prediction rests on"),
     "demo": ("mnist_jax.demo.__main__", "serve a page on which drawn digits are classified"),
     "export": ("mnist_jax.export.__main__", "write a model as JSON, safetensors, StableHLO or ONNX"),
     "sweep": ("mnist_jax.sweep.__main__", "search for hyperparameters"),

@@ -74,10 +74,13 @@ def serve(run: str | None, host: str, listener: socket.socket) -> None:
     import uvicorn
 
     from mnist_jax.demo.connections import server_config
+    from mnist_jax.demo.explaining import BackgroundExplainer
     from mnist_jax.demo.server import LOOPBACK_HOSTS, create_app
     from mnist_jax.training.network import load_predictor
+    from mnist_jax.training.runs import newest_mnist_run
 
     with StopSignals() as stop:  # delays the exit: XLA crashes if the process exits while it compiles
+        directory = newest_mnist_run() if run is None else run
         predictor = load_predictor(run)
         predictor.read(_any_picture())  # compiles
         address, port = listener.getsockname()[:2]
@@ -105,7 +108,10 @@ def serve(run: str | None, host: str, listener: socket.socket) -> None:
                     await asyncio.wait([closing], timeout=0.05)
                 await closing
 
-        app = create_app(predictor.read, predictor.class_names, title=predictor.title, allowed_hosts=hosts)
+        explain = None if directory is None else BackgroundExplainer(directory, predictor)
+        app = create_app(
+            predictor.read, predictor.class_names, title=predictor.title, allowed_hosts=hosts, explain=explain
+        )
         with _errors_on_stderr():
             Server(server_config(app)).run([listener])
     if stop.requested:

@@ -13,16 +13,14 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-if TYPE_CHECKING:
-    from mnist_jax.pictures.predictor import Prediction
-
+T = TypeVar("T")
 # A larger body is read and discarded up to this size: most clients read the response only after they have sent it all.
 _LARGEST_DISCARDED = 100_000_000
 BODY_SECONDS = 20.0
@@ -41,7 +39,7 @@ class Queue:
         self._num_free, self._turn, self._in_background = size, asyncio.Semaphore(num_threads), in_background
         self._threads = ThreadPoolExecutor(num_threads, initializer=_yield_cpu if in_background else None)
 
-    async def run(self, request: Request, call: Callable[[], Sequence[Prediction]]) -> Sequence[Prediction]:
+    async def run(self, request: Request, call: Callable[[], T]) -> T:
         """Calls ``call`` when it is the request's turn.
 
         Raises:
@@ -59,7 +57,7 @@ class Queue:
         finally:
             self._num_free += 1
 
-    def _call(self, call: Callable[[], Sequence[Prediction]]) -> Sequence[Prediction]:
+    def _call(self, call: Callable[[], T]) -> T:
         try:
             return call()
         finally:

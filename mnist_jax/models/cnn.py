@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mnist_jax.errors import InputError
-from mnist_jax.models.conv import conv_chwn, max_pool_chwn
+from mnist_jax.models.conv import ConvCHWN
 from mnist_jax.models.mlp import batch_norm
 
 
@@ -76,7 +76,7 @@ class CNN(nn.Module):
                     "kernel_sizes and pool_sizes must fit into the image, "
                     f"got {self.kernel_sizes} and {self.pool_sizes}"
                 )
-            x = _Conv(features, size, pool, self.padding.upper(), not self.batch_norm, name=f"Conv_{index}")(x)
+            x = ConvCHWN(features, size, pool, self.padding.upper(), not self.batch_norm, name=f"Conv_{index}")(x)
             x = nn.relu(batch_norm(x, train, axis=0) if self.batch_norm else x)
         if self.dense_size:
             x = x.transpose(1, 2, 0, 3).reshape(-1, x.shape[-1]).T
@@ -87,22 +87,3 @@ class CNN(nn.Module):
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         logits = nn.Dense(self.num_classes, dtype=self.dtype)(x)
         return logits if self.dtype is None else logits.astype(jnp.float32)
-
-
-class _Conv(nn.Module):
-    """Convolves ``[channels, height, width, B]`` with the parameters of an ``nn.Conv``, and takes maxima."""
-
-    features: int
-    size: int
-    pool: int
-    padding: str
-    use_bias: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.size, self.size, x.shape[0], self.features))
-        x = max_pool_chwn(conv_chwn(x, kernel.astype(x.dtype), self.padding, crop=self.pool), self.pool)
-        if not self.use_bias:
-            return x
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return x + bias.astype(x.dtype)[:, None, None, None]  # after pooling: less work, the same result

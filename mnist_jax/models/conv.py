@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -68,3 +69,27 @@ def max_pool_chwn(x: jax.Array, size: int) -> jax.Array:
     for axis in (2, 4):
         x = functools.reduce(jnp.maximum, jnp.split(x, size, axis=axis))
     return x.reshape(channels, height // size, width // size, -1)
+
+
+class ConvCHWN(nn.Module):
+    """Convolves ``[channels, height, width, B]`` with the parameters of an ``nn.Conv``, and takes maxima."""
+
+    features: int
+    size: int
+    pool: int
+    padding: str
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps ``[channels, height, width, B]`` to ``[features, height, width, B]``, smaller by ``pool``."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.size, self.size, x.shape[0], self.features))
+        x = max_pool_chwn(self.convolve(x, kernel), self.pool)
+        if not self.use_bias:
+            return x
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return x + bias.astype(x.dtype)[:, None, None, None]  # after pooling: less work, the same result
+
+    def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Convolves without bias; a method, so that per-example gradients can intercept it."""
+        return conv_chwn(x, kernel.astype(x.dtype), self.padding, crop=self.pool)

@@ -179,6 +179,39 @@ def saliency_grid(
     contact_sheet(pictures, captions, path, title, num_columns=5)
 
 
+def influence_grid(
+    image: np.ndarray,
+    helpful: np.ndarray,
+    opposing: np.ndarray,
+    helpful_captions: Sequence[str],
+    opposing_captions: Sequence[str],
+    path: Path,
+    title: str,
+) -> None:
+    """Draws a picture, and below it the training examples that spoke for and, in red, against a class, as a PNG.
+
+    Args:
+        image: ``uint8[28, 28, 1]``.
+        helpful: ``uint8[N, 28, 28, 1]``.
+        opposing: ``uint8[M, 28, 28, 1]``.
+        helpful_captions: captions of ``helpful``.
+        opposing_captions: captions of ``opposing``.
+        path: path of the PNG; its directory is created if needed.
+        title: title above the grid.
+    """
+    num_columns = max(len(helpful), len(opposing), 3)
+    blank, rows, captions = np.zeros_like(image), [], list[tuple[str, bool]]()
+    for images, texts, is_red in (
+        (image[None], ["the picture"], False),
+        (helpful, helpful_captions, False),
+        (opposing, opposing_captions, True),
+    ):
+        num_missing = num_columns - len(images)
+        rows += [*images, *[blank] * num_missing]
+        captions += [(text, is_red) for text in texts] + [("", False)] * num_missing
+    contact_sheet(np.array(rows)[..., 0], captions, path, title, num_columns=num_columns, group=num_columns)
+
+
 def _captions(label: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, bool]]:
     """Returns for each example its caption, and whether it is misclassified."""
     from scipy.special import softmax
@@ -201,7 +234,7 @@ def contact_sheet(
 
     Args:
         pictures: ``[N, H, W]`` from 0, white, to 255, or RGB ``uint8[N, H, W, 3]``.
-        captions: for each picture up to three lines of text, and whether it is red.
+        captions: for each picture up to three lines of text, and whether it is red; a picture without is left out.
         path: path of the PNG; its directory is created if needed.
         title: title above the grid.
         num_columns: pictures per row.
@@ -221,6 +254,8 @@ def contact_sheet(
     canvas = np.full(size + pictures.shape[3:], background, np.uint8)
     # Drawing one canvas takes a third of the time of one axes per image.
     for index, (picture, (caption, is_red)) in enumerate(zip(pictures, captions, strict=True)):
+        if not caption:
+            continue
         row, column = divmod(index, num_columns)
         top, left = row * height + 14, column * width + column // group * 10 + 5
         canvas[top : top + picture_height + 2, left : left + picture_width + 2] = frame
