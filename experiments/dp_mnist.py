@@ -4,7 +4,7 @@ Run it for epsilon 3 and 1.2 with
 ``python experiments/dp_mnist.py --seeds 0-4 && python experiments/dp_mnist.py --variant tight --seeds 0-4``, and with
 ``--data path/to/mnist``. It needs the extra ``privacy``.
 
-TODO on 2 cores, seeds, ±
+On 2 cores: ± over 5 seeds
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ TARGETS = {"test_accuracy": 0.98}
 VARIANT_TARGETS = {"tight": {"test_accuracy": 0.96}}
 CONFIG = TrainConfig(
     optimizer="momentum",
-    learning_rate=32.0,
+    learning_rate=1.1,
     schedule="cosine",
     ema_decay=0.9,
     batch_size=2048,
     epochs=28,
-    dp_clip=0.1,
+    dp_clip=3.0,
     dp_epsilon=3.0,
 )
 VARIANTS = {"tight": dataclasses.replace(CONFIG, dp_epsilon=1.2)}
-CHANNELS, HIDDEN = (16, 32), 32
+CHANNELS, GROUPS, HIDDEN = (16, 32), 4, 32
 
 
 def initialise(key: jax.Array) -> dict[str, jax.Array]:
@@ -58,28 +58,39 @@ def initialise(key: jax.Array) -> dict[str, jax.Array]:
 
 def apply(params: dict[str, jax.Array], image: jax.Array) -> jax.Array:
     """Maps ``float32[B, 28, 28, 1]`` to logits ``float32[B, 10]``."""
+    import jax
     from jax import numpy as jnp
 
+    def dense(x: jax.Array, name: str) -> jax.Array:
+        x = x @ params[name]
+        return x + jnp.broadcast_to(params[f"{name}_bias"], x.shape)
+
     def conv(x: jax.Array, name: str, size: int) -> jax.Array:
-        """Convolves with stride 2, as a product with patches of ``size`` x ``size`` blocks of 2x2 pixels."""
+        """Convolves with stride 2, normalises, and averages windows of 2x2 with stride 1.
+
+        The convolution is a product with patches of ``size`` x ``size`` blocks of 2x2 pixels.
+        """
         batch, height, width, channels = x.shape
         x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(batch, height // 2, width // 2, 4 * channels)
-        for axis in (1, 2):
-            length = x.shape[axis] - size + 1
-            x = jnp.concatenate([jnp.take(x, jnp.arange(i, i + length), axis) for i in range(size)], axis=-1)
-        return jnp.tanh(x @ params[name] + params[f"{name}_bias"])
-
-    def pool(x: jax.Array) -> jax.Array:
-        """Averages windows of 2x2 with stride 1."""
+        rows, columns = x.shape[1] - size + 1, x.shape[2] - size + 1
+        x = jnp.concatenate([x[:, row : row + rows] for row in range(size)], axis=-1)
+        x = jnp.concatenate([x[:, :, column : column + columns] for column in range(size)], axis=-1)
+        x = jnp.tanh(normalise(dense(x, name)))
         x = (x[:, 1:] + x[:, :-1]) / 2
         return (x[:, :, 1:] + x[:, :, :-1]) / 2
 
+    def normalise(x: jax.Array) -> jax.Array:
+        """Normalises the groups of channels of each image (Wu and He, 2018), which mixes no examples."""
+        groups = x.reshape(len(x), -1, GROUPS, x.shape[-1] // GROUPS)
+        mean = groups.mean(axis=(1, 3), keepdims=True)
+        variance = jnp.square(groups - mean).mean(axis=(1, 3), keepdims=True)
+        return ((groups - mean) * jax.lax.rsqrt(variance + 1e-5)).reshape(x.shape)
+
     x = (jnp.pad(image, ((0, 0), (3, 3), (3, 3), (0, 0))) - 0.13) / 0.31
-    x = pool(conv(x, "first", 4))[:, :12, :12]
-    x = pool(conv(x, "second", 2)).reshape(len(image), -1)
-    x = jnp.tanh(x @ params["dense"] + params["dense_bias"])
-    return x @ params["logits"] + params["logits_bias"]
+    x = conv(x, "first", 4)[:, :12, :12]
+    x = conv(x, "second", 2).reshape(len(image), -1)
+    return dense(jnp.tanh(dense(x, "dense")), "logits")
 
 
 def measure(config: TrainConfig) -> dict[str, Any]:

@@ -186,7 +186,6 @@ def test_the_commands_of_the_readme_parse(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.uses_adam
-@pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated")
 @pytest.mark.skipif(importlib.util.find_spec("jax_privacy") is None, reason="needs the extra privacy")
 def test_a_private_run_of_the_guide_spends_its_budget(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -128,14 +128,14 @@ def choose_microbatch_size(config: TrainConfig) -> int | None:
 
     The fastest is the whole batch (None), except for the CNN on CPU: 32, so that activations stay in the cache. With
     ``batch_norm`` the size changes the result: set it in the config if runs on GPU and CPU must match. With ``dp_clip``
-    it bounds the number of gradients in memory: 32 on CPU, 256 elsewhere.
+    it bounds the number of gradients in memory: 16 on CPU, 256 elsewhere.
 
     Example:
         >>> choose_microbatch_size(TrainConfig(microbatch_size=16))
         16
     """
     if config.microbatch_size is None and config.dp_clip is not None:
-        return min(config.batch_size, 32 if jax.default_backend() == "cpu" else 256)
+        return min(config.batch_size, 16 if jax.default_backend() == "cpu" else 256)
     if config.microbatch_size is None and config.model == "cnn" and jax.default_backend() == "cpu":
         return 32
     return config.microbatch_size
