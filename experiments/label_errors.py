@@ -2,21 +2,25 @@
 
 Run it with ``python experiments/label_errors.py --data path/to/mnist --seeds 0-2 --results found.json``.
 
-On 2 cores of an AMD EPYC (Zen 5), over 3 seeds: ±.
+On 2 cores of an AMD EPYC (Zen 5), both also busy, over 2 seeds: average precision 0.9971 ± 0.0000 for uniform flips and
+0.9836 ± 0.0003 for confusable ones by self-confidence, 0.9952 ± 0.0005 and 0.9933 ± 0.0008 by normalised margin. Of the
+fifteen, 13 and 11 are among the first 50 by self-confidence, 10 and 10 by normalised margin.
 
 5 % of the 60,000 training labels are flipped by a seed: uniformly to one of the nine other classes, or to the class
 that the class of the image is confused with most. Average precision is that of the ranking of all 60,000, out of fold,
 where the labels of the data count as right, although some are not. The test split has fifteen labels that human vote
 found wrong or undecided: ``found_...`` counts those among the first 50 of its 10,000 images.
 
-Model, epochs and label smoothing were chosen by the flipped labels of seed 1, not by the fifteen. With 4 folds and one
-repeat, average precision for uniform and confusable flips:
+Model, epochs and label smoothing were chosen by flipped labels, not by the fifteen. With 4 folds, average precision for
+uniform and confusable flips of seed 1:
 
-    score              normalised margin   self-confidence
-    no smoothing       0.9927, 0.9824      0.9957, 0.9030
-    smoothing 0.2      0.9930, 0.9929      0.9957, 0.9746
-    smoothing 0.4      0.9939, 0.9933      0.9960, 0.9816
-    0.2, augmentation  0.9953, 0.9943      0.9971, 0.9835
+                             self-confidence    normalised margin
+    1 epoch, no smoothing    0.9957, 0.9030     0.9927, 0.9824
+    1 epoch, smoothing 0.2   0.9957, 0.9746     0.9930, 0.9929
+    1 epoch, smoothing 0.4   0.9960, 0.9816     0.9939, 0.9933
+    as here                  0.9971, 0.9835     0.9953, 0.9943
+
+Both scores reach the targets. The command ranks by self-confidence, as cleanlab does.
 """
 
 from __future__ import annotations
