@@ -83,7 +83,9 @@ PRESETS: Mapping[str, TrainConfig] = {
     ),
 }
 # Of the models that find label errors; experiments/label_errors.py says how it was chosen.
-CROSS_VALIDATION = dataclasses.replace(PRESETS["fast"], epochs=2, augment_shift=1.5, augment_rotation=8)
+CROSS_VALIDATION = dataclasses.replace(
+    PRESETS["fast"], epochs=2, label_smoothing=0.4, augment_shift=1.5, augment_rotation=8
+)
 DESCRIPTIONS: Mapping[str, str] = {
     "fast": "99.1 % test accuracy on MNIST; 2 s of training on 2 CPU cores",
     "accurate": "99.6 % test accuracy on MNIST; 3.4 min of training on 1 CPU core",
