@@ -387,6 +387,12 @@ def test_a_budget_below_one_epoch_is_refused():
         fit(config)
 
 
+@pytest.mark.slow
+def test_a_large_epsilon_still_has_some_noise():
+    config = dataclasses.replace(CONFIG, dp_epsilon=1e6)
+    assert prepare_privacy(config, 1350).noise_multiplier == 0.125
+
+
 def test_a_private_state_is_refused_where_batches_are_shuffled():
     message = "^a state with a PrivateGradient needs batches of a PoissonOrder, not those of fit: give dp_clip and .*$"
     with pytest.raises(InputError, match=message):
