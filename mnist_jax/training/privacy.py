@@ -214,9 +214,12 @@ class Privacy:
     Attributes:
         clip_norm: largest norm of the gradient of an example.
         noise_multiplier: standard deviation of the noise, divided by ``clip_norm``.
-        delta: probability that epsilon does not hold.
+        delta: the delta of the guarantee, well below 1 / N.
         num_examples: N.
         batch_size: B, the mean number of examples in a batch.
+
+    Raises:
+        ValueError: an attribute is out of range.
 
     Example:
         >>> privacy = Privacy(clip_norm=1.0, noise_multiplier=1.1, delta=1e-5, num_examples=60_000, batch_size=256)
@@ -229,6 +232,12 @@ class Privacy:
     delta: float
     num_examples: int
     batch_size: int
+
+    def __post_init__(self) -> None:
+        PrivateGradient(self.clip_norm, self.noise_multiplier, self.batch_size)  # checks them
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta must be in (0, 1), got {self.delta}")
+        count_steps(self.num_examples, self.batch_size)
 
     @classmethod
     def of_run(cls, config: TrainConfig, num_examples: int) -> Privacy:
