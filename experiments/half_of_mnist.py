@@ -2,7 +2,9 @@
 
 Run it with ``python experiments/half_of_mnist.py --data path/to/mnist --seeds 0-4 --results found.json``.
 
-On 2 cores of an AMD EPYC (Zen 5), over 5 seeds: ±.
+On 2 cores of an AMD EPYC (Zen 5), both also busy, over 5 seeds: 99.41 ± 0.04 % on the test split with all images, 99.42
+± 0.05 % with the hardest half, 99.31 ± 0.03 % with a random half. The hardest half loses -0.01 ± 0.06 points, a random
+one 0.10 ± 0.04.
 
 The score is EL2N, the mean error of the probabilities of five models after one epoch on all training images, with other
 seeds (Paul et al., https://arxiv.org/abs/2107.07075). The half with the highest scores is kept, or a random half.
@@ -21,7 +23,7 @@ from experiment import cleaned_accuracy, load_data, main, train
 from mnist_jax import TrainConfig, preset
 
 CLAIM = "a half chosen by score loses less than a random half; less than 0.1 points to reach"
-TARGETS: dict[str, float] = {}
+TARGETS = {"hardest_half_test_accuracy": 0.9931}  # all images: 99.41 %
 CONFIG = dataclasses.replace(preset("fast"), epochs=3)
 NUM_SCORING = 5  # models
 

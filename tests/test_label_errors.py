@@ -41,25 +41,27 @@ def tiny():
     return Dataset(*cut, Split(*(leaf[:20] for leaf in data.test)), "digits")
 
 
-def test_each_example_is_predicted_by_the_models_that_did_not_see_it(tiny):
-    config = dataclasses.replace(SMALL, batch_size=16, epochs=2, seed=5, num_devices=2)
-    found = find_label_errors(config, folds=3, repeats=2, dataset=tiny)
+@pytest.mark.parametrize(("folds", "repeats"), [(2, 1), pytest.param(3, 2, marks=pytest.mark.slow)])
+def test_each_example_is_predicted_by_the_models_that_did_not_see_it(folds, repeats, tiny):
+    config = dataclasses.replace(SMALL, hidden_sizes=(), batch_size=16, epochs=2, seed=5, num_devices=2)
+    found = find_label_errors(config, folds=folds, repeats=repeats, dataset=tiny)
     train = join_training(tiny)
     np.testing.assert_array_equal(found.label, [*tiny.train.label, *tiny.validation.label])
     np.testing.assert_array_equal(train.image[54:], tiny.validation.image)
 
     rng, total = np.random.default_rng(5), np.zeros((61, 10))
-    for repeat in range(2):
-        fold = _assign_folds(train.label, 3, rng)
-        for left_out in range(3):
+    for repeat in range(repeats):
+        fold = _assign_folds(train.label, folds, rng)
+        for left_out in range(folds):
             own = Dataset(Split(*(leaf[fold != left_out] for leaf in train)), tiny.validation, tiny.test, "digits")
-            alone = train_population(config, [5 + 3 * repeat + left_out], dataset=own)
+            alone = train_population(config, [5 + folds * repeat + left_out], dataset=own)
             others = Split(*(leaf[fold == left_out] for leaf in train))
-            total[fold == left_out] += softmax(alone.logits(others)[0]) / 2
+            total[fold == left_out] += softmax(alone.logits(others)[0]) / repeats
     assert (found.probabilities.shape, found.probabilities.dtype) == ((61, 10), np.float32)
     np.testing.assert_allclose(found.probabilities, total, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_test_examples_are_predicted_by_all_models(tiny):
     config = dataclasses.replace(SMALL, batch_size=16)
     found = find_label_errors(config, split="test", folds=2, repeats=1, dataset=tiny)
@@ -96,6 +98,7 @@ def test_equal_scores_keep_the_order_of_the_data():
     assert errors.ranking().tolist() == [1, 3, 0, 2, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.uses_adam
 def test_flipped_labels_come_first():
     data, rng = load_dataset("digits"), np.random.default_rng(0)
@@ -151,6 +154,7 @@ def test_cleanlab_takes_the_file_as_it_is(written):
         np.testing.assert_allclose(getattr(errors, score.replace("z", "s")), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.uses_adam
 def test_the_command_prints_the_first_and_makes_a_directory(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

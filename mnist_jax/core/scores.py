@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mnist_jax.core.per_example import per_example_gradient_norms
+from mnist_jax.core.gradient_norms import per_example_gradient_norms
 from mnist_jax.core.state import TrainState
 from mnist_jax.data.dataset import Split
 

@@ -43,6 +43,8 @@ def learning_curves(
 def draw_learning_curves(history: Sequence[Mapping[str, Any]], title: str, train_label: str = _TRAIN_LABEL) -> Figure:
     """Plots loss and accuracy on the training and validation split over the epochs.
 
+    For a private run, a third panel has the validation accuracy over epsilon.
+
     Args:
         history: lines of ``metrics.jsonl``.
         title: title above both panels.
@@ -52,16 +54,24 @@ def draw_learning_curves(history: Sequence[Mapping[str, Any]], title: str, train
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     epochs = [line["epoch"] for line in history]
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    is_private = bool(history) and all("epsilon" in line for line in history)
+    figure = Figure(figsize=(9 + 4 * is_private, 3.8), layout="constrained")
     figure.suptitle(title)
-    for axes, name, label in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("loss (nats)", "accuracy"), strict=True):
+    panels = figure.subplots(1, 2 + is_private)
+    for axes, name, label in zip(panels, ("loss", "accuracy"), ("loss (nats)", "accuracy"), strict=False):
         for split, style, text in (("train", "o--", train_label), ("validation", "o-", "validation (after the epoch)")):
             axes.plot(epochs, [line[f"{split}_{name}"] for line in history], style, markersize=4, label=text)
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     figure.legend(handles=axes.lines, loc="outside lower center", ncols=2)
+    if is_private:
+        epsilon, accuracy = ([line[name] for line in history] for name in ("epsilon", "validation_accuracy"))
+        panels[2].plot(epsilon, accuracy, "o-", markersize=4, color=axes.lines[1].get_color())
+        panels[2].set(xlabel="epsilon: privacy spent so far", ylabel="validation accuracy")
+        panels[2].grid(alpha=0.3)
+    for axes in panels[1:]:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     return figure
 
 

@@ -6,11 +6,13 @@ from conftest import make_split
 from matplotlib.image import imread
 from matplotlib.transforms import Bbox
 
+from mnist_jax import DataMap
 from mnist_jax.core.calibration import Calibration
 from mnist_jax.report.figures import (
     _wilson_interval,
     confused_classes,
     confusion_matrix,
+    data_map,
     example_grid,
     learning_curves,
     reliability_diagram,
@@ -67,6 +69,24 @@ def test_the_curves_are_the_history(tmp_path, figures, num_epochs):
             assert line.get_label().startswith(split)
     picture = imread(tmp_path / "figures" / "curves.png")
     assert picture.shape[:2] == (570, 1350)
+
+
+def test_the_curves_of_a_private_run_show_what_epsilon_bought(tmp_path, figures):
+    history = [{**line, "epsilon": 0.5 * line["epoch"]} for line in make_history(4)]
+    learning_curves(history, tmp_path / "curves.png", "a title")
+    (line,) = figures[0].axes[2].lines
+    assert line.get_xdata().tolist() == [0.5, 1.0, 1.5, 2.0]
+    assert line.get_ydata().tolist() == [entry["validation_accuracy"] for entry in history]
+
+
+def test_a_data_map_has_each_example_at_its_place(tmp_path, figures):
+    rng = np.random.default_rng(0)
+    place = DataMap(rng.random(9), rng.random(9) / 2, np.arange(9) / 8)
+    data_map(place, tmp_path / "map.png", "a title")
+    (points,) = figures[0].axes[0].collections
+    order = np.argsort(points.get_array())
+    np.testing.assert_array_equal(points.get_array()[order], place.correctness)
+    np.testing.assert_allclose(points.get_offsets()[order], np.stack([place.variability, place.confidence], axis=1))
 
 
 @pytest.mark.parametrize("class_names", [DIGITS, ("T-shirt/top", *DIGITS[1:9], "Ankle boot")])
