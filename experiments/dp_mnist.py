@@ -4,15 +4,15 @@ Run it for epsilon 3 and 1.2 with
 ``python experiments/dp_mnist.py --seeds 0-4 && python experiments/dp_mnist.py --variant tight --seeds 0-4``, and with
 ``--data path/to/mnist``. It needs the extra ``privacy``. Delta is 1e-5; the results have epsilon for 1e-6 too.
 
-On 2 cores of an AMD EPYC (Zen 5), both also busy, seed 0 alone: 97.92 % on the test split at epsilon 3 (3.40 for a delta
-of 1e-6), which misses 98.0 %, and 97.50 % at epsilon 1.2; 2.5 minutes of one core each. ± over 5 seeds: not yet.
+On 2 cores of an AMD EPYC (Zen 5), both also busy, seed 0 alone: 97.92 % on the test split at epsilon 3 (3.40 for a
+delta of 1e-6), which misses 98.0 %, and 97.50 % at epsilon 1.2; 2.5 minutes of one core each. ± over 5 seeds: not yet.
 
 26,010 parameters: two convolutions with stride 2, group normalisation, tanh and average pooling, and a dense layer, as
 Papernot et al. (2020, https://arxiv.org/abs/2007.14191) had them. The filters of the first begin as edges of all
-directions. On the validation split, one run each at epsilon 3 from random filters: clipping at 0.1, 0.3, 1, 3 and 6 with
-the same product of clipping and learning rate, 6 epochs 97.44, 97.46, 97.54, 97.76 and 97.80 %; without normalisation
-97.12 %; without the dense layer 97.26 %; with 32 and 64 channels 97.32 %; ReLU instead of tanh diverges. A batch of 8192 for
-24 epochs 97.70 %, of 2048 97.96 %, and from edge filters 98.30 %.
+directions. On the validation split, one run each at epsilon 3 from random filters: clipping at 0.1, 0.3, 1, 3 and 6
+with the same product of clipping and learning rate, 6 epochs 97.44, 97.46, 97.54, 97.76 and 97.80 %; without
+normalisation 97.12 %; without the dense layer 97.26 %; with 32 and 64 channels 97.32 %; ReLU instead of tanh diverges.
+A batch of 8192 for 24 epochs 97.70 %, of 2048 97.96 %, and from edge filters 98.30 %.
 """
 
 from __future__ import annotations
