@@ -2,9 +2,17 @@
 
 Run it for epsilon 3 and 1.2 with
 ``python experiments/dp_mnist.py --seeds 0-4 && python experiments/dp_mnist.py --variant tight --seeds 0-4``, and with
-``--data path/to/mnist``. It needs the extra ``privacy``.
+``--data path/to/mnist``. It needs the extra ``privacy``. Delta is 1e-5; the results have epsilon for 1e-6 too.
 
-On 2 cores: ± over 5 seeds
+On 2 cores of an AMD EPYC (Zen 5), both also busy, seed 0 alone: 97.92 % on the test split at epsilon 3 (3.40 for a
+delta of 1e-6), which misses 98.0 %, and 97.50 % at epsilon 1.2; 2.5 minutes of one core each. ± over 5 seeds: not yet.
+
+26,010 parameters: two convolutions with stride 2, group normalisation, tanh and average pooling, and a dense layer, as
+Papernot et al. (2020, https://arxiv.org/abs/2007.14191) had them. The filters of the first begin as edges of all
+directions. On the validation split, one run each at epsilon 3 from random filters: clipping at 0.1, 0.3, 1, 3 and 6
+with the same product of clipping and learning rate, 6 epochs 97.44, 97.46, 97.54, 97.76 and 97.80 %; without
+normalisation 97.12 %; without the dense layer 97.26 %; with 32 and 64 channels 97.32 %; ReLU instead of tanh diverges.
+A batch of 8192 for 24 epochs 97.70 %, of 2048 97.96 %, and from edge filters 98.30 %.
 """
 
 from __future__ import annotations
@@ -13,6 +21,7 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from experiment import cleaned_accuracy, main, train
 
 from mnist_jax import TrainConfig
@@ -25,15 +34,15 @@ TARGETS = {"test_accuracy": 0.98}
 VARIANT_TARGETS = {"tight": {"test_accuracy": 0.96}}
 CONFIG = TrainConfig(
     optimizer="momentum",
-    learning_rate=1.1,
+    learning_rate=0.25,
     schedule="cosine",
     ema_decay=0.9,
     batch_size=2048,
-    epochs=28,
-    dp_clip=3.0,
+    epochs=24,
+    dp_clip=4.0,
     dp_epsilon=3.0,
 )
-VARIANTS = {"tight": dataclasses.replace(CONFIG, dp_epsilon=1.2)}
+VARIANTS = {"tight": dataclasses.replace(CONFIG, dp_epsilon=1.2, learning_rate=0.15, epochs=20)}
 CHANNELS, GROUPS, HIDDEN = (16, 32), 4, 32
 
 
@@ -53,7 +62,25 @@ def initialise(key: jax.Array) -> dict[str, jax.Array]:
         fan_in, features = shapes[name]
         params[name] = jax.random.normal(layer_key, (fan_in, features)) / fan_in**0.5
         params[f"{name}_bias"] = jax.numpy.zeros(features)
-    return params
+    return params | {"first": jax.numpy.asarray(make_edge_filters(first), "float32")}
+
+
+def make_edge_filters(count: int) -> np.ndarray:
+    """Returns Gabor filters of 8x8 pixels, even and odd, of ``count / 2`` directions: ``[64, count]``, of norm 1.
+
+    They know nothing of the data, and are trained like the rest; private training begins with better features.
+    """
+    y, x = np.mgrid[-3.5:4.5, -3.5:4.5]
+    filters = []
+    for index in range(count):
+        angle, phase = np.pi * (index // 2) / (count // 2), np.pi / 2 * (index % 2)
+        wave = np.cos(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / 7 + phase)
+        one = np.exp(-(x**2 + y**2) / (2 * 2.2**2)) * wave
+        one -= one.mean()
+        # In the order of a patch: column and row of a block of 2x2 pixels, then the pixel.
+        blocks = (one / np.linalg.norm(one)).reshape(4, 2, 4, 2)
+        filters.append(blocks.transpose(2, 0, 1, 3).ravel())
+    return np.stack(filters, axis=1)
 
 
 def apply(params: dict[str, jax.Array], image: jax.Array) -> jax.Array:

@@ -40,14 +40,14 @@ from mnist_jax.errors import InputError
 if TYPE_CHECKING:
     from mnist_jax.core.state import LossFn, PyTree, TrainState
 
-# Folded into the key of a step; 1 and 2 are the keys of augmentation and perturbation in core/losses.py.
-_NOISE = 3
 # Folded into the key of a run; steps fold in their number, and shuffling 2**32 - 1.
 _SAMPLING = 2**32 - 2
 # A batch has room for this many standard deviations above its expected size: about one in three million overflows.
 _ROOM = 5
 # Grid of the accountant. Its epsilon is an upper bound, here at most 0.01 above that of a grid ten times as fine.
 _GRID = 1e-3
+# With less noise epsilon means nothing, and takes the accountant long.
+_LEAST_NOISE = 0.2
 
 
 def _import(module: str) -> Any:
@@ -124,12 +124,13 @@ class PrivateGradient:
         clipped_grad = jax_privacy.clipped_grad(
             one_loss, has_aux=True, l2_clip_norm=self.clip_norm, prng_argnum=2, microbatch_size=size
         )
-        grads, aux = clipped_grad(state.params, examples, key, is_padding_example=~mask)
+        noise_key, example_key = jax.random.split(key)
+        grads, aux = clipped_grad(state.params, examples, example_key, is_padding_example=~mask)
         recorded = jax.tree.map(lambda x: x[:batch_size], aux.aux.examples)
         metrics = jax.tree.map(lambda x: jnp.sum(x, where=mask, dtype=x.dtype), aux.aux.replace(examples=None))
         if self.noise_multiplier:
             privatizer = jax_privacy.noise_addition.gaussian_privatizer(
-                stddev=self.clip_norm * self.noise_multiplier, prng_key=jax.random.fold_in(key, _NOISE)
+                stddev=self.clip_norm * self.noise_multiplier, prng_key=noise_key
             )
             grads, _ = privatizer.update(grads, privatizer.init(grads))
         grads = jax.tree.map(lambda grad: grad / self.expected_batch_size, grads)
@@ -213,9 +214,12 @@ class Privacy:
     Attributes:
         clip_norm: largest norm of the gradient of an example.
         noise_multiplier: standard deviation of the noise, divided by ``clip_norm``.
-        delta: probability that epsilon does not hold.
+        delta: the delta of the guarantee, well below 1 / N.
         num_examples: N.
         batch_size: B, the mean number of examples in a batch.
+
+    Raises:
+        ValueError: an attribute is out of range.
 
     Example:
         >>> privacy = Privacy(clip_norm=1.0, noise_multiplier=1.1, delta=1e-5, num_examples=60_000, batch_size=256)
@@ -228,6 +232,12 @@ class Privacy:
     delta: float
     num_examples: int
     batch_size: int
+
+    def __post_init__(self) -> None:
+        PrivateGradient(self.clip_norm, self.noise_multiplier, self.batch_size)  # checks them
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta must be in (0, 1), got {self.delta}")
+        count_steps(self.num_examples, self.batch_size)
 
     @classmethod
     def of_run(cls, config: TrainConfig, num_examples: int) -> Privacy:
@@ -292,12 +302,17 @@ def _accountant() -> Any:
 
 
 def _find_noise(config: TrainConfig, num_examples: int, num_steps: int) -> float:
-    """Returns the smallest noise multiplier with which a number of steps fits into ``dp_epsilon``, up to 0.001."""
+    """Returns the smallest noise multiplier with which a number of steps fits into ``dp_epsilon``, up to 0.001.
+
+    It is at least 0.125, even if less would do.
+    """
     accounting, accountant = _import("jax_privacy.accounting"), _accountant()
     assert config.dp_clip is not None
     assert config.dp_epsilon is not None
     largest = 1.0  # the accountant is slow for little noise, so its search begins with much
     while True:
+        if largest < _LEAST_NOISE:
+            return largest
         privacy = Privacy(config.dp_clip, largest / 2, config.dp_delta, num_examples, config.batch_size)
         if privacy.epsilon(num_steps) > config.dp_epsilon:
             break

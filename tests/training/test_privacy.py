@@ -268,6 +268,21 @@ def test_each_example_is_drawn_with_the_same_probability():
     np.testing.assert_allclose(drawn.sum(axis=1).var(), 60 * 2 / 9, rtol=0.1)  # the size of a Poisson batch varies
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"clip_norm": 0.0}, "^clip_norm must be a finite number above 0, got 0.0$"),
+        ({"noise_multiplier": math.nan}, "^noise_multiplier must be a finite number, 0 or above, got nan$"),
+        ({"delta": 1.0}, r"^delta must be in \(0, 1\), got 1.0$"),
+        ({"batch_size": 0}, "^expected_batch_size must be at least 1, got 0$"),
+        ({"batch_size": 101}, "^batch_size must be between 1 and the 100 examples of the split, got 101$"),
+    ],
+)
+def test_values_out_of_range_are_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(Privacy(1.0, 1.0, 1e-5, num_examples=100, batch_size=10), **changed)
+
+
 def dp_accounting_event(probability, noise):
     import dp_accounting
 
@@ -385,6 +400,12 @@ def test_a_budget_below_one_epoch_is_refused():
     message = r"^dp_epsilon must be at least \d\.\d{3}, that of the first epoch with dp_noise 1, got 0.1$"
     with pytest.raises(InputError, match=message):
         fit(config)
+
+
+@pytest.mark.slow
+def test_a_large_epsilon_still_has_some_noise():
+    config = dataclasses.replace(CONFIG, dp_epsilon=1e6)
+    assert prepare_privacy(config, 1350).noise_multiplier == 0.125
 
 
 def test_a_private_state_is_refused_where_batches_are_shuffled():
