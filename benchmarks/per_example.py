@@ -73,13 +73,10 @@ def _compare(setting: Setting, config: TrainConfig) -> Iterator[Row]:
     peers, skipped = [], {}
     with tempfile.TemporaryDirectory() as directory:
         arrays = Path(directory) / "arrays.npz"
-        leaves = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
-        }
-        np.savez(
-            arrays, image=np.asarray(split.image[:num_shared]), label=np.asarray(split.label[:num_shared]), **leaves
-        )
+        leaves: dict[str, Any] = {"image": split.image[:num_shared], "label": split.label[:num_shared]}
+        for key_path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+            leaves[jax.tree_util.keystr(key_path, simple=True, separator="/")] = leaf
+        np.savez(arrays, allow_pickle=False, **{name: np.asarray(leaf) for name, leaf in leaves.items()})
         for name in CONTESTANTS if jax.default_backend() == "cpu" else ():
             peer = _Peer(name, arrays)
             peers.append(peer)
@@ -122,7 +119,7 @@ def _torch_model(arrays: dict[str, np.ndarray]) -> Any:
     import torch
     from torch import nn
 
-    class ChannelsLast(nn.Module):
+    class ChannelsLast(nn.Module):  # type: ignore[misc]
         def forward(self, x: Any) -> Any:
             return x.movedim(-3, -1).flatten(-3)
 

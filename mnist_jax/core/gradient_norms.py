@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from mnist_jax.core.checks import check_split
-from mnist_jax.core.factors import Factors, Where, example_gradients, select_parameters
+from mnist_jax.core.factors import Where, example_gradients, select_parameters
+from mnist_jax.core.layer_rules import Factors
 from mnist_jax.core.per_example import ExampleFunction, Sharding, choose_gradient_batch_size, map_batches
 from mnist_jax.core.sharding import on_any_mesh
 from mnist_jax.core.state import PyTree, TrainState

@@ -137,9 +137,16 @@ def run_on(make_state, num_devices, axis_type=AxisType.Auto):
     return found
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)])
-def test_two_devices_give_the_numbers_of_one(axis_type):
-    assert_trees_close(run_on(make_cnn, 2, axis_type), run_all(make_cnn()), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize(
+    ("make_state", "axis_type"),
+    [
+        (make_mlp, AxisType.Auto),
+        pytest.param(make_cnn, AxisType.Auto, marks=pytest.mark.slow),
+        pytest.param(make_cnn, AxisType.Explicit, marks=pytest.mark.slow),
+    ],
+)
+def test_two_devices_give_the_numbers_of_one(make_state, axis_type):
+    assert_trees_close(run_on(make_state, 2, axis_type), run_all(make_state()), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
