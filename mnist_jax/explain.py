@@ -43,6 +43,7 @@ def _draw(
     from mnist_jax.report.figures import influence_grid
 
     prepare_matplotlib()
+    title = f"{title}\ntraining digits that speak for {names[explanation.label]} and, in red, against it"
     helpful, opposing = (
         np.array([explainer.split.image[each.index] for each in side]).reshape(-1, 28, 28, 1)
         for side in (explanation.helpful, explanation.opposing)

@@ -91,7 +91,10 @@ def test_the_version_is_that_of_the_package(capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["walk"], "command must be one of train, evaluate, predict, demo, export, sweep, runs, compare, got walk"),
+        (
+            ["walk"],
+            "command must be one of train, evaluate, predict, explain, demo, export, sweep, runs, compare, got walk",
+        ),
         (["trian"], r"command must be one of train, .*, runs, compare, got trian; did you mean train\?"),
         (["--quiet"], "unknown flag --quiet"),
     ],
