@@ -34,6 +34,7 @@ SUITES = {
     "populations": (2, "How much faster is training several models at once?"),
     "answers": (3, "How long do evaluate, predict and demo take?"),
     "pictures": (3, "How accurate is predict on pictures unlike MNIST?"),
+    "per_example": (3, "How long do gradient norms of all examples take?"),
     "memory": (1, "How much memory does training take?"),
     "peers": (9, "How long is an epoch in PyTorch, Keras and plain Flax?"),
 }

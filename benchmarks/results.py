@@ -250,6 +250,7 @@ def _measured(row: dict[str, Any]) -> str:
         "peak_fraction": "{:.0%} of the peak",
         "ratio": "{:.2f}x",
         "ratio_to_ideal": "{:.2f}x the ideal",
+        "ratio_to_step": "{:.2f}x a training step",
         "exponent": "exponent {:.3f}",
         "test_accuracy": "test accuracy {:.2%}",
     }

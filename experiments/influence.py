@@ -2,13 +2,33 @@
 
 Run it with ``python experiments/influence.py --data path/to/mnist --seeds 0-4``.
 
-RESULT_TEXT
+On 2 busy cores of an AMD EPYC (Zen 5): rank correlation 0.670 ± 0.105 with the true change over 5 seeds (0.54 to 0.83),
+from 10 s a seed on quiet cores.
+
+Each seed draws 500 training images, 50 of them to leave out, and 100 test images. An MLP with 32 hidden units takes 100
+steps of gradient descent on all 500 images, and on all but each of the 50: 51 models at once, with masks, so that no
+difference comes from the order of the images; losses are means over three initial parameters. The table has Spearman's
+rank correlation, over the 50 images, of the change of the mean loss of the 100 test images with the mean score, and
+the mean over test images of the correlation with the change of its own loss; mean ± std over the 5 seeds.
+
+| score | of the mean loss | of the loss of one image |
+|---|---|---|
+| TracIn, 10 checkpoints, exact | 0.27 ± 0.28 | 0.09 |
+| TracIn, last layer | 0.23 ± 0.29 | 0.07 |
+| last checkpoint, exact | 0.16 ± 0.27 | 0.08 |
+| last checkpoint, 512 random projections | 0.17 ± 0.29 | 0.09 |
+| the same with inverse curvature: ``precondition_features`` | 0.67 ± 0.10 | 0.38 |
+| the same, relative, as ``explain`` shows it | 0.58 ± 0.09 | 0.35 |
+
+So the curvature matters, not the number of checkpoints: dot products alone are led by images with large gradients. With
+2,048 projections one initialisation reaches 0.76 and 0.43, with exact gradients 0.75 and 0.53.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import platform
 import sys
 import time
 from importlib.metadata import version
@@ -126,7 +146,8 @@ def measure_influence(config: TrainConfig) -> dict[str, Any]:
         "validation_accuracy": validation.accuracy,
         "test_accuracy": evaluation.accuracy,
         "device": {"platform": device.platform, "kind": device.device_kind, "count": 1},
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
         "seconds": {"train": train_seconds, "total": time.perf_counter() - start_time},
     }
 

@@ -79,7 +79,7 @@ def build_row(found: Mapping[str, Any], claim: str, targets: Mapping[str, float]
         found: content of a results file.
         claim: claim of the known system.
         targets: target by field of a run's summary, with a dot for nested fields such as ``seconds.total``: the minimum
-            of an accuracy, the maximum of any other field.
+            of an accuracy or a correlation, the maximum of any other field.
     """
     runs = found["runs"]
     values = {name: [functools.reduce(operator.getitem, name.split("."), run) for run in runs] for name in targets}
@@ -114,6 +114,9 @@ def describe_shortfall(name: str, values: list[float], target: float) -> str | N
     if name.endswith("accuracy"):
         distance = target - statistics.mean(values)
         return f"{100 * distance:.3f} points" if distance > 0 else None
+    if name.endswith("correlation"):
+        distance = target - statistics.mean(values)
+        return format_number(distance) if distance > 0 else None
     if name.startswith("seconds."):
         distance = statistics.median(values) - target
         return format_seconds(distance) if distance > 0 else None

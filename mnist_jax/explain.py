@@ -43,11 +43,18 @@ def _draw(
     from mnist_jax.report.figures import influence_grid
 
     prepare_matplotlib()
-    sides = (explanation.helpful, explanation.opposing)
-    images = [np.array([explainer.split.image[each.index] for each in side]).reshape(-1, 28, 28, 1) for side in sides]
-    captions = [[f"label {names[each.label]}\n{each.score:+.2g}" for each in side] for side in sides]
+    title = f"{title}\ntraining digits that speak for {names[explanation.label]} and, in red, against it"
+    helpful, opposing = (
+        np.array([explainer.split.image[each.index] for each in side]).reshape(-1, 28, 28, 1)
+        for side in (explanation.helpful, explanation.opposing)
+    )
+    helpful_captions, opposing_captions = (
+        [f"label {names[each.label]}\n{each.score:+.2g}" for each in side]
+        for side in (explanation.helpful, explanation.opposing)
+    )
+    captions = helpful_captions, opposing_captions
     try:
-        influence_grid(prediction.image, *images, *captions, Path(output), title.replace("$", r"\$"))
+        influence_grid(prediction.image, helpful, opposing, *captions, Path(output), title.replace("$", r"\$"))
     except OSError as error:
         raise InputError(f"--output {output}: cannot be written ({error.strerror})") from None
 

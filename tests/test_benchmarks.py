@@ -291,7 +291,7 @@ def test_a_picture_is_drawn(tmp_path):
         (
             ["nonsense"],
             "suite must be one of steps, augmentation, epochs, startup, accuracy, scaling, populations, answers, "
-            "pictures, memory, peers, got nonsense",
+            "pictures, per_example, memory, peers, got nonsense",
         ),
         (["stepz"], "peers, got stepz; did you mean steps?\n"),
         (["--output", "there.json"], "there.json exists: choose another --output"),

@@ -73,9 +73,11 @@ def influence_scores(
     Reference: Pruthi et al., https://arxiv.org/abs/2002.08484.
     """
     _check(states, learning_rates)
-    options = {"batch_size": batch_size, "where": where, "sharding": sharding}
-    pairs = zip(states, learning_rates, strict=True)
-    return sum(rate * gradient_similarity(state, split, queries, **options) for state, rate in pairs)
+    scores = [
+        rate * gradient_similarity(state, split, queries, batch_size, where=where, sharding=sharding)
+        for state, rate in zip(states, learning_rates, strict=True)
+    ]
+    return jnp.sum(jnp.stack(scores), axis=0)
 
 
 def influence_features(
@@ -122,10 +124,10 @@ def influence_features(
     Reference: Pruthi et al., https://arxiv.org/abs/2002.08484.
     """
     _check(states, learning_rates)
-    options = {"batch_size": batch_size, "where": where, "sharding": sharding}
+    keys = [jax.random.fold_in(key, index) for index in range(len(states))]
     features = [
-        rate**0.5 * per_example_projected_gradients(state, split, jax.random.fold_in(key, index), size, **options)
-        for index, (state, rate) in enumerate(zip(states, learning_rates, strict=True))
+        rate**0.5 * per_example_projected_gradients(state, split, key, size, batch_size, where=where, sharding=sharding)
+        for state, rate, key in zip(states, learning_rates, keys, strict=True)
     ]
     return jnp.concatenate(features, axis=1)
 
@@ -161,7 +163,7 @@ def precondition_features(features: jax.typing.ArrayLike, damping: float = 1e-3,
     damped = moment + damping * jnp.trace(moment) * jnp.eye(len(moment))
     found = jax.scipy.linalg.solve(damped, features.T, assume_a="pos").T
     if relative:
-        found /= jnp.sqrt(jnp.sum(found * features, axis=1, keepdims=True) + jnp.finfo(jnp.float32).tiny)
+        found /= jnp.sqrt(jnp.sum(found * features, axis=1, keepdims=True) + 1e-38)
     return found
 
 

@@ -26,13 +26,13 @@ from mnist_jax.core.apply import apply_model
 from mnist_jax.core.checks import check_split
 from mnist_jax.core.evaluation import choose_batch_size
 from mnist_jax.core.factors import (
-    Factors,
     Where,
     combine,
     example_gradients,
     parameter_names,
     select_parameters,
 )
+from mnist_jax.core.layer_rules import Factors
 from mnist_jax.core.sharding import on_any_mesh, replicate, shard
 from mnist_jax.core.state import PyTree, TrainState
 from mnist_jax.data.dataset import Split

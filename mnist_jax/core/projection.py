@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from mnist_jax.core.checks import check_split
-from mnist_jax.core.factors import Factors, Gradient, Where, example_gradients, parameter_names, select_parameters
+from mnist_jax.core.factors import Where, example_gradients, parameter_names, select_parameters
+from mnist_jax.core.layer_rules import Factors, Gradient
 from mnist_jax.core.per_example import Sharding, choose_gradient_batch_size, map_batches
 from mnist_jax.core.sharding import on_any_mesh
 from mnist_jax.core.state import TrainState
@@ -104,7 +105,7 @@ def _map_projections(
     maps = {name: _draw_map(shape, keys[name], size) for name, shape in shapes.items()}
 
     def of_batch(image: jax.Array, label: jax.Array) -> jax.Array:
-        return sum(maps[name](each).astype(jnp.float32) for name, each in gradients(image, label).items())
+        return jnp.asarray(sum(maps[name](each).astype(jnp.float32) for name, each in gradients(image, label).items()))
 
     return map_batches(of_batch, split, batch_size, sharding)
 
@@ -118,7 +119,12 @@ def _draw_map(shape: Gradient, key: jax.Array, size: int) -> Callable[[Gradient]
         if num_positions * (rows + columns) * size <= (num_positions + _SKETCH_COST) * num_entries:
             left = jax.random.rademacher(group_key, (rows, size), jnp.float32) / size**0.5
             right = jax.random.rademacher(sign_key, (columns, size), jnp.float32)
-            return lambda each: jnp.sum((each.inputs @ left) * (each.outputs @ right), axis=1)
+
+            def on_both_sides(each: Gradient) -> jax.Array:
+                assert isinstance(each, Factors)
+                return jnp.sum((each.inputs @ left) * (each.outputs @ right), axis=1)
+
+            return on_both_sides
     else:
         num_entries = shape.size // shape.shape[0]
     num_entries = -(-num_entries // size) * size  # padded to groups of equal size
@@ -203,7 +209,7 @@ def _map_similarity(
 
         def of_batch(image: jax.Array, label: jax.Array) -> jax.Array:
             first = gradients(image, label)
-            return sum(_dot(first[name], second[name]) for name in names)
+            return jnp.asarray(sum(_dot(first[name], second[name]) for name in names))
 
         return map_batches(of_batch, split, batch_sizes[0], sharding).T
 

@@ -7,12 +7,13 @@ explain(content)    # later: [Example(index=17, class_name="7", image=...), ...]
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,7 +27,8 @@ NUM_EXAMPLES = 6
 _log = logging.getLogger("mnist_jax")
 
 
-class Example(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Example:
     """Holds a training example.
 
     Attributes:

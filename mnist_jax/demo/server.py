@@ -33,7 +33,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -130,15 +130,8 @@ def create_app(
     async def show_examples(request: Request) -> Response:
         assert explain is not None
         examples = await answer(request, explain)
-        return JSONResponse(
-            {
-                "examples": examples
-                and [
-                    {"index": each.index, "class_name": each.class_name, "image": each.image[..., 0].tolist()}
-                    for each in examples
-                ]
-            }
-        )
+        found = None if examples is None else [_describe(each) for each in examples]
+        return JSONResponse({"examples": found})
 
     async def show_error(request: Request, error: Exception) -> Response:
         del request
@@ -158,6 +151,10 @@ def create_app(
         middleware=[Middleware(Guard, headers=headers, allowed_hosts=allowed_hosts)],
         exception_handlers=dict.fromkeys((HTTPException, ClientDisconnect, InputError, Exception), show_error),
     )
+
+
+def _describe(example: Example) -> dict[str, Any]:
+    return {"index": example.index, "class_name": example.class_name, "image": example.image[..., 0].tolist()}
 
 
 def _timed(function: Callable[[bytes], T]) -> Callable[[bytes], tuple[T, float]]:

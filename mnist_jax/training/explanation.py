@@ -17,7 +17,7 @@ import hashlib
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,7 +37,8 @@ _SEED = 0  # of the projection
 _log = logging.getLogger("mnist_jax")
 
 
-class Influence(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Influence:
     """Holds the influence of a training example.
 
     Attributes:

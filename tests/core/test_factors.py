@@ -10,7 +10,8 @@ from conftest import make_split
 
 import mnist_jax.core.factors as core_factors
 from mnist_jax import CNN, create_train_state, one_example_loss
-from mnist_jax.core.factors import Factors, combine, example_gradients, parameter_names, select_parameters
+from mnist_jax.core.factors import combine, example_gradients, parameter_names, select_parameters
+from mnist_jax.core.layer_rules import Factors
 
 IMAGE, LABEL = map(jnp.asarray, make_split(3))
 

@@ -18,12 +18,15 @@ from mnist_jax import (
     Split,
     create_train_state,
     gradient_similarity,
+    one_example_gradient_norm,
     per_example_gradient_norms,
     per_example_gradients,
     per_example_losses,
     per_example_margins,
     per_example_projected_gradients,
 )
+from mnist_jax.core.factors import select_parameters
+from mnist_jax.core.gradient_norms import _map_norms
 
 SPLIT = make_split(11)
 TX, KEY = optax.sgd(0.1), jax.random.key(5)
@@ -89,6 +92,26 @@ def test_parameters_are_chosen_by_path():
         per_example_gradient_norms(state, SPLIT, where="Dense_9")
 
 
+def test_the_norm_of_one_example_is_mapped_over_many():
+    state = make_cnn()
+    mapped = jax.jit(jax.vmap(one_example_gradient_norm(state), in_axes=(None, 0, 0)))
+    expected = per_example_gradient_norms(state, SPLIT)
+    np.testing.assert_allclose(mapped(state.params, *SPLIT), expected, rtol=1e-5)
+
+
+def test_memory_grows_with_the_batch_not_with_the_split():
+    state = make_cnn()
+    split = make_split(64)
+    names = select_parameters(state.params, None)
+
+    def temporary_bytes(batch_size):
+        compiled = _map_norms.lower(state, split, names, batch_size, None).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    sizes = [temporary_bytes(batch_size) for batch_size in (8, 16)]
+    assert 1.5 * sizes[0] < sizes[1] < 2.5 * sizes[0]
+
+
 def test_the_averaged_parameters_are_evaluated():
     state = make_mlp(ema_decay=0.9)
     average = jax.tree.map(lambda x: x * 1.5, state.params)
@@ -137,9 +160,16 @@ def run_on(make_state, num_devices, axis_type=AxisType.Auto):
     return found
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)])
-def test_two_devices_give_the_numbers_of_one(axis_type):
-    assert_trees_close(run_on(make_cnn, 2, axis_type), run_all(make_cnn()), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize(
+    ("make_state", "axis_type"),
+    [
+        (make_mlp, AxisType.Auto),
+        pytest.param(make_cnn, AxisType.Auto, marks=pytest.mark.slow),
+        pytest.param(make_cnn, AxisType.Explicit, marks=pytest.mark.slow),
+    ],
+)
+def test_two_devices_give_the_numbers_of_one(make_state, axis_type):
+    assert_trees_close(run_on(make_state, 2, axis_type), run_all(make_state()), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

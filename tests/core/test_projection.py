@@ -15,7 +15,7 @@ from mnist_jax import (
     per_example_gradients,
     per_example_projected_gradients,
 )
-from mnist_jax.core.factors import Factors
+from mnist_jax.core.layer_rules import Factors
 from mnist_jax.core.projection import _draw_map
 
 SPLIT = make_split(7)

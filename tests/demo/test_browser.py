@@ -10,6 +10,7 @@ import pytest
 from pages import DIGITS, SEVEN, picture, serving
 
 from mnist_jax import InputError, TrainConfig, build_state, load_predictor
+from mnist_jax.demo.explaining import Example
 from mnist_jax.demo.server import create_app
 from mnist_jax.pictures.predictor import Prediction, Predictor
 
@@ -68,7 +69,7 @@ def open_page(chromium):
     for context in contexts:
         context.close()
     assert complaints == []
-    allowed = ("/", "/api/predict")
+    allowed = ("/", "/api/predict", "/api/explain")
     assert [url for address, url in requests if url not in [f"http://{address}{path}" for path in allowed]] == []
 
 
@@ -430,3 +431,20 @@ def test_strokes_are_sharp_on_fine_screens(address, open_page):
         draw(page, STROKE)
         sides.append(page.evaluate("() => document.getElementById('canvas').width"))
     assert sides[1] == pytest.approx(2 * sides[0], abs=1)
+
+
+def test_training_digits_appear_when_the_server_knows_them_and_go_with_the_drawing(open_page):
+    images = [np.full((28, 28, 1), 40 * index, np.uint8) for index in range(6)]
+    examples = [Example(index, str(index), image) for index, image in enumerate(images)]
+    answers = itertools.chain([None], itertools.repeat(examples))
+    predictor = Predictor(build_state(TrainConfig(hidden_sizes=(8,))), DIGITS)
+    with serving(create_app(predictor.read, DIGITS, explain=lambda content: next(answers))) as address:
+        page = open_page(address)
+        api.expect(page.locator("#why")).to_be_hidden()
+        draw(page, SHAPES[7])
+        api.expect(page.locator("#why")).to_be_visible()
+        assert page.locator("#examples li").all_inner_texts() == [str(index) for index in range(6)]
+        code = "(canvas) => canvas.getContext('2d').getImageData(5, 5, 1, 1).data[0]"
+        assert [item.evaluate(code) for item in page.locator("#examples canvas").all()] == [0, 40, 80, 120, 160, 200]
+        page.locator("#clear").click()
+        api.expect(page.locator("#why")).to_be_hidden()
