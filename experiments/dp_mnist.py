@@ -33,6 +33,7 @@ CLAIM = "98.1 % at epsilon 2.93 (tempered sigmoids), 98.7 % at 3 with fixed scat
 TARGETS = {"test_accuracy": 0.98}
 VARIANT_TARGETS = {"tight": {"test_accuracy": 0.96}}
 CONFIG = TrainConfig(
+    num_validation=1000,
     optimizer="momentum",
     learning_rate=0.25,
     schedule="cosine",

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mnist_jax import TrainConfig, fit
+
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "tests" / "images"
 
@@ -21,16 +23,20 @@ def test_each_picture_is_shown_and_each_shown_one_exists():
 
 
 @pytest.mark.slow
-def test_the_pictures_are_made_by_one_command(digits_run, tmp_path):
+@pytest.mark.uses_adam
+def test_the_pictures_are_made_by_one_command(tmp_path):
     pytest.importorskip("playwright", reason="needs playwright")
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         pytest.skip("needs chromium, chromium-browser or google-chrome")
-    run = shutil.copytree(digits_run.workdir, tmp_path / "run")
+    run = tmp_path / "run"
+    fit(TrainConfig(data="digits", hidden_sizes=(64,), epochs=5, workdir=str(run), record=True, quiet=True))
     command = [sys.executable, IMAGES / "make.py", run, "--to", tmp_path / "new"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     made = sorted((tmp_path / "new").iterdir())
-    assert [path.name for path in made] == ["confusion_matrix.png", "demo.png", "misclassified.png"]
+    assert [path.name for path in made] == [
+        f"{name}.png" for name in ("confusion_matrix", "data_map", "demo", "explain", "label_errors", "misclassified")
+    ]
     for path in made:
         with Image.open(path) as picture:
             assert picture.width >= 900

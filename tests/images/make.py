@@ -1,14 +1,21 @@
 """Makes the pictures of the README and the guide; needs Playwright and Chromium.
 
-    python tests/images/make.py runs/mine
+    python -m mnist_jax.train --record --workdir runs/mine
+    python tests/images/make.py runs/mine --private runs/private
 
 confusion_matrix.png, misclassified.png    from ``python -m mnist_jax.evaluate runs/mine``
+data_map.png                               from ``python -m mnist_jax.dynamics runs/mine``
+explain.png                                from ``python -m mnist_jax.explain``, of the error with the largest loss
+label_errors.png                           from ``python -m mnist_jax.label_errors --split test``, on the same data
+private.png                                the learning curves of a private run, such as one of experiments/dp_mnist.py
 demo.png                                   from ``python -m mnist_jax.demo`` with the network in the box, and a drawn 6
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -64,16 +71,48 @@ def draw_on_demo(target: Path) -> None:
             server.terminate()
 
 
+def run(command: str, *arguments: str | Path) -> None:
+    """Runs a command of the library."""
+    subprocess.run([sys.executable, "-m", f"mnist_jax.{command}", *map(str, arguments)], check=True)
+
+
+def explain(run_directory: Path, target: Path) -> None:
+    """Draws the training digits behind the error of a run with the largest loss on its test split."""
+    from mnist_jax import load_run_dataset
+
+    with (run_directory / "examples.csv").open() as file:
+        wrong = [row for row in csv.DictReader(file) if row["label"] != row["prediction"]]
+    index = int(max(wrong, key=lambda row: float(row["loss"]))["index"])
+    image = load_run_dataset(run_directory).test.image[index, ..., 0]
+    with tempfile.TemporaryDirectory() as directory:
+        picture, drawn = Path(directory, f"test_{index}.png"), Path(directory, "explain.png")
+        Image.fromarray(image).resize((280, 280), Image.Resampling.BICUBIC).save(picture)
+        run("explain", run_directory, picture, "--output", drawn)
+        save_small(drawn, target)
+
+
 def main() -> None:
     """Parses the command line and writes the pictures."""
     parser = argparse.ArgumentParser(description="Make the pictures of the README and the guide.")
-    parser.add_argument("run", metavar="RUN", help="run to evaluate for the figures")
+    parser.add_argument("run", metavar="RUN", type=Path, help="run to evaluate for the figures, trained with --record")
+    parser.add_argument("--private", metavar="RUN", type=Path, help="private run; default: leave private.png as it is")
     parser.add_argument("--to", metavar="DIR", type=Path, default=Path(__file__).parent, help="default: tests/images")
     flags = parser.parse_args()
     flags.to.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "-m", "mnist_jax.evaluate", flags.run], check=True)
+    run("evaluate", flags.run)
     for name in FIGURES:
-        save_small(Path(flags.run, "figures", f"{name}.png"), flags.to / f"{name}.png")
+        save_small(flags.run / "figures" / f"{name}.png", flags.to / f"{name}.png")
+    run("dynamics", flags.run)
+    save_small(flags.run / "dynamics" / "data_map.png", flags.to / "data_map.png")
+    explain(flags.run, flags.to / "explain.png")
+    config = json.loads((flags.run / "config.json").read_text())
+    with tempfile.TemporaryDirectory() as directory:
+        found = Path(directory, "found")
+        data = ["--data", config["data"], *(["--data-dir", config["data_dir"]] if config["data_dir"] else [])]
+        run("label_errors", "--split", "test", *data, "--workdir", found)
+        save_small(found / "label_errors.png", flags.to / "label_errors.png")
+    if flags.private is not None:
+        save_small(flags.private / "figures" / "learning_curves.png", flags.to / "private.png")
     draw_on_demo(flags.to / "demo.png")
     save_small(flags.to / "demo.png", flags.to / "demo.png")
 
