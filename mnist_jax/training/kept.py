@@ -16,7 +16,7 @@ import numpy as np
 from mnist_jax.atomic import atomic_write
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import Dataset, StreamedSplit
-from mnist_jax.data.scores import choose_hardest, read_scores, take_examples
+from mnist_jax.data.subset import choose_hardest, read_scores, take_examples
 from mnist_jax.errors import InputError, one_line
 from mnist_jax.training import processes
 

@@ -31,7 +31,7 @@ from mnist_jax.core.evaluation import choose_batch_size
 from mnist_jax.core.population import evaluate_population, pad_subsets, subset_order
 from mnist_jax.core.state import TrainState
 from mnist_jax.data import Dataset, Split, load_dataset
-from mnist_jax.data.scores import take_examples
+from mnist_jax.data.subset import take_examples
 from mnist_jax.errors import InputError
 from mnist_jax.training import processes
 from mnist_jax.training.build import build_state, check_batch_size

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mnist_jax.config import MODEL_FIELDS, OPTIMIZER_FIELDS, RECIPE_FIELDS, TrainConfig
 from mnist_jax.data import Dataset, Split, StreamedSplit, is_name, load_dataset
 from mnist_jax.data.home import prepare_matplotlib
-from mnist_jax.data.scores import take_examples
+from mnist_jax.data.subset import take_examples
 from mnist_jax.errors import InputError
 from mnist_jax.training import processes
 from mnist_jax.training.callbacks import Callback, arrange_callbacks

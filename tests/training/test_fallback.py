@@ -3,10 +3,11 @@
 import contextlib
 import dataclasses
 import logging
+from types import SimpleNamespace
 
 import pytest
 
-from mnist_jax import InputError, TrainConfig, evaluate_dataset, fit, load_dataset, preset
+from mnist_jax import InputError, TrainConfig, evaluate_dataset, fit, load_dataset, mean_gradient, preset
 from mnist_jax.training.fallback import complete_resumed, replace_default
 from mnist_jax.training.prepare import prepare_run
 
@@ -96,7 +97,8 @@ def test_without_mnist_the_preset_is_trained_and_resumed(tmp_path, monkeypatch, 
 @pytest.mark.parametrize("own", ["config", "data", "dataset", "model", "tx", "state"])
 def test_what_the_user_chose_is_trained(tmp_path, caplog, own):
     config = TrainConfig(**{"config": {"epochs": 3}, "data": {"data": "digits"}}.get(own, {}))
-    parts = tuple(own if own == name else None for name in ("model", "tx", "state"))
+    state = SimpleNamespace(recipe=SimpleNamespace(gradient_fn=mean_gradient))
+    parts = tuple(part if own == name else None for name, part in (("model", own), ("tx", own), ("state", state)))
     prepared = prepare(config, load_dataset() if own == "dataset" else None, parts)
     expected = dataclasses.replace(config, data="digits", microbatch_size=prepared.microbatch_size)
     assert prepared == expected

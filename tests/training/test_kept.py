@@ -15,7 +15,7 @@ from mnist_jax import (
     load_run_dataset,
     train_population,
 )
-from mnist_jax.data.scores import take_examples
+from mnist_jax.data.subset import take_examples
 from mnist_jax.train import main
 
 pytestmark = pytest.mark.uses_adam

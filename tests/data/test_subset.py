@@ -3,7 +3,7 @@ import pytest
 from conftest import make_arrays
 
 from mnist_jax import Dataset, InputError
-from mnist_jax.data.scores import choose_hardest, read_scores, take_examples
+from mnist_jax.data.subset import choose_hardest, read_scores, take_examples
 
 SCORE = np.array([0.5, 0.25, 1.0, 0.0])
 
