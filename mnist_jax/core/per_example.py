@@ -118,6 +118,38 @@ def choose_gradient_batch_size(split: Split, batch_size: int | None, sharding: S
     return choose_batch_size(split, batch_size, sharding)
 
 
+def _losses(state: TrainState, logits: jax.Array, label: jax.Array) -> jax.Array:
+    return state.recipe.example_loss(logits, label)
+
+
+def _margins(state: TrainState, logits: jax.Array, label: jax.Array) -> jax.Array:
+    del state
+    return jax.vmap(_margin)(logits, label)
+
+
+def _logits(state: TrainState, logits: jax.Array, label: jax.Array) -> jax.Array:
+    del state, label
+    return logits
+
+
+@functools.partial(jax.jit, static_argnames=("function", "batch_size", "sharding"))
+@on_any_mesh
+def _map_logits(
+    function: Callable[[TrainState, jax.Array, jax.Array], jax.Array],
+    state: TrainState,
+    split: Split,
+    batch_size: int,
+    sharding: Sharding | None,
+) -> jax.Array:
+    """Maps ``function(state, logits, label)`` over the examples of a split."""
+
+    def of_batch(image: jax.Array, label: jax.Array) -> jax.Array:
+        logits, _ = apply_model(state, state.eval_params, image)
+        return function(state, logits, label)
+
+    return map_batches(of_batch, split, batch_size, sharding)
+
+
 def per_example_losses(
     state: TrainState, split: Split, batch_size: int | None = None, sharding: Sharding | None = None
 ) -> jax.Array:
@@ -143,17 +175,7 @@ def per_example_losses(
         (297,)
     """
     check_split(state.recipe, split)
-    return _losses(state, split, choose_batch_size(split, batch_size, sharding), sharding)
-
-
-@functools.partial(jax.jit, static_argnames=("batch_size", "sharding"))
-@on_any_mesh
-def _losses(state: TrainState, split: Split, batch_size: int, sharding: Sharding | None) -> jax.Array:
-    def of_batch(image: jax.Array, label: jax.Array) -> jax.Array:
-        logits, _ = apply_model(state, state.eval_params, image)
-        return state.recipe.example_loss(logits, label)
-
-    return map_batches(of_batch, split, batch_size, sharding)
+    return _map_logits(_losses, state, split, choose_batch_size(split, batch_size, sharding), sharding)
 
 
 def per_example_margins(
@@ -181,17 +203,7 @@ def per_example_margins(
         (297,)
     """
     check_split(state.recipe, split)
-    return _margins(state, split, choose_batch_size(split, batch_size, sharding), sharding)
-
-
-@functools.partial(jax.jit, static_argnames=("batch_size", "sharding"))
-@on_any_mesh
-def _margins(state: TrainState, split: Split, batch_size: int, sharding: Sharding | None) -> jax.Array:
-    def of_batch(image: jax.Array, label: jax.Array) -> jax.Array:
-        logits, _ = apply_model(state, state.eval_params, image)
-        return jax.vmap(_margin)(logits, label)
-
-    return map_batches(of_batch, split, batch_size, sharding)
+    return _map_logits(_margins, state, split, choose_batch_size(split, batch_size, sharding), sharding)
 
 
 def per_example_logits(
@@ -219,17 +231,7 @@ def per_example_logits(
         (297, 10)
     """
     check_split(state.recipe, split)
-    return _logits(state, split, choose_batch_size(split, batch_size, sharding), sharding)
-
-
-@functools.partial(jax.jit, static_argnames=("batch_size", "sharding"))
-@on_any_mesh
-def _logits(state: TrainState, split: Split, batch_size: int, sharding: Sharding | None) -> jax.Array:
-    def of_batch(image: jax.Array, label: jax.Array) -> jax.Array:
-        logits, _ = apply_model(state, state.eval_params, image)
-        return logits
-
-    return map_batches(of_batch, split, batch_size, sharding)
+    return _map_logits(_logits, state, split, choose_batch_size(split, batch_size, sharding), sharding)
 
 
 def per_example_gradients(
