@@ -52,7 +52,7 @@ FIELD_GROUPS = {
 }
 COMMON_FIELDS = ("data", "data_dir", "stream", "model", "hidden_sizes", "optimizer", "learning_rate", "schedule",
                  "augment_shift", "augment_rotation", "dp_clip", "dp_epsilon", "batch_size", "epochs", "seed",
-                 "num_devices", "workdir", "resume")
+                 "num_devices", "workdir", "resume", "record")
 # fmt: on
 
 # Each of these fields has an effect only with these values of another field.

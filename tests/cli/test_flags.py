@@ -137,7 +137,7 @@ def test_help_shows_the_common_flags_and_help_all_every_one(capsys):
     assert flags_by_group(help_of(capsys, "--help-all")) == groups | others
     common = {title: [name for name in names if name in COMMON_FIELDS] for title, names in groups.items()}
     assert flags_by_group(help_of(capsys, "--help")) == flags_by_group(help_of(capsys, "-h")) == common | others
-    assert sum(map(len, common.values())) == len(COMMON_FIELDS) == 18
+    assert sum(map(len, common.values())) == len(COMMON_FIELDS) == 19
 
 
 def test_help_has_text_choices_and_default_of_each_flag(capsys):
