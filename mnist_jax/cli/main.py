@@ -35,7 +35,7 @@ def main(args: Sequence[str] | None = None, prog: str = "mnist-jax") -> int:
         description = f"Train and use digit classifiers. {prog} COMMAND --help lists the flags of a command."
         parser = OneLineParser(prog, description, "train --model cnn --epochs 3", usage="%(prog)s COMMAND ...")
         parser.add_argument("--version", action="version", version=mnist_jax.__version__)
-        commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+        commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND [flags]", required=True)
         for name, (_, help_) in COMMANDS.items():
             commands.add_parser(name, help=help_, add_help=False)
         parser.parse_args(arguments[:1] or ["--help"])

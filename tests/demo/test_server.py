@@ -327,6 +327,7 @@ def test_large_pictures_wait_in_turn_up_to_a_limit_and_drawings_overtake_them(sl
     predictor, address, pool = slow
     answers = [pool.submit(ask, address, b"picture") for _ in range(6)]
     wait_for(lambda: sum(answer.done() for answer in answers) == 3)
+    wait_for(lambda: predictor.contents)
     assert predictor.contents == [b"picture"]
     assert ask(address, picture(SEVEN))[0] == 200
     predictor.release.set()
