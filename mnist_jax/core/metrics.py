@@ -124,7 +124,25 @@ def compute_metrics(
 
 
 def _example_metrics(logits: jax.Array, label: jax.Array, losses: jax.Array, correct: jax.Array) -> ExampleMetrics:
+    confidence = jnp.exp(_true_logits(logits, label) - jax.nn.logsumexp(logits, axis=-1))
+    return jax.lax.stop_gradient(ExampleMetrics(losses, correct, compute_margins(logits, label), confidence))
+
+
+def compute_margins(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """Computes the margin of each example: the logit of the true class minus the largest other logit.
+
+    Args:
+        logits: ``float[B, K]``.
+        label: ``int[B]``, in [0, K).
+
+    Example:
+        >>> compute_margins(jnp.array([[2.0, 0.5], [0.0, 1.0]]), jnp.array([0, 0])).tolist()
+        [1.5, -1.0]
+    """
     is_true = jax.nn.one_hot(label, logits.shape[-1], dtype=bool)
-    true, others = jnp.where(is_true, logits, 0).sum(axis=-1), jnp.where(is_true, -jnp.inf, logits)
-    values = (losses, correct, true - others.max(axis=-1), jnp.exp(true - jax.nn.logsumexp(logits, axis=-1)))
-    return jax.lax.stop_gradient(ExampleMetrics(*values))
+    return _true_logits(logits, label) - jnp.where(is_true, -jnp.inf, logits).max(axis=-1)
+
+
+def _true_logits(logits: jax.Array, label: jax.Array) -> jax.Array:
+    is_true = jax.nn.one_hot(label, logits.shape[-1], dtype=bool)
+    return jnp.where(is_true, logits, 0).sum(axis=-1)

@@ -33,6 +33,7 @@ from mnist_jax.core.factors import (
     select_parameters,
 )
 from mnist_jax.core.layer_rules import Factors
+from mnist_jax.core.metrics import compute_margins
 from mnist_jax.core.sharding import on_any_mesh, replicate, shard
 from mnist_jax.core.state import PyTree, TrainState
 from mnist_jax.data.dataset import Split
@@ -78,15 +79,9 @@ def one_example_margin(state: TrainState) -> ExampleFunction:
 
     def margin(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
         logits, _ = apply_model(state, params, image[None])
-        return _margin(logits[0], label)
+        return compute_margins(logits, label[None])[0]
 
     return margin
-
-
-def _margin(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """Returns the margin of logits ``float[K]``: see :func:`one_example_margin`."""
-    others = jnp.where(jnp.arange(logits.shape[0]) == label, -jnp.inf, logits)
-    return logits[label] - jnp.max(others)
 
 
 def map_batches(
@@ -124,7 +119,7 @@ def _losses(state: TrainState, logits: jax.Array, label: jax.Array) -> jax.Array
 
 def _margins(state: TrainState, logits: jax.Array, label: jax.Array) -> jax.Array:
     del state
-    return jax.vmap(_margin)(logits, label)
+    return compute_margins(logits, label)
 
 
 def _logits(state: TrainState, logits: jax.Array, label: jax.Array) -> jax.Array:
