@@ -31,7 +31,7 @@ from mnist_jax.errors import InputError, LostProcessError, NonFiniteLossError, s
 from mnist_jax.presets import DESCRIPTIONS, PRESETS
 from mnist_jax.training import processes
 from mnist_jax.training.runs import config_to_repeat
-from mnist_jax.training.signals import leave_on_signals
+from mnist_jax.training.signals import leave_on_signals, say_why
 from mnist_jax.training.stderr import Stderr
 
 
@@ -375,7 +375,7 @@ def _run(command: Callable[[], object]) -> int:
         print(f"{_process()}error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
-        print(f"stopped: {interrupt}" if str(interrupt) else "stopped", file=sys.stderr)
+        say_why(f"stopped: {interrupt}" if str(interrupt) else "stopped")
         return getattr(interrupt, "exit_status", 130)
     except OSError as error:  # from stdout, or a file of a run
         _drop_unwritten(sys.stdout)

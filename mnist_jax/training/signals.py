@@ -27,20 +27,32 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_said_why = False
+
+
 def leave_on_signals() -> Callable[[], None]:
     """Makes SIGINT and SIGTERM end the process at once, with exit status 130 or 143.
 
     Returns:
         A function that restores the handlers.
     """
+    global _said_why
+    _said_why = False
     return _handle_with(_leave)
+
+
+def say_why(line: str) -> None:
+    """Prints the last line of a command that a signal has stopped; a further signal ends the process without one."""
+    global _said_why
+    _said_why = True
+    print(line, file=sys.stderr)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     """Ends the process without running anything else: no destructor of XLA, no ``finally``, no ``atexit``."""
     del frame
     _handle_with(lambda number, frame: os._exit(128 + number))  # a second signal need not wait for a blocked stderr
-    if sys.stderr is not None:  # else file descriptor 2 may be any file
+    if sys.stderr is not None and not _said_why:  # without stderr, file descriptor 2 may be any file
         with contextlib.suppress(OSError):
             os.write(2, b"stopped\n")
     os._exit(128 + number)

@@ -106,6 +106,13 @@ finally:
     assert process.returncode == status
 
 
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_after_the_last_line_adds_none(number):
+    with start(f"say_why('stopped: saved')\nsignal.raise_signal({number})", stderr=subprocess.PIPE) as process:
+        assert process.communicate(timeout=60) == ("", "stopped: saved\n")
+    assert process.returncode == 128 + number
+
+
 def test_a_signal_does_not_wait_for_a_reader_of_stderr():
     reader, writer = os.pipe()
     code = "import time\nos.write(2, bytes(65536))\nprint(flush=True)\ntime.sleep(60)"
