@@ -44,6 +44,7 @@ import pytest
 from PIL import Image
 
 from mnist_jax import Run, Split, TrainConfig, TrainState, build_state, fit
+from mnist_jax.atomic import atomic_write
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -89,7 +90,8 @@ def plain_learning_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def draw(history: object, path: Path, *texts: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGBA", (1, 1)).save(path)
+        with atomic_write(path, locked=True) as file:  # as the real one, which deletes what a kill has left
+            Image.new("RGBA", (1, 1)).save(file, "PNG")
 
     monkeypatch.setattr("mnist_jax.report.figures.learning_curves", draw)
 
