@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-_said_why = False
+_said_why = False  # whether the command has printed its last line
 
 
 def leave_on_signals() -> Callable[[], None]:
