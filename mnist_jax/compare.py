@@ -14,8 +14,8 @@ from typing import Any
 from mnist_jax.cli.flags import OneLineParser, run_command
 from mnist_jax.cli.table import text_table
 from mnist_jax.config import TrainConfig, check_effect
-from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError, printable
+from mnist_jax.home import prepare_matplotlib
 from mnist_jax.jsonfile import is_number
 from mnist_jax.report.compare import draw_curves
 from mnist_jax.training.directory import read_history

@@ -17,7 +17,7 @@ from mnist_jax.cli.main import COMMANDS
 PACKAGE = Path(mnist_jax.__file__).parent
 ROOT = PACKAGE.parent
 LEVELS = [
-    {"atomic", "jsonfile", "config", "errors", "presets"},
+    {"atomic", "home", "jsonfile", "config", "errors", "presets"},
     {"data", "models"},
     {"core"},
     {"export", "pictures", "report"},
@@ -30,6 +30,7 @@ LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 ONLY = {
     "atomic": set(),
     "errors": set(),
+    "home": set(),
     "jsonfile": set(),
     "config": {"mnist_jax.errors", "mnist_jax.jsonfile"},
     "presets": {"mnist_jax.config", "mnist_jax.errors"},

@@ -17,7 +17,7 @@ import numpy as np
 
 from mnist_jax.atomic import atomic_write, clear_parts
 from mnist_jax.data.dataset import DIGITS, IMAGE_SHAPE, Arrays
-from mnist_jax.data.home import find_directory
+from mnist_jax.home import find_directory
 
 _ROLES = ("train_image", "train_label", "test_image", "test_label")
 _VERSION = 2  # increase when a reader returns other arrays for the same file

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_jax.data import strokes
 from mnist_jax.data.cache import load_cached
 from mnist_jax.data.dataset import Arrays
 
@@ -25,7 +24,7 @@ def load_digits() -> Arrays:
     The 8x8 images go through :func:`mnist_jax.data.strokes.render_ink`, like pictures. Shuffling mixes the writers
     across the splits; in scikit-learn's order the last 297 are harder.
     """
-    return load_cached([_original(), Path(__file__), Path(strokes.__file__)], _render_digits)
+    return load_cached([_original(), Path(__file__), Path(__file__).with_name("strokes.py")], _render_digits)
 
 
 def _original() -> Path:
@@ -37,6 +36,8 @@ def _original() -> Path:
 
 def _render_digits() -> Arrays:
     from sklearn.datasets import load_digits as load
+
+    from mnist_jax.data import strokes  # loads SciPy
 
     data = load()
     order = np.random.default_rng(0).permutation(len(data.target))

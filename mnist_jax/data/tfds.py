@@ -32,8 +32,8 @@ from mnist_jax.data.cache import load_cached
 from mnist_jax.data.dataset import DIGITS, IMAGE_SHAPE, Arrays, Split, StreamedSplit, check_labels
 from mnist_jax.data.download import DownloadError, download
 from mnist_jax.data.files import find_idx_files, read_idx_files
-from mnist_jax.data.home import find_directory
 from mnist_jax.errors import InputError, one_line, suggest
+from mnist_jax.home import find_directory
 from mnist_jax.jsonfile import read_json
 
 # The stock builders use 3.x, so both versions can be in one data directory.

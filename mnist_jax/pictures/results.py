@@ -24,8 +24,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mnist_jax.atomic import atomic_write
-from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError, printable
+from mnist_jax.home import prepare_matplotlib
 from mnist_jax.pictures.collect import Source
 from mnist_jax.pictures.predictor import Prediction
 

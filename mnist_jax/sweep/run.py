@@ -29,8 +29,8 @@ from typing import Any
 
 from mnist_jax.config import TrainConfig, effective_config
 from mnist_jax.data import Dataset, load_dataset
-from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError
+from mnist_jax.home import prepare_matplotlib
 from mnist_jax.jsonfile import parse_json, read_json, read_text
 from mnist_jax.sweep.space import Hyperparameters, Search, Trial
 from mnist_jax.training.signals import StopSignals

@@ -23,8 +23,8 @@ import numpy as np
 
 from mnist_jax.atomic import atomic_write, clear_parts
 from mnist_jax.data.dataset import Dataset, Split, StreamedSplit
-from mnist_jax.data.home import find_directory
 from mnist_jax.errors import InputError
+from mnist_jax.home import find_directory
 from mnist_jax.training.directory import read_data
 from mnist_jax.training.loading import load_run, load_run_dataset
 

@@ -66,12 +66,18 @@ def temporary_home(replaced: Path) -> Path:
         return _temporary_home[0]
 
 
+def is_private(path: Path) -> bool:
+    """Returns whether a path is a directory of this user that no other user can read or write."""
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        return False
+    return not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o077)
+
+
 def _create_private_directory() -> Path:
     """Creates a private directory in the temporary directory, or finds the one of an earlier process."""
     user = os.getuid() if hasattr(os, "getuid") else None
     path = Path(tempfile.gettempdir(), f"mnist_jax-{user}")
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
-    found = path.lstat()
-    is_private = user is None or (found.st_uid == user and not found.st_mode & 0o077)
-    return path if stat.S_ISDIR(found.st_mode) and is_private else Path(tempfile.mkdtemp(prefix="mnist_jax-"))
+    return path if is_private(path) else Path(tempfile.mkdtemp(prefix="mnist_jax-"))

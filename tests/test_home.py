@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import make_arrays
 
-from mnist_jax.data import home as home_module
+from mnist_jax import home as home_module
 from mnist_jax.data.cache import load_cached
-from mnist_jax.data.home import find_directory, prepare_matplotlib
+from mnist_jax.home import find_directory, prepare_matplotlib
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def no_home(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", unknown)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("mnist_jax.data.home._temporary_home", [])
+    monkeypatch.setattr("mnist_jax.home._temporary_home", [])
     with pytest.raises(RuntimeError):
         Path.home()
 
