@@ -46,7 +46,7 @@ class Evaluation:
     label: np.ndarray
 
     @classmethod
-    def from_metrics(cls, metrics: Metrics, logits: jax.Array, label: jax.typing.ArrayLike) -> Evaluation:
+    def from_metrics(cls, metrics: Metrics, logits: jax.typing.ArrayLike, label: jax.typing.ArrayLike) -> Evaluation:
         """Creates an evaluation from the labels and the result of :func:`evaluate_arrays`, which it fetches.
 
         Example:

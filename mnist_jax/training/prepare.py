@@ -14,6 +14,7 @@ import functools
 import importlib.util
 import json
 import logging
+import operator
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,9 +24,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mnist_jax.config import MODEL_FIELDS, OPTIMIZER_FIELDS, RECIPE_FIELDS, TrainConfig
 from mnist_jax.data import Dataset, Split, StreamedSplit, is_name, load_dataset
-from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.data.subset import take_examples
 from mnist_jax.errors import InputError
+from mnist_jax.home import prepare_matplotlib
 from mnist_jax.training import processes
 from mnist_jax.training.callbacks import Callback, arrange_callbacks
 from mnist_jax.training.directory import RunDirectory
@@ -202,6 +203,7 @@ def _check_grain() -> None:
 def compile_run(training: Training, model: Any, tx: Any, state: TrainState | None) -> Programs:
     """Creates the state of a run and compiles its programs, all at the same time."""
     import jax
+    import numpy as np
 
     from mnist_jax.core.evaluation import Evaluation, choose_batch_size, evaluate_arrays
     from mnist_jax.training.build import build_state
@@ -212,7 +214,7 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
 
     start = time.perf_counter()
     config, dataset, sharding = training.config, training.dataset, training.sharding
-    validation, test = put_everywhere((dataset.validation, dataset.test), sharding)
+    validation, tests = put_everywhere((dataset.validation, _cut_test(dataset)), sharding)
     train = dataset.train if config.stream else put_everywhere(dataset.train, sharding)
     num_steps = config.epochs * training.steps_per_epoch
     if tx is None and state is None:
@@ -231,32 +233,46 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
     sampling = None if training.privacy is None else training.privacy.sampling()
     epochs = create_epochs(shapes, train, config.batch_size, sharding, record=record, sampling=sampling)
 
-    def compile_evaluation(split: Split) -> tuple[Compiled, Callable[[TrainState], Evaluation]]:
+    def trace_evaluation(split: Split) -> Compiled:
         size = choose_batch_size(split, sharding=sharding)
-        program = Compiled(evaluate_arrays, shapes, split, batch_size=size, sharding=sharding)
+        return Compiled(evaluate_arrays, shapes, split, batch_size=size, sharding=sharding)
 
-        def evaluate(state: TrainState) -> Evaluation:
-            metrics, logits = program(state, split)
-            return Evaluation.from_metrics(metrics, logits, split.label)
+    def evaluate(program: Compiled, pieces: list[Split], label: np.ndarray, state: TrainState) -> Evaluation:
+        metrics, logits = zip(*(program(state, piece) for piece in pieces), strict=True)
+        total = functools.reduce(operator.add, jax.device_get(metrics))
+        return Evaluation.from_metrics(total, np.concatenate(jax.device_get(logits)), label)
 
-        return program, evaluate
-
-    validation_program, evaluate_validation = compile_evaluation(validation)
-    test_program, evaluate_test = compile_evaluation(test)
+    validation_program = trace_evaluation(validation)
+    same_size = tests[0].num_examples == validation.num_examples
+    test_program = validation_program if same_size else trace_evaluation(tests[0])
     prepare_matplotlib()
-    with ThreadPoolExecutor() as pool:
-        compiling = [pool.submit(program.compile) for program in (epochs, validation_program, test_program)]
-        for module in ("tensorboardX", "orbax.checkpoint", "matplotlib.figure"):  # during compilation
-            pool.submit(importlib.import_module, module)
-        training.state = initialise()
-        for future in compiling:
-            future.result()
+    pool = ThreadPoolExecutor()
+    programs: list[Any] = [epochs, validation_program] if same_size else [epochs, validation_program, test_program]
+    compiling = [pool.submit(program.compile) for program in programs]
+    for module in ("tensorboardX", "orbax.checkpoint", "matplotlib.figure"):  # in the order of their first use
+        pool.submit(importlib.import_module, module)
+    pool.shutdown(wait=False)  # training begins before all is imported
+    training.state = initialise()
+    for future in compiling:
+        future.result()
     jax.block_until_ready(training.state)  # else memory may run out after the directory has been created
     training.set_epoch_sums()
     training.has_own_model = model is not None or state is not None
     training.model = training.state.recipe.model.name if training.has_own_model else config.model
     training.seconds |= {"compile": time.perf_counter() - start, "train": 0.0, "evaluate": 0.0}
-    return Programs(epochs, evaluate_validation, evaluate_test)
+    return Programs(
+        epochs,
+        functools.partial(evaluate, validation_program, [validation], dataset.validation.label),
+        functools.partial(evaluate, test_program, tests, dataset.test.label),
+    )
+
+
+def _cut_test(dataset: Dataset) -> list[Split]:
+    """Cuts the test split into a few pieces as long as the validation split, if it divides: they share a program."""
+    test, size = dataset.test, dataset.validation.num_examples
+    if test.num_examples % size or test.num_examples > 4 * size:
+        return [test]
+    return [Split(test.image[at : at + size], test.label[at : at + size]) for at in range(0, test.num_examples, size)]
 
 
 def _check_fits(state: TrainState, dataset: Dataset) -> None:

@@ -26,6 +26,7 @@ from mnist_jax import (
     Callback,
     InputError,
     NonFiniteLossError,
+    Split,
     TrainConfig,
     build_state,
     create_train_state,
@@ -94,6 +95,17 @@ def test_the_summary_is_what_the_state_says(run):
     parts = seconds["import"] + seconds["compile"] + seconds["train"] + seconds["evaluate"]
     assert 0 < parts < seconds["total"]
     assert "notice" not in summary
+
+
+def test_a_test_split_of_three_validation_splits_is_evaluated_whole(tmp_path):
+    dataset = load_dataset("digits")
+    dataset = dataclasses.replace(dataset, test=Split(*(array[:450] for array in dataset.train)))
+    run = fit(small(tmp_path, epochs=1), dataset=dataset)
+    evaluation = evaluate_dataset(run.state, dataset.test)
+    np.testing.assert_allclose(run.test.logits, evaluation.logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(run.test.label, dataset.test.label)
+    assert run.summary["test_accuracy"] == evaluation.accuracy
+    assert run.summary["test_loss"] == pytest.approx(evaluation.loss)
 
 
 def test_the_history_has_a_line_an_epoch(run):
