@@ -1,8 +1,7 @@
-"""How long do import, data and compilation of a short run take, without and with a compilation cache?
+"""How long does a command take the first time, when it compiles, and the second time, when it finds its programs?
 
-Each timing is a whole process, ``python -m mnist_jax.train --epochs 1``, with its phases. ``cold`` has no compilation
-cache (with ``--quick``, it is the run that fills the cache); ``cached`` uses one that an earlier run filled,
-``JAX_COMPILATION_CACHE_DIR`` in a private directory.
+Each timing is a whole process, from pressing Enter to exit. ``first`` begins with an empty cache directory, ``second``
+follows it with the programs and the decoded data that the first has kept. Training has a row for its phases, too.
 """
 
 from __future__ import annotations
@@ -17,32 +16,33 @@ _PHASES = ("import", "data", "compile", "train", "evaluate")
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """Yields a row for each command and cache, with the phases."""
+    """Yields a row for each command, for the first and the second time, with the phases of a training."""
     repeats = 1 if setting.quick else 7
     commands = {"--help": ["-m", "mnist_jax.train", "--help"], "import all": ["-c", "from mnist_jax import *"]}
     for name, arguments in commands.items():
         yield {"name": name} | spread([run_python(arguments)[1] for _ in range(repeats)])
 
+    works = {"predict a picture": ["-m", "mnist_jax.predict", "tests/images/seven.jpg"]}
     for model in setting.models:
-        command = ["-m", "mnist_jax.train", "--model", model, "--epochs", "1"]
-        with tempfile.TemporaryDirectory() as cache:
-            cached = {
-                "JAX_COMPILATION_CACHE_DIR": cache,
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-            }
-            filling = run_training(command, setting.data, **cached)
-            runs: dict[str, list[Row]] = {"cold": [filling] if setting.quick else [], "cached": []}
-            for _ in range(repeats):
-                if not setting.quick:
-                    runs["cold"].append(run_training(command, setting.data, JAX_ENABLE_COMPILATION_CACHE="false"))
-                runs["cached"].append(run_training(command, setting.data, **cached))
-        for name, summaries in runs.items():
-            yield {
-                "name": name,
-                "model": model,
-                **spread([summary["process_seconds"] for summary in summaries]),
-                "phases": {
-                    phase: spread([summary["seconds"][phase] for summary in summaries])["seconds"] for phase in _PHASES
-                },
-            }
+        works[f"train, one epoch of the {model}"] = ["-m", "mnist_jax.train", "--model", model, "--epochs", "1"]
+    if not setting.quick:
+        works["train, the default"] = ["-m", "mnist_jax.train"]
+    for name, command in works.items():
+        runs: dict[str, list[Row]] = {"first": [], "second": []}
+        for _ in range(repeats):
+            with tempfile.TemporaryDirectory() as cache:
+                for found in runs.values():
+                    found.append(_run(command, setting.data, XDG_CACHE_HOME=cache))
+        for time, found in runs.items():
+            row: Row = {"name": f"{name}, {time} time"} | spread([each["process_seconds"] for each in found])
+            if "seconds" in found[0]:
+                phases = {phase: spread([each["seconds"][phase] for each in found])["seconds"] for phase in _PHASES}
+                row["phases"] = phases
+            yield row
+
+
+def _run(command: list[str], data: str | None, **environment: str) -> Row:
+    """Runs a command, and returns the wall time of its process, for a training beside its summary."""
+    if "mnist_jax.train" in command:
+        return run_training(command, data, **environment)
+    return {"process_seconds": run_python(command, **environment)[1]}

@@ -19,8 +19,8 @@ import numpy as np
 
 from mnist_jax.cli.flags import OneLineParser, run_command
 from mnist_jax.cli.table import text_table
-from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError
+from mnist_jax.home import prepare_matplotlib
 from mnist_jax.training.workdir import lock_directory, write_whole
 
 if TYPE_CHECKING:

@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnist_jax.cli.flags import OneLineParser, add_device_flag, run_command
+from mnist_jax.cli.flags import OneLineParser, add_jax_flags, run_command
 from mnist_jax.data import Split, load_dataset
-from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError
+from mnist_jax.home import prepare_matplotlib
 from mnist_jax.report.draw import draw_evaluation
 from mnist_jax.report.numbers import describe_calibrated, describe_evaluation, examples_csv, results_table
 from mnist_jax.report.page import html_report
@@ -192,7 +192,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.eva
         parser.add_argument("--calibrate", action="store_true", help=help_)
         help_ = "devices that share each batch; default: all GPUs or TPUs, but one CPU"
         parser.add_argument("--num-devices", type=int, metavar="INT", help=help_)
-        add_device_flag(parser)
+        add_jax_flags(parser)
         flags = parser.parse_args(args)
         names = ("data", "data_dir", "split", "best", "calibrate", "num_devices")
         options = {name: getattr(flags, name) for name in names}

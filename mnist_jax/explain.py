@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnist_jax.cli.flags import OneLineParser, add_device_flag, run_command
+from mnist_jax.cli.flags import OneLineParser, add_jax_flags, run_command
 from mnist_jax.cli.table import text_table
-from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError, printable
+from mnist_jax.home import prepare_matplotlib
 from mnist_jax.pictures.results import check_new_file
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.exp
         help_ = "training digits to show on each side; default: 6"
         parser.add_argument("--num-examples", type=int, default=6, metavar="INT", help=help_)
         parser.add_argument("--output", metavar="PNG", help="write a new PNG with the digits, for one FILE")
-        add_device_flag(parser)
+        add_jax_flags(parser)
         flags = parser.parse_args(args)
         if flags.num_examples < 1:
             raise InputError(f"--num-examples must be at least 1, got {flags.num_examples}")

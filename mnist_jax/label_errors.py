@@ -28,8 +28,8 @@ from mnist_jax.cli.flags import OneLineParser, add_config_flags, replace_fields,
 from mnist_jax.cli.table import text_table
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import load_dataset
-from mnist_jax.data.home import prepare_matplotlib
 from mnist_jax.errors import InputError
+from mnist_jax.home import prepare_matplotlib
 from mnist_jax.presets import CROSS_VALIDATION
 from mnist_jax.report.figures import contact_sheet
 from mnist_jax.training.workdir import is_unused, lock_directory, new_directory, write_whole

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mnist_jax.cli.flags import OneLineParser, add_device_flag, run_command
+from mnist_jax.cli.flags import OneLineParser, add_jax_flags, run_command
 from mnist_jax.data.files import read_csv_images
 from mnist_jax.errors import InputError, printable
 from mnist_jax.pictures.collect import Source, find_sources
@@ -160,7 +160,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.pre
         )
         parser.add_argument("--csv", metavar="CSV", help="write all probabilities as a new CSV file, a row per picture")
         parser.add_argument("--submission", metavar="CSV", help="write the predictions for one CSV in Kaggle's format")
-        add_device_flag(parser)
+        add_jax_flags(parser)
         options = parser.parse_args(args)
         options.run = options.file.pop(0) if _is_run(options.file[0], is_last=len(options.file) == 1) else None
         if not options.file:

@@ -26,6 +26,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NoReturn, TextIO
 
+from mnist_jax.cli.compilation_cache import use_compilation_cache
 from mnist_jax.config import COMMON_FIELDS, FIELD_GROUPS, TrainConfig, check_effect, effective_config
 from mnist_jax.errors import InputError, LostProcessError, NonFiniteLossError, suggest
 from mnist_jax.presets import DESCRIPTIONS, PRESETS
@@ -61,13 +62,16 @@ class OneLineParser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-\.?\d|-inf|-nan")  # else -1e-3 would be a flag
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
-        """Parses like ``ArgumentParser.parse_args``.
+        """Parses like ``ArgumentParser.parse_args``; without ``--no-compilation-cache``, JAX will keep its programs.
 
         Raises:
             InputError: a flag or a value cannot be used.
         """
         arguments = sys.argv[1:] if args is None else list(args)
-        return super().parse_args(list(self._normalize(arguments)), namespace)
+        flags = super().parse_args(list(self._normalize(arguments)), namespace)
+        if getattr(flags, "compilation_cache", False):
+            use_compilation_cache()
+        return flags
 
     def error(self, message: str) -> NoReturn:
         """Raises the message as an ``InputError``."""
@@ -185,7 +189,7 @@ def parse_flags(
 
 
 def add_config_flags(parser: argparse.ArgumentParser, default: TrainConfig, args: Sequence[str] | None) -> None:
-    """Adds the fields of a config, ``--help-all`` and ``--device`` as flags.
+    """Adds the fields of a config, ``--help-all`` and the flags of :func:`add_jax_flags`.
 
     Args:
         parser: gets a group of flags for each group of fields.
@@ -195,7 +199,7 @@ def add_config_flags(parser: argparse.ArgumentParser, default: TrainConfig, args
     arguments = sys.argv[1:] if args is None else args
     texts, kinds = _help_texts(), typing.get_type_hints(TrainConfig)
     parser.add_argument("--help-all", action="help", help=f"show all {len(kinds)} flags of a run and exit")
-    add_device_flag(parser)
+    add_jax_flags(parser)
     for title, names in FIELD_GROUPS.items():
         group = parser.add_argument_group(title)
         for name in names:
@@ -205,18 +209,22 @@ def add_config_flags(parser: argparse.ArgumentParser, default: TrainConfig, args
             group.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=text, **_options(name, kinds[name]))
 
 
-def add_device_flag(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--device``, which takes effect when it is parsed; call it for each command that uses JAX.
+def add_jax_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of each command that uses JAX: ``--device`` and ``--compilation-cache``.
+
+    They take effect when they are parsed.
 
     Example:
         >>> parser = OneLineParser("prog")
-        >>> add_device_flag(parser)
+        >>> add_jax_flags(parser)
         >>> parser.parse_args(["--device", "gpuu"])
         Traceback (most recent call last):
         mnist_jax.errors.InputError: device must be one of cpu, gpu, tpu, got gpuu; did you mean gpu?
     """
     help_ = "kind of device to compute on: cpu, gpu or tpu; default: the fastest that JAX finds"
     parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), action=_ChooseDevice, metavar="KIND", help=help_)
+    help_ = "compile everything anew, instead of keeping compiled programs for the next command"
+    parser.add_argument("--no-compilation-cache", dest="compilation_cache", action="store_false", help=help_)
 
 
 def _add_process_flags(parser: argparse.ArgumentParser) -> None:

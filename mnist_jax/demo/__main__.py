@@ -18,7 +18,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 
-from mnist_jax.cli.flags import OneLineParser, add_device_flag, run_command
+from mnist_jax.cli.flags import OneLineParser, add_jax_flags, run_command
 from mnist_jax.errors import InputError, import_extra
 from mnist_jax.training.signals import StopSignals
 
@@ -151,7 +151,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.dem
         parser.add_argument(
             "--port", type=int, default=8000, help="port to serve at, 0 for any free one; default: 8000"
         )
-        add_device_flag(parser)
+        add_jax_flags(parser)
         flags = parser.parse_args(args)
         for module in ("starlette", "uvicorn"):
             import_extra(module, "demo")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from mnist_jax.cli.flags import OneLineParser, add_device_flag, run_command
+from mnist_jax.cli.flags import OneLineParser, add_jax_flags, run_command
 from mnist_jax.export import FORMATS
 from mnist_jax.training.export import export_run
 
@@ -22,7 +22,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m mnist_jax.exp
         parser.add_argument("run", metavar="RUN", help="directory of the run")
         parser.add_argument("--format", required=True, choices=FORMATS, help="format of the file")
         parser.add_argument("--output", metavar="FILE", help="a new file; default: RUN/model.FORMAT")
-        add_device_flag(parser)
+        add_jax_flags(parser)
         flags = parser.parse_args(args)
         path = export_run(flags.run, flags.format, flags.output)
         print(f"{path}  {flags.format}  {path.stat().st_size:,} bytes")

@@ -8,13 +8,13 @@ import types
 import pytest
 
 from mnist_jax.cli import flags
-from mnist_jax.cli.flags import OneLineParser, add_device_flag
+from mnist_jax.cli.flags import OneLineParser, add_jax_flags
 from mnist_jax.cli.main import COMMANDS, main
 
 
 def choose(device):
     parser = OneLineParser("prog")
-    add_device_flag(parser)
+    add_jax_flags(parser)
     parser.parse_args([] if device is None else ["--device", device])
 
 
