@@ -1,1 +1,1 @@
-"""Models: the MLP, the CNN and its convolution, and adapters for any other model."""
+"""Models: the MLP, the CNN and its convolution, dropout, and adapters for any other model."""

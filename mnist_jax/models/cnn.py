@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mnist_jax.errors import InputError
 from mnist_jax.models.conv import ConvCHWN
+from mnist_jax.models.dropout import dropout
 from mnist_jax.models.mlp import batch_norm
 
 
@@ -84,6 +85,7 @@ class CNN(nn.Module):
             x = nn.relu(batch_norm(x, train) if self.batch_norm else x)
         else:
             x = x.mean(axis=(1, 2)).T
-        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        if train and self.dropout_rate:
+            x = dropout(x, self.dropout_rate, self.make_rng("dropout"))
         logits = nn.Dense(self.num_classes, dtype=self.dtype)(x)
         return logits if self.dtype is None else logits.astype(jnp.float32)

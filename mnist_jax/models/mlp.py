@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mnist_jax.models.dropout import dropout
+
 
 class MLP(nn.Module):
     """Defines a multilayer perceptron with ReLU and dropout after each hidden layer.
@@ -49,7 +51,8 @@ class MLP(nn.Module):
         for size in self.hidden_sizes:
             x = nn.Dense(size, use_bias=not self.batch_norm, dtype=self.dtype)(x)
             x = nn.relu(batch_norm(x, train) if self.batch_norm else x)
-            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+            if train and self.dropout_rate:
+                x = dropout(x, self.dropout_rate, self.make_rng("dropout"))
         logits = nn.Dense(self.num_classes, dtype=self.dtype)(x)
         return logits if self.dtype is None else logits.astype(jnp.float32)
 
