@@ -1,11 +1,13 @@
 """How many seconds does a mean test accuracy of 98 or 99 % take: training alone, and the whole process?
 
 Each recipe is a fixed command, chosen on the validation split; it counts if the mean over all seeds reaches the target.
-Every accuracy is recorded. The 99 % recipe takes turns with the public one in eager PyTorch, whose network is larger.
+Every accuracy is recorded. The 99 % recipe takes turns with the public one in eager PyTorch, whose network is larger;
+it compiles in each process, but for the row ``second time``, where it finds its programs.
 """
 
 from __future__ import annotations
 
+import collections
 import importlib.util
 import json
 import statistics
@@ -19,6 +21,7 @@ _MLP = (
     "--label-smoothing 0.1 --dropout-rate 0 --ema-decay None"
 )
 _PUBLIC = "public recipe, PyTorch eager"
+_OURS = {"our recipe": ["--no-compilation-cache"], "our recipe, second time": []}  # with the flags of each
 RECIPES = {0.98: _MLP, 0.99: "experiments/fast_99.py"}
 
 
@@ -29,19 +32,20 @@ def run(setting: Setting) -> Iterator[Row]:
         raise SkippedError(f"needs MNIST with 55,000 and 10,000 examples, got {setting.dataset.name} with {sizes}")
     for target, command in list(RECIPES.items())[: 1 if setting.quick else None]:
         with_torch = target == 0.99 and importlib.util.find_spec("torch") is not None
-        ours, torch = [], []
+        run_training(command.split(), setting.data)  # keeps the programs
+        runs = collections.defaultdict[str, list[tuple[float, float, float]]](list)
         for seed in range(1 if setting.quick else 20 if target == 0.99 else 10):
-            summary = run_training([*command.split(), "--seed", str(seed)], setting.data)
-            ours.append((summary["test_accuracy"], summary["seconds"]["train"], summary["process_seconds"]))
+            for contestant, flags in _OURS.items():
+                summary = run_training([*command.split(), "--seed", str(seed), *flags], setting.data)
+                times = summary["seconds"]["train"], summary["process_seconds"]
+                runs[contestant].append((summary["test_accuracy"], *times))
             if with_torch:
-                arguments = ["-m", "benchmarks.torch_recipe", setting.data or "mnist", str(seed)]
-                text, elapsed = run_python(arguments)
-                found = json.loads(text)
-                torch.append((found["test_accuracy"], found["train_seconds"], elapsed))
-        yield _row(target, "our recipe", command, ours)
-        if torch:
-            yield _row(target, _PUBLIC, "-m benchmarks.torch_recipe", torch)
-        elif target == 0.99:
+                text, elapsed = run_python(["-m", "benchmarks.torch_recipe", setting.data or "mnist", str(seed)])
+                row = json.loads(text)
+                runs[_PUBLIC].append((row["test_accuracy"], row["train_seconds"], elapsed))
+        for contestant, found in runs.items():
+            yield _row(target, contestant, "-m benchmarks.torch_recipe" if contestant == _PUBLIC else command, found)
+        if target == 0.99 and not with_torch:
             yield {"name": f"{target:.1%}", "contestant": _PUBLIC, "skipped": "torch is not installed"}
 
 
