@@ -52,7 +52,8 @@ def run_training(command: Sequence[str], data: str | None = None, **environment:
         workdir = Path(directory) / "run"
         flags = ["--quiet", "--workdir", str(workdir), *([] if data is None else ["--data", data])]
         _, elapsed = run_python([*command, *flags], **environment)
-        return {**json.loads((workdir / "summary.json").read_text()), "process_seconds": elapsed}
+        (summary,) = workdir.rglob("summary.json")  # an experiment writes into seed-N
+        return {**json.loads(summary.read_text()), "process_seconds": elapsed}
 
 
 class Worker:

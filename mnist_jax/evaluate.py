@@ -114,7 +114,7 @@ def evaluate_run(
         raise InputError("calibrate fits the temperature on the validation split: evaluate test or train")
     prepare_matplotlib()
     with ThreadPoolExecutor() as pool:  # imports these while JAX starts and the checkpoint is read
-        for module in ("sklearn.metrics", "matplotlib.backends.backend_agg", "tensorboardX"):
+        for module in ("sklearn.metrics", "matplotlib.backends.backend_agg", "mnist_jax.report.tensorboardx"):
             pool.submit(importlib.import_module, module)
         from mnist_jax.core.calibration import fit_temperature
         from mnist_jax.core.evaluation import evaluate_dataset

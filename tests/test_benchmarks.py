@@ -14,7 +14,7 @@ from conftest import make_split
 from benchmarks import parallel
 from benchmarks.__main__ import SUITES, main
 from benchmarks.accuracy import RECIPES
-from benchmarks.commands import Worker
+from benchmarks.commands import Worker, run_training
 from benchmarks.contestants import FlaxLoop, LaxConv, Ours, Torch
 from benchmarks.flops import flops_per_example
 from benchmarks.plot import plot_results
@@ -414,6 +414,14 @@ def test_the_recipes_are_flags_of_the_command():
             parse_flags(TrainConfig(), command.split()[2:], "prog")
         else:
             assert (ROOT / command).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["-m", "mnist_jax.train"], ["experiments/fast_99.py"]], ids=str)
+def test_the_summary_of_a_training_is_found(command):
+    summary = run_training([*command, "--epochs", "1", "--seed", "3"], "digits")
+    assert (summary["dataset"], summary["seed"], summary["epochs"]) == ("digits", 3, 1)
+    assert summary["process_seconds"] > summary["seconds"]["total"]
 
 
 def test_a_platform_that_is_not_there_is_one_line(run_python):

@@ -167,11 +167,12 @@ def test_using_a_step_does_not_load_what_only_fit_needs(run_python):
 
 
 @pytest.mark.slow
-def test_tensorflow_is_never_imported(run_python, tmp_path, idx_dir):
-    """Everything that touches tensorflow-datasets or TensorBoard, with a tensorflow that confesses its import."""
-    trap = tmp_path / "trap" / "tensorflow"
-    trap.mkdir(parents=True)
-    (trap / "__init__.py").write_text("print('TENSORFLOW IMPORTED')\n")
+def test_tensorflow_and_pytorch_are_never_imported(run_python, tmp_path, idx_dir):
+    """Everything that touches tensorflow-datasets or TensorBoard, with libraries that confess their import."""
+    for name in ("tensorflow", "torch"):
+        trap = tmp_path / "trap" / name
+        trap.mkdir(parents=True)
+        (trap / "__init__.py").write_text("print('TRAP IMPORTED')\n")
     code = f"""
 import sys
 from pathlib import Path
@@ -183,13 +184,13 @@ _decode(_prepare("mnist", Path({str(tmp_path / "tfds")!r}), arrays))
 run = mnist_jax.fit(mnist_jax.TrainConfig(data="digits", hidden_sizes=(4,), epochs=1, workdir="run", quiet=True))
 mnist_jax.restore_checkpoint(run.workdir, run.state)
 mnist_jax.per_example_losses(run.state, mnist_jax.load_dataset("digits").test)
-assert "tensorflow_datasets" in sys.modules and "tensorboardX" in sys.modules
-print("tensorflow" in sys.modules)
+assert "tensorflow_datasets" in sys.modules and "tensorboardX.proto" in sys.modules
+print("tensorflow" in sys.modules or "torch" in sys.modules)
 """
     done = run_python("-c", code, PYTHONPATH=str(trap.parent))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False"
-    assert "TENSORFLOW IMPORTED" not in done.stdout
+    assert "TRAP IMPORTED" not in done.stdout
 
 
 def test_each_dependency_has_an_oldest_version_and_a_licence():

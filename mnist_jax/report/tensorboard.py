@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mnist_jax.atomic import atomic_write, clear_parts
 
 if TYPE_CHECKING:
-    from tensorboardX.proto.event_pb2 import Event
+    from mnist_jax.report.tensorboardx import Event
 
 
 class EventFile:
@@ -31,7 +31,7 @@ class EventFile:
     """
 
     def __init__(self, directory: Path, purge_step: int) -> None:
-        from tensorboardX.proto.event_pb2 import SessionLog
+        from mnist_jax.report.tensorboardx import SessionLog
 
         self._path = directory / _file_name()
         self._append(_event(file_version="brain.Event:2"))
@@ -39,7 +39,7 @@ class EventFile:
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
         """Adds numbers by tag."""
-        from tensorboardX.proto.summary_pb2 import Summary
+        from mnist_jax.report.tensorboardx import Summary
 
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         self._append(_event(step=step, summary=summary))
@@ -80,7 +80,8 @@ def _file_name() -> str:
 
 def _image_event(path: Path, step: int) -> Event:
     from matplotlib.image import imread
-    from tensorboardX.proto.summary_pb2 import Summary
+
+    from mnist_jax.report.tensorboardx import Summary
 
     height, width, channels = imread(path).shape
     image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=path.read_bytes())
@@ -88,14 +89,14 @@ def _image_event(path: Path, step: int) -> Event:
 
 
 def _event(**fields: Any) -> Event:
-    from tensorboardX.proto.event_pb2 import Event
+    from mnist_jax.report.tensorboardx import Event
 
     return Event(wall_time=time.time(), **fields)
 
 
 def _record(event: Event) -> bytes:
     """Returns an event in the format of TFRecord files: its length and its bytes, each with a checksum."""
-    from tensorboardX.record_writer import masked_crc32c
+    from mnist_jax.report.tensorboardx import masked_crc32c
 
     content = event.SerializeToString()
     length = struct.pack("<Q", len(content))

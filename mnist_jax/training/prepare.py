@@ -249,7 +249,11 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
     pool = ThreadPoolExecutor()
     programs: list[Any] = [epochs, validation_program] if same_size else [epochs, validation_program, test_program]
     compiling = [pool.submit(program.compile) for program in programs]
-    for module in ("tensorboardX", "orbax.checkpoint", "matplotlib.figure"):  # in the order of their first use
+    for module in (
+        "mnist_jax.report.tensorboardx",
+        "orbax.checkpoint",
+        "matplotlib.figure",
+    ):  # in the order of their first use
         pool.submit(importlib.import_module, module)
     pool.shutdown(wait=False)  # training begins before all is imported
     training.state = initialise()

@@ -52,3 +52,14 @@ def test_an_event_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     message = f"{tmp_path / 'events'}: cannot be written (No space left on device)"
     with pytest.raises(OSError, match=f"^{re.escape(message)}$"):
         EventFile(tmp_path, purge_step=1)
+
+
+def test_a_run_does_not_import_pytorch_which_tensorboardx_would(run_python, tmp_path):
+    (tmp_path / "torch.py").write_text("Tensor = None")
+    code = (
+        "import sys, mnist_jax.report.tensorboardx as ours; print('torch' in sys.modules);"
+        "import tensorboardX.proto.event_pb2 as theirs; from tensorboardX import SummaryWriter;"
+        "print('torch' in sys.modules, theirs.Event is ours.Event, SummaryWriter.__module__)"
+    )
+    done = run_python("-c", code, PYTHONPATH=str(tmp_path))
+    assert done.stdout == "False\nTrue True tensorboardX.writer\n", done.stderr
