@@ -2,7 +2,7 @@
 
 Each recipe is a fixed command, chosen on the validation split; it counts if the mean over all seeds reaches the target.
 Every accuracy is recorded. The 99 % recipe takes turns with the public one in eager PyTorch, whose network is larger;
-it compiles in each process, but for the row ``second time``, where it finds its programs.
+it compiles in each process, except in the row ``second time``, where it finds its programs.
 """
 
 from __future__ import annotations

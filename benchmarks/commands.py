@@ -27,9 +27,10 @@ def run_python(arguments: Sequence[str], **environment: str) -> tuple[str, float
     Raises:
         RuntimeError: the process failed; the message holds its stderr.
     """
+    inherited = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=_ROOT, env=os.environ | environment
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=_ROOT, env=inherited | environment
     )
     elapsed = time.perf_counter() - start
     if done.returncode:

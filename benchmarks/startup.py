@@ -1,7 +1,7 @@
 """How long does a command take the first time, when it compiles, and the second time, when it finds its programs?
 
-Each timing is a whole process, from pressing Enter to exit. ``first`` begins with an empty cache directory, ``second``
-follows it with the programs and the decoded data that the first has kept. Training has a row for its phases, too.
+Each timing is a whole process, from pressing Enter to exit. ``first`` begins with an empty cache directory: it also
+decodes the data, and Matplotlib lists the fonts. ``second`` follows it, and finds what the first has kept.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def run(setting: Setting) -> Iterator[Row]:
             with tempfile.TemporaryDirectory() as cache:
                 for found in runs.values():
                     found.append(_run(command, setting.data, XDG_CACHE_HOME=cache))
-        for time, found in runs.items():
-            row: Row = {"name": f"{name}, {time} time"} | spread([each["process_seconds"] for each in found])
+        for which, found in runs.items():
+            row: Row = {"name": f"{name}, {which} time"} | spread([each["process_seconds"] for each in found])
             if "seconds" in found[0]:
                 phases = {phase: spread([each["seconds"][phase] for each in found])["seconds"] for phase in _PHASES}
                 row["phases"] = phases
@@ -42,7 +42,7 @@ def run(setting: Setting) -> Iterator[Row]:
 
 
 def _run(command: list[str], data: str | None, **environment: str) -> Row:
-    """Runs a command, and returns the wall time of its process, for a training beside its summary."""
+    """Runs a command, and returns the wall time of its process, for a training with its summary."""
     if "mnist_jax.train" in command:
         return run_training(command, data, **environment)
     return {"process_seconds": run_python(command, **environment)[1]}

@@ -184,7 +184,7 @@ _decode(_prepare("mnist", Path({str(tmp_path / "tfds")!r}), arrays))
 run = mnist_jax.fit(mnist_jax.TrainConfig(data="digits", hidden_sizes=(4,), epochs=1, workdir="run", quiet=True))
 mnist_jax.restore_checkpoint(run.workdir, run.state)
 mnist_jax.per_example_losses(run.state, mnist_jax.load_dataset("digits").test)
-assert "tensorflow_datasets" in sys.modules and "tensorboardX.proto" in sys.modules
+assert "tensorflow_datasets" in sys.modules and "mnist_jax.report.tensorboardx" in sys.modules
 print("tensorflow" in sys.modules or "torch" in sys.modules)
 """
     done = run_python("-c", code, PYTHONPATH=str(trap.parent))

@@ -21,6 +21,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from mnist_jax.home import find_directory, is_private
@@ -29,6 +30,8 @@ _log = logging.getLogger("mnist_jax")
 _VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _MAX_BYTES = 32 * 2**20  # in each directory; a training command takes a quarter of a megabyte
 _MAX_DIRECTORIES = 4
+_DAY_S = 24 * 60 * 60
+_WRITING_S = 60.0  # another process may still be writing what is newer
 _PROCESSOR = {"vendor_id", "cpu family", "model", "model name", "stepping", "flags"}  # x86
 _PROCESSOR |= {"Features", "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision"}  # ARM
 
@@ -36,26 +39,27 @@ _PROCESSOR |= {"Features", "CPU implementer", "CPU architecture", "CPU variant",
 def use_compilation_cache() -> None:
     """Makes JAX keep the programs that it compiles, and find those of earlier processes.
 
-    It does nothing if ``$JAX_COMPILATION_CACHE_DIR`` names a directory already, if JAX is imported already, if the
-    directory cannot be created or, with a notice, if another user could write into it: who can write a program can run
-    code. Nor does it with jaxlib 0.10, which logs a line for each program that it finds.
+    Nothing is kept
+
+    - if ``$JAX_COMPILATION_CACHE_DIR`` names a directory already, or JAX is imported already;
+    - with jaxlib 0.10, which logs a line for each program that it finds;
+    - if the features of the processor are not known, as on Windows;
+    - if the directory cannot be created, or, with a notice, if it is not private: who can write a program can run code.
     """
-    version = importlib.metadata.version("jaxlib")
-    if _VARIABLE in os.environ or "jax" in sys.modules or version.startswith("0.10."):
+    if _VARIABLE in os.environ or "jax" in sys.modules:
         return
-    processor = _describe_processor()
-    if not processor:
-        return
-    cores = (os.cpu_count(), _usable_cores(), os.environ.get("PJRT_NPROC"))
-    name = hashlib.sha256(repr((processor, cores)).encode()).hexdigest()[:16]
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, importlib.metadata.PackageNotFoundError):
+        version, processor = importlib.metadata.version("jaxlib"), _describe_processor()
+        if version.startswith("0.10.") or not processor:
+            return
         programs = find_directory("XDG_CACHE_HOME", ".cache") / "mnist_jax" / "programs"
         programs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        programs.parent.chmod(programs.parent.stat().st_mode & ~0o022)  # else others could replace ``programs``
         if not is_private(programs):
-            _log.warning(
-                "%s is open to other users: compiled programs are not kept; delete it, and it is created anew", programs
-            )
+            _log.warning("%s is not private (mode 700): compiled programs are not kept", programs)
             return
+        cores = (os.cpu_count(), _usable_cores(), os.environ.get("PJRT_NPROC"))
+        name = hashlib.sha256(repr((processor, cores)).encode()).hexdigest()[:16]
         directory = programs / f"{version}-{name}"
         if not directory.exists():
             _delete_oldest(programs, _MAX_DIRECTORIES - 1)
@@ -68,15 +72,21 @@ def use_compilation_cache() -> None:
         os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")  # JAX would not limit their size
 
 
+def switch_compilation_cache_off() -> None:
+    """Makes JAX compile everything anew, and keep nothing, whatever the environment says."""
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+
 def _describe_processor() -> str:
-    """Returns model and features of the processor, or an empty string if they cannot be found."""
+    """Returns model and features of the processor, or an empty string if they are not known."""
     if sys.platform == "linux":
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
         return "\n".join(line for line in first.splitlines() if line.partition(":")[0].strip() in _PROCESSOR)
     if sys.platform == "darwin":
         command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return platform.processor()
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        return f"{platform.machine()} {found}" if found else ""
+    return ""
 
 
 def _usable_cores() -> int | None:
@@ -85,17 +95,26 @@ def _usable_cores() -> int | None:
 
 
 def _delete_oldest(programs: Path, number: int) -> None:
-    """Deletes all directories but those of the ``number`` that were used last."""
+    """Deletes all directories but those of the ``number`` that were used last, and but those used within a day."""
+    found = {path: _last_use(path) for path in programs.iterdir() if path.is_dir()}
+    for directory in sorted(found, key=found.__getitem__, reverse=True)[number:]:
+        if time.time() - found[directory] > _DAY_S:
+            shutil.rmtree(directory, ignore_errors=True)
 
-    def last_use(directory: Path) -> float:
-        return max(path.stat().st_mtime for path in (directory, *directory.iterdir()))
 
-    for directory in sorted(programs.iterdir(), key=last_use, reverse=True)[number:]:
-        shutil.rmtree(directory, ignore_errors=True)
+def _last_use(directory: Path) -> float:
+    """Returns the time of the newest file; another process may delete files meanwhile."""
+    times = [directory.stat().st_mtime]
+    for path in directory.iterdir():
+        with contextlib.suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def _delete_unfinished(directory: Path) -> None:
     """Deletes programs that a killed process left half written: JAX writes their time of use after them."""
     for path in directory.glob("*-cache"):
-        if not path.with_name(path.name.removesuffix("-cache") + "-atime").exists():
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            is_finished = path.with_name(path.name.removesuffix("-cache") + "-atime").exists()
+            if not is_finished and time.time() - path.stat().st_mtime > _WRITING_S:
+                path.unlink()

@@ -26,7 +26,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NoReturn, TextIO
 
-from mnist_jax.cli.compilation_cache import use_compilation_cache
+from mnist_jax.cli.compilation_cache import switch_compilation_cache_off, use_compilation_cache
 from mnist_jax.config import COMMON_FIELDS, FIELD_GROUPS, TrainConfig, check_effect, effective_config
 from mnist_jax.errors import InputError, LostProcessError, NonFiniteLossError, suggest
 from mnist_jax.presets import DESCRIPTIONS, PRESETS
@@ -62,15 +62,15 @@ class OneLineParser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-\.?\d|-inf|-nan")  # else -1e-3 would be a flag
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
-        """Parses like ``ArgumentParser.parse_args``; without ``--no-compilation-cache``, JAX will keep its programs.
+        """Parses like ``ArgumentParser.parse_args``, and does what a flag of :func:`add_jax_flags` says of the cache.
 
         Raises:
             InputError: a flag or a value cannot be used.
         """
         arguments = sys.argv[1:] if args is None else list(args)
         flags = super().parse_args(list(self._normalize(arguments)), namespace)
-        if getattr(flags, "compilation_cache", False):
-            use_compilation_cache()
+        if "compilation_cache" in flags:
+            use_compilation_cache() if flags.compilation_cache else switch_compilation_cache_off()
         return flags
 
     def error(self, message: str) -> NoReturn:
@@ -210,9 +210,9 @@ def add_config_flags(parser: argparse.ArgumentParser, default: TrainConfig, args
 
 
 def add_jax_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of each command that uses JAX: ``--device`` and ``--compilation-cache``.
+    """Adds the flags of each command that uses JAX: ``--device`` and ``--no-compilation-cache``.
 
-    They take effect when they are parsed.
+    They take effect in :meth:`OneLineParser.parse_args`.
 
     Example:
         >>> parser = OneLineParser("prog")
@@ -223,7 +223,7 @@ def add_jax_flags(parser: argparse.ArgumentParser) -> None:
     """
     help_ = "kind of device to compute on: cpu, gpu or tpu; default: the fastest that JAX finds"
     parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), action=_ChooseDevice, metavar="KIND", help=help_)
-    help_ = "compile everything anew, instead of keeping compiled programs for the next command"
+    help_ = "compile everything anew: neither read nor keep compiled programs"
     parser.add_argument("--no-compilation-cache", dest="compilation_cache", action="store_false", help=help_)
 
 

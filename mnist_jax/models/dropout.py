@@ -12,8 +12,9 @@ import jax.numpy as jnp
 def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     """Sets a share ``rate`` of the numbers to zero, and scales the others so that their expected value stays.
 
-    It draws 16 random bits a number, where ``flax.linen.Dropout`` draws 32, for drawing them takes a tenth of a step of
-    the default MLP. ``rate`` is therefore rounded to a multiple of 1/65,536, and the scale is that of the rounded rate.
+    It draws 16 random bits per number, where ``flax.linen.Dropout`` draws 32, because drawing 32 takes a tenth of a
+    step of the default MLP. ``rate`` is therefore rounded to a multiple of 1/65,536, and the scale is that of the
+    rounded rate.
 
     Args:
         x: ``[..., D]``.

@@ -13,15 +13,17 @@ import sys
 
 __all__ = ["Event", "SessionLog", "Summary", "masked_crc32c"]
 
-_imported = sys.modules.get("tensorboardX")
-if _imported is None:
-    _spec = importlib.util.find_spec("tensorboardX")
+_name = "tensorboardX"
+_is_imported = _name in sys.modules
+if not _is_imported:
+    _spec = importlib.util.find_spec(_name)
     assert _spec is not None, "tensorboardX is a dependency"
-    sys.modules["tensorboardX"] = importlib.util.module_from_spec(_spec)  # the package, but not its __init__.py
+    sys.modules[_name] = importlib.util.module_from_spec(_spec)  # the package, but not its __init__.py
 try:
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.proto.summary_pb2 import Summary
     from tensorboardX.record_writer import masked_crc32c
 finally:
-    if _imported is None:
-        del sys.modules["tensorboardX"]  # whoever imports it next gets all of it
+    if not _is_imported:  # whoever imports it next gets all of it
+        for _each in [each for each in list(sys.modules) if each.partition(".")[0] == _name]:
+            del sys.modules[_each]

@@ -18,7 +18,7 @@ import operator
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -239,24 +239,27 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
 
     def evaluate(program: Compiled, pieces: list[Split], label: np.ndarray, state: TrainState) -> Evaluation:
         metrics, logits = zip(*(program(state, piece) for piece in pieces), strict=True)
-        total = functools.reduce(operator.add, jax.device_get(metrics))
+        total = functools.reduce(operator.add, metrics)
         return Evaluation.from_metrics(total, np.concatenate(jax.device_get(logits)), label)
 
-    validation_program = trace_evaluation(validation)
-    same_size = tests[0].num_examples == validation.num_examples
-    test_program = validation_program if same_size else trace_evaluation(tests[0])
+    validation_program = test_program = trace_evaluation(validation)
+    if _describe(tests[0]) != _describe(validation):
+        test_program = trace_evaluation(tests[0])
     prepare_matplotlib()
     pool = ThreadPoolExecutor()
-    programs: list[Any] = [epochs, validation_program] if same_size else [epochs, validation_program, test_program]
-    compiling = [pool.submit(program.compile) for program in programs]
-    for module in (
-        "mnist_jax.report.tensorboardx",
-        "orbax.checkpoint",
-        "matplotlib.figure",
-    ):  # in the order of their first use
+    programs: dict[Any, None] = dict.fromkeys(
+        (epochs, validation_program, test_program)
+    )  # without the second of equals
+    compiling: list[Future[Any]] = [pool.submit(program.compile) for program in programs]
+    # What is needed first comes first; training begins before the others are imported.
+    compiling.append(pool.submit(importlib.import_module, "mnist_jax.report.tensorboardx"))
+    for module in ("orbax.checkpoint", "matplotlib.figure"):
         pool.submit(importlib.import_module, module)
-    pool.shutdown(wait=False)  # training begins before all is imported
-    training.state = initialise()
+    pool.shutdown(wait=False)
+    try:
+        training.state = initialise()
+    finally:
+        wait(compiling)  # XLA does not survive an exit while it compiles
     for future in compiling:
         future.result()
     jax.block_until_ready(training.state)  # else memory may run out after the directory has been created
@@ -272,11 +275,16 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
 
 
 def _cut_test(dataset: Dataset) -> list[Split]:
-    """Cuts the test split into a few pieces as long as the validation split, if it divides: they share a program."""
+    """Cuts the test split into at most four pieces of the length of the validation split, which share its program."""
     test, size = dataset.test, dataset.validation.num_examples
-    if test.num_examples % size or test.num_examples > 4 * size:
+    if test.num_examples not in [number * size for number in (1, 2, 3, 4)]:
         return [test]
     return [Split(test.image[at : at + size], test.label[at : at + size]) for at in range(0, test.num_examples, size)]
+
+
+def _describe(split: Split) -> list[Any]:
+    """Returns what a program that is compiled for a split depends on."""
+    return [(array.shape, array.dtype) for array in split]
 
 
 def _check_fits(state: TrainState, dataset: Dataset) -> None:

@@ -15,6 +15,15 @@ from mnist_jax.cli.compilation_cache import use_compilation_cache
 from mnist_jax.cli.flags import OneLineParser, add_jax_flags
 
 TRAIN = ("-m", "mnist_jax.train", "--data", "digits", "--hidden-sizes", "8", "--epochs", "1", "--quiet", "--workdir")
+VARIABLES = [
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_COMPILATION_CACHE_MAX_SIZE",
+    "JAX_ENABLE_COMPILATION_CACHE",
+    *(
+        f"JAX_PERSISTENT_CACHE_{name}"
+        for name in ("MIN_COMPILE_TIME_SECS", "MIN_ENTRY_SIZE_BYTES", "ENABLE_XLA_CACHES")
+    ),
+]
 KEEPS = not importlib.metadata.version("jaxlib").startswith("0.10.")
 
 
@@ -25,11 +34,18 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
     monkeypatch.delitem(sys.modules, "jax")
     monkeypatch.setattr("importlib.metadata.version", lambda name: {"jaxlib": "0.12.0"}[name])
-    for name in [name for name in os.environ if name.startswith(("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE"))]:
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")  # restored after the test
         monkeypatch.delenv(name)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # restored after the test
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     return path / "mnist_jax" / "programs"
+
+
+def no_version(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+
+def unreadable():
+    raise PermissionError("/proc/cpuinfo")
 
 
 def directory():
@@ -80,13 +96,25 @@ def test_what_was_not_used_for_the_longest_time_is_deleted(cache, monkeypatch):
     assert sorted(cache.iterdir()) == sorted([found[0], *found[2:]])
 
 
+def test_what_was_used_today_and_files_of_others_stay(cache, monkeypatch):
+    cache.mkdir(parents=True, mode=0o700)
+    (cache / ".DS_Store").write_bytes(b"")
+    for index in range(6):
+        monkeypatch.setenv("PJRT_NPROC", str(index))
+        use_compilation_cache()
+        directory()
+    assert len(list(cache.iterdir())) == 7
+
+
 def test_a_half_written_program_is_deleted(cache):
     use_compilation_cache()
     found = directory()
-    for name in ("whole-cache", "whole-atime", "half-cache"):
+    for name in ("whole-cache", "whole-atime", "half-cache", "being-written-cache"):
         (found / name).write_bytes(b"")
+        if not name.startswith("being"):
+            os.utime(found / name, (0, 0))
     use_compilation_cache()
-    assert sorted(path.name for path in found.iterdir()) == ["whole-atime", "whole-cache"]
+    assert sorted(path.name for path in found.iterdir()) == ["being-written-cache", "whole-atime", "whole-cache"]
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o750])
@@ -95,8 +123,14 @@ def test_a_directory_that_is_open_to_others_is_not_used(cache, caplog, mode):
     cache.chmod(mode)
     use_compilation_cache()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
-    message = f"{cache} is open to other users: compiled programs are not kept; delete it, and it is created anew"
-    assert caplog.messages == [message]
+    assert caplog.messages == [f"{cache} is not private (mode 700): compiled programs are not kept"]
+
+
+def test_no_other_user_can_replace_the_directory(cache):
+    cache.parent.mkdir(parents=True)
+    cache.parent.chmod(0o775)
+    use_compilation_cache()
+    assert stat.S_IMODE(cache.parent.stat().st_mode) == 0o755
 
 
 def test_a_directory_of_another_user_is_not_used(cache, caplog, monkeypatch):
@@ -104,10 +138,12 @@ def test_a_directory_of_another_user_is_not_used(cache, caplog, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: cache.stat().st_uid + 1)
     use_compilation_cache()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
-    assert len(caplog.messages) == 1
+    assert caplog.messages == [f"{cache} is not private (mode 700): compiled programs are not kept"]
 
 
-@pytest.mark.parametrize("reason", ["the user's", "imported", "0.10", "unknown processor", "a file"])
+@pytest.mark.parametrize(
+    "reason", ["the user's", "imported", "0.10", "no jaxlib", "unknown processor", "unreadable", "a file"]
+)
 def test_nothing_is_kept(cache, monkeypatch, caplog, reason):
     if reason == "the user's":
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
@@ -115,6 +151,10 @@ def test_nothing_is_kept(cache, monkeypatch, caplog, reason):
         monkeypatch.setitem(sys.modules, "jax", None)
     elif reason == "0.10":
         monkeypatch.setattr("importlib.metadata.version", lambda name: "0.10.1")
+    elif reason == "no jaxlib":
+        monkeypatch.setattr("importlib.metadata.version", no_version)
+    elif reason == "unreadable":
+        monkeypatch.setattr(compilation_cache, "_describe_processor", unreadable)
     elif reason == "unknown processor":
         monkeypatch.setattr(compilation_cache, "_describe_processor", lambda: "")
     else:
@@ -140,6 +180,7 @@ def test_the_flag_switches_it_off(cache):
     add_jax_flags(parser)
     parser.parse_args(["--no-compilation-cache"])
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    assert os.environ.pop("JAX_ENABLE_COMPILATION_CACHE") == "false"
     parser.parse_args([])
     assert directory().parent == cache
 
@@ -147,14 +188,25 @@ def test_the_flag_switches_it_off(cache):
 @pytest.mark.slow
 @pytest.mark.uses_adam
 def test_the_second_run_finds_each_program_and_has_the_same_bits(run_python, tmp_path, monkeypatch):
-    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        monkeypatch.delenv(name)
-    cache, params, kept = tmp_path / "cache", [], []
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    cache, params, kept, used = tmp_path / "cache", [], [], []
     for workdir in (tmp_path / "first", tmp_path / "second"):
         done = run_python(*TRAIN, str(workdir), XDG_CACHE_HOME=str(cache))
         assert (done.returncode, done.stderr) == (0, "")
         params.append(load_run(workdir)[1].params["Dense_0"]["kernel"])
-        kept.append({path.name: path.stat().st_mtime_ns for path in cache.rglob("*-cache")})
+        kept.append(sorted(path.name for path in cache.rglob("*-cache")))
+        used.append({path.name: path.read_bytes() for path in cache.rglob("*-atime")})  # JAX writes it on each use
     np.testing.assert_array_equal(*params)
     assert kept[0] == kept[1]
     assert (len(kept[0]) >= 5) == KEEPS
+    assert all(used[0][name] != used[1][name] for name in used[0])
+
+
+@pytest.mark.slow
+def test_without_the_cache_a_directory_of_the_user_is_not_touched_either(run_python, tmp_path):
+    (tmp_path / "mine").mkdir()
+    mine = str(tmp_path / "mine")
+    done = run_python(*TRAIN, str(tmp_path / "run"), "--no-compilation-cache", JAX_COMPILATION_CACHE_DIR=mine)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not list((tmp_path / "mine").iterdir())

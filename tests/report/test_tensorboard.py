@@ -58,8 +58,8 @@ def test_a_run_does_not_import_pytorch_which_tensorboardx_would(run_python, tmp_
     (tmp_path / "torch.py").write_text("Tensor = None")
     code = (
         "import sys, mnist_jax.report.tensorboardx as ours; print('torch' in sys.modules);"
-        "import tensorboardX.proto.event_pb2 as theirs; from tensorboardX import SummaryWriter;"
-        "print('torch' in sys.modules, theirs.Event is ours.Event, SummaryWriter.__module__)"
+        "import tensorboardX, tensorboardX.record_writer; theirs = tensorboardX.proto.event_pb2.Event;"
+        "print('torch' in sys.modules, theirs is ours.Event, tensorboardX.SummaryWriter.__module__)"
     )
     done = run_python("-c", code, PYTHONPATH=str(tmp_path))
     assert done.stdout == "False\nTrue True tensorboardX.writer\n", done.stderr

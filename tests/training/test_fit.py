@@ -40,6 +40,7 @@ from mnist_jax import (
 )
 from mnist_jax.core.calibration import Confidence
 from mnist_jax.train import main
+from mnist_jax.training import compiled
 
 pytestmark = pytest.mark.uses_adam
 SMALL = TrainConfig(data="digits", hidden_sizes=(8,), epochs=2, batch_size=100, quiet=True)
@@ -97,15 +98,35 @@ def test_the_summary_is_what_the_state_says(run):
     assert "notice" not in summary
 
 
-def test_a_test_split_of_three_validation_splits_is_evaluated_whole(tmp_path):
+@pytest.mark.parametrize(
+    ("num_test", "dtype", "num_programs"), [(450, np.uint8, 1), (450, np.float32, 2), (750, np.uint8, 2)]
+)
+def test_a_test_split_that_shares_the_program_of_validation(tmp_path, monkeypatch, num_test, dtype, num_programs):
+    """It is cut into pieces, up to four; the result is that of the whole."""
+    programs, trace = [], compiled.Compiled.__init__
+
+    def init(self, function, *args, **kwargs):
+        programs.append(function.__name__)
+        trace(self, function, *args, **kwargs)
+
+    monkeypatch.setattr(compiled.Compiled, "__init__", init)
     dataset = load_dataset("digits")
-    dataset = dataclasses.replace(dataset, test=Split(*(array[:450] for array in dataset.train)))
+    image, label = (array[:num_test] for array in dataset.train)
+    dataset = dataclasses.replace(dataset, test=Split(image.astype(dtype), label))
     run = fit(small(tmp_path, epochs=1), dataset=dataset)
+    assert programs.count("evaluate_arrays") == num_programs
     evaluation = evaluate_dataset(run.state, dataset.test)
     np.testing.assert_allclose(run.test.logits, evaluation.logits, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(run.test.label, dataset.test.label)
     assert run.summary["test_accuracy"] == evaluation.accuracy
     assert run.summary["test_loss"] == pytest.approx(evaluation.loss)
+
+
+def test_an_empty_validation_split_is_one_clear_error(tmp_path):
+    dataset = load_dataset("digits")
+    dataset = dataclasses.replace(dataset, validation=Split(*(array[:0] for array in dataset.test)))
+    with pytest.raises(ValueError, match="the split to evaluate must have at least one example, got none"):
+        fit(small(tmp_path, epochs=1), dataset=dataset)
 
 
 def test_the_history_has_a_line_an_epoch(run):
@@ -343,6 +364,7 @@ def test_without_a_home_directory_there_is_one_line_about_the_caches(run_python,
             pwd.getpwuid = {{}}.__getitem__  # which finds nobody
             {settings}
             from mnist_jax.train import main
+from mnist_jax.training import compiled
             sys.exit(main(["--data", {data!r}, *"--batch-size 10 --epochs 1 --quiet".split()]))
         """
         done = run_python("-c", textwrap.dedent(command), TMPDIR=str(tmp_path))
