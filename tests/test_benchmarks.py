@@ -26,7 +26,7 @@ from mnist_jax.cli.flags import parse_flags
 from mnist_jax.core.apply import apply_model
 
 ROOT = Path(__file__).parent.parent
-FILES_TO_COMPARE_WITH = ("2026-11-21-2-cores-amd-epyc", "2026-11-26-nvidia-h200")
+FILES_TO_COMPARE_WITH = ("2026-11-27-2-cores-amd-epyc-3", "2026-11-26-nvidia-h200")
 
 
 def results(seconds=1.0, **fields):
@@ -254,9 +254,9 @@ def test_the_committed_results_can_be_compared(capsys):
     cpu, gpu = (ROOT / "benchmarks" / "results" / f"{name}.json" for name in FILES_TO_COMPARE_WITH)
     assert main(["compare", str(cpu), str(gpu)]) == 0
     text = capsys.readouterr().out
-    assert "AMD EPYC, 2 cores, python 3.11.7, jax 0.10.2" in text
+    assert "AMD EPYC, 2 cores, python 3.13.0, jax 0.12.0.1" in text
     assert "1 x NVIDIA H200, Intel(R) Xeon(R) Processor, 16 cores, python 3.12.3, jax 0.11.2" in text
-    assert text.splitlines()[-2].split() == ["epochs", "5", "0.053x"]
+    assert text.splitlines()[-2].split() == ["epochs", "5", "0.055x"]
     readme = (ROOT / "benchmarks" / "README.md").read_text()
     assert all(f"results/{name}.json" in readme for name in FILES_TO_COMPARE_WITH)
 
