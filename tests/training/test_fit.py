@@ -364,7 +364,6 @@ def test_without_a_home_directory_there_is_one_line_about_the_caches(run_python,
             pwd.getpwuid = {{}}.__getitem__  # which finds nobody
             {settings}
             from mnist_jax.train import main
-from mnist_jax.training import compiled
             sys.exit(main(["--data", {data!r}, *"--batch-size 10 --epochs 1 --quiet".split()]))
         """
         done = run_python("-c", textwrap.dedent(command), TMPDIR=str(tmp_path))
