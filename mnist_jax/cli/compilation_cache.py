@@ -19,7 +19,6 @@ import logging
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -83,6 +82,8 @@ def _describe_processor() -> str:
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
         return "\n".join(line for line in first.splitlines() if line.partition(":")[0].strip() in _PROCESSOR)
     if sys.platform == "darwin":
+        import subprocess
+
         command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
         found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
         return f"{platform.machine()} {found}" if found else ""

@@ -247,10 +247,8 @@ def compile_run(training: Training, model: Any, tx: Any, state: TrainState | Non
         test_program = trace_evaluation(tests[0])
     prepare_matplotlib()
     pool = ThreadPoolExecutor()
-    programs: dict[Any, None] = dict.fromkeys(
-        (epochs, validation_program, test_program)
-    )  # without the second of equals
-    compiling: list[Future[Any]] = [pool.submit(program.compile) for program in programs]
+    programs: set[Any] = {validation_program, test_program}
+    compiling: list[Future[Any]] = [pool.submit(program.compile) for program in (epochs, *programs)]
     # What is needed first comes first; training begins before the others are imported.
     compiling.append(pool.submit(importlib.import_module, "mnist_jax.report.tensorboardx"))
     for module in ("orbax.checkpoint", "matplotlib.figure"):
