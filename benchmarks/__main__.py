@@ -107,6 +107,7 @@ def _run(flags: argparse.Namespace) -> None:
         try:
             for row in importlib.import_module(f"benchmarks.{name}").run(setting):
                 rows.append(row)
+                write_results(results, path)  # a suite that is stopped shall not be lost
                 if sys.stderr.isatty():
                     print(f"{name}: {len(rows)} rows", end="\r", file=sys.stderr, flush=True)
         except SkippedError as reason:

@@ -5,7 +5,7 @@
 
 Schema version 1: ``schema_version, created, command, git, device, versions, flags, load, dataset, quick, peaks`` and
 ``suites``, which maps the name of a suite to its ``rows`` and its ``suite_seconds``, or to the reason why it was
-``skipped`` or ``failed``. All times are in seconds.
+``skipped`` or ``failed``; a suite that was stopped has only the ``rows`` so far. All times are in seconds.
 """
 
 from __future__ import annotations

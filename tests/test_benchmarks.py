@@ -340,6 +340,18 @@ def test_help_fits_80_columns_and_ends_with_an_example(command, example, capsys,
         assert set(SUITES) <= {line.split()[0] for line in text.splitlines() if " min  " in line}
 
 
+def test_the_rows_of_a_stopped_suite_are_kept(tmp_path, monkeypatch):
+    def stop(setting):
+        yield {"name": "first"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.epochs.run", stop)
+    monkeypatch.setattr("benchmarks.timing.measure_peaks", lambda quick: Peaks(1.0, 1.0, 1.0))
+    path = tmp_path / "found.json"
+    assert main(["epochs", "--data", "digits", "--output", str(path)]) == 130
+    assert json.loads(path.read_text())["suites"] == {"epochs": {"rows": [{"name": "first"}]}}
+
+
 def small_dataset():
     return Dataset(make_split(70), make_split(10), make_split(30, seed=1), "some", 10, tuple("0123456789"))
 
