@@ -110,20 +110,26 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def train(config: TrainConfig, model: Any = None) -> Run:
+def train(config: TrainConfig, model: Any = None, dataset: Callable[[], Dataset] | None = None) -> Run:
     """Trains a run, in ``seed-N`` inside ``config.workdir`` if that is set.
 
-    A finished run found there is loaded, an unfinished one is resumed. ``model`` replaces that of the config.
+    A finished run found there is loaded, an unfinished one is resumed.
+
+    Args:
+        config: config of the run.
+        model: replaces the model of the config.
+        dataset: makes the data set, if there is something to train; None for that of the config.
 
     Raises:
         InputError: the directory holds a run with another config.
     """
     if config.workdir is None:
-        return fit(config, model=model)
+        return fit(config, model=model, dataset=dataset and dataset())
     path = Path(config.workdir, f"seed-{config.seed}")
     config = dataclasses.replace(config, workdir=str(path))
     if not (path / "summary.json").exists():
-        return fit(dataclasses.replace(config, resume=(path / "config.json").exists()), model=model)
+        resumed = dataclasses.replace(config, resume=(path / "config.json").exists())
+        return fit(resumed, model=model, dataset=dataset and dataset())
     from mnist_jax import evaluate_dataset, load_run
 
     saved, state = load_run(path, model=model)

@@ -9,7 +9,14 @@ This is the "permutation invariant" task: applying the same permutation to the p
 Three hidden layers with batch normalisation and virtual adversarial training (https://arxiv.org/abs/1704.03976), which
 keeps predictions constant within an L2 distance of 2 of each training image. On the validation split, one run of 15
 epochs each: 99.38 %, with a distance of 3 99.32 %; without batch normalisation, but with dropout, 99.14 %. The target
-of 99.20 % is met; the best known result, 99.43 %, is not reached.
+of 99.36 %, the published result of this method, is missed by 0.052 points.
+
+Other networks came no nearer. With 2048, 1024 and 512 units, 40 epochs and all but 100 of the 60,000 training images,
+five seeds on an NVIDIA H200 had 99.298 ± 0.016 % on the test split, and with 80 epochs 99.202 ± 0.033 %. On 12,000
+training images, after training on the other 48,000, one run each and with a standard error of 0.08 points, this config
+had 99.23 %; with a distance of 3 it was 99.27 %, with 3 and 40 epochs 99.21 %, with label smoothing of 0.1 99.20 %, and
+with a dropout rate of 0.2 99.16 %. The mean probabilities of these five networks had 99.26 %, so a teacher would not
+help either. Over all five such splits, the wider network had 99.24 % after 40 epochs and 99.17 % after 80.
 """
 
 from __future__ import annotations
@@ -20,8 +27,8 @@ from experiment import main
 
 from mnist_jax import TrainConfig
 
-CLAIM = "99.43 % (ladder network), 99.36 % (virtual adversarial training); 99.20 % to reach"
-TARGETS = {"test_accuracy": 0.992}
+CLAIM = "99.43 % (ladder network), 99.36 % (virtual adversarial training); 99.36 % to reach"
+TARGETS = {"test_accuracy": 0.9936}
 CONFIG = TrainConfig(
     hidden_sizes=(1200, 600, 300),
     batch_norm=True,

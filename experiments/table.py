@@ -56,7 +56,7 @@ def build_table(results: Path) -> str:
     """
     rows, machines = [], {}
     everything = [json.loads(path.read_text()) for path in results.glob("*.json")]
-    for found in sorted(everything, key=lambda found: (found["name"], found["variant"] or "")):
+    for found in sorted(everything, key=lambda found: (found["name"], found["variant"] or "", describe_name(found))):
         experiment = importlib.import_module(found["name"])
         targets = getattr(experiment, "VARIANT_TARGETS", {}).get(found["variant"], experiment.TARGETS)
         rows.append(build_row(found, experiment.CLAIM, targets))
@@ -99,7 +99,7 @@ def build_row(found: Mapping[str, Any], claim: str, targets: Mapping[str, float]
     ]
     seconds = [statistics.median(run["seconds"][name] for run in runs) for name in ("train", "total")]
     cells = (
-        f"[{found['name']}]({found['name']}.py)" + (f" {found['variant']}" if found["variant"] else ""),
+        f"[{found['name']}]({found['name']}.py){describe_name(found).removeprefix(found['name'])}",
         claim,
         ", ".join([f"{test_accuracy} (n = {len(runs)})", *others]),
         format_values("test_accuracy", cleaned) if cleaned else "",
@@ -152,8 +152,9 @@ def format_seconds(seconds: float) -> str:
 
 
 def describe_name(found: Mapping[str, Any]) -> str:
-    """Returns the name of an experiment with its variant."""
-    return " ".join(filter(None, (found["name"], found["variant"])))
+    """Returns the name of an experiment with its variant, and with the device unless that is a CPU."""
+    device = found["machine"]["device"]
+    return " ".join(filter(None, (found["name"], found["variant"], None if device == "cpu" else f"on {device}")))
 
 
 def describe_machine(found: Mapping[str, Any]) -> str:

@@ -15,14 +15,18 @@ import numpy as np
 import pytest
 
 from mnist_jax import (
+    Augmentation,
     Evaluation,
     InputError,
     Run,
+    Split,
     TrainConfig,
     build_state,
     evaluate_dataset,
     evaluate_views,
+    fit,
     load_dataset,
+    per_example_logits,
     per_example_losses,
 )
 from mnist_jax.presets import CROSS_VALIDATION
@@ -34,6 +38,8 @@ import adam_two_hidden
 import calibration
 import half_of_mnist
 import label_errors
+import record_cnn
+import record_distilled
 import record_ensemble
 import steepest_descent
 from experiment import (
@@ -58,6 +64,8 @@ SMALL = TrainConfig(data="digits", hidden_sizes=(4,), epochs=1, optimizer="sgd",
 def test_it_runs_on_the_digits(name, tmp_path, monkeypatch, capsys):
     if name == "dp_mnist":
         pytest.importorskip("jax_privacy", reason="needs the extra privacy")
+    if "distilled" in name:
+        small_members(monkeypatch)
     monkeypatch.chdir(tmp_path)
     path = str(DIRECTORY / f"{name}.py")
     flags = ["--data", "digits", "--epochs", "1", "--batch-size", "64", "--results", "found.json"]
@@ -245,26 +253,83 @@ def test_views_are_those_of_the_library(tmp_path):
     assert evaluate_with_views(run) == {"views_test_accuracy": expected.accuracy}
 
 
+# record_ensemble, record_distilled
+
+
+def small_members(monkeypatch):
+    """Makes the ensemble one of small networks of two shapes."""
+    members = {"one": SMALL, "other": dataclasses.replace(SMALL, hidden_sizes=(6,))}
+    monkeypatch.setattr(record_ensemble, "CONFIG", SMALL)
+    monkeypatch.setattr(record_ensemble, "MEMBERS", members)
+    return members
+
+
+def test_each_ensemble_has_seeds_of_its_own():
+    for seed, first, second in ((0, 0, 1), (3, 6, 7)):
+        config = dataclasses.replace(record_ensemble.CONFIG, data_dir="d", seed=seed, epochs=2, workdir="w")
+        cnn, deep = (
+            dataclasses.replace(member, data_dir="d", workdir=f"w/{name}")
+            for name, member in (("record_cnn", record_cnn.CONFIG), ("record_cnn-deep", record_cnn.VARIANTS["deep"]))
+        )
+        expected = [dataclasses.replace(member, seed=each) for member in (cnn, deep) for each in (first, second)]
+        assert record_ensemble.choose_members(config, record_ensemble.DATA_FIELDS) == expected
+
+
 @pytest.mark.slow
 def test_an_ensemble_is_the_mean_of_its_members(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(record_ensemble, "CONFIG", SMALL)
-    wide = dataclasses.replace(SMALL, hidden_sizes=(6,))
-    monkeypatch.setattr(record_ensemble, "MEMBERS", {"one": SMALL, "other": wide})
+    members = small_members(monkeypatch)
     summary = record_ensemble.measure_ensemble(dataclasses.replace(SMALL, seed=1, epochs=2, workdir="w"))
-    assert sorted(str(path) for path in Path("w").glob("*/*")) == ["w/one/seed-1", "w/other/seed-1"]
+    found = [f"w/{name}/seed-{seed}" for name in members for seed in (2, 3)]
+    assert sorted(str(path) for path in Path("w").glob("*/*")) == found
     runs = [
-        train(dataclasses.replace(config, seed=1, epochs=2, workdir=f"w/{name}"))
-        for name, config in (("one", SMALL), ("other", wide))
+        train(dataclasses.replace(member, seed=seed, epochs=2, workdir=f"w/{name}"))
+        for name, member in members.items()
+        for seed in (2, 3)
     ]
     logits = np.stack([run.test.logits for run in runs]).astype(np.float64)
     probabilities = (np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)).mean(axis=0)
     label = runs[0].test.label
+    assert summary["seed"] == 1
     assert summary["test_accuracy"] == np.mean(probabilities.argmax(-1) == label)
     np.testing.assert_allclose(summary["test_loss"], -np.log(probabilities[np.arange(297), label]).mean(), rtol=1e-5)
     assert [member["test_accuracy"] for member in summary["members"]] == [run.test.accuracy for run in runs]
     assert summary["num_parameters"] == sum(run.summary["num_parameters"] for run in runs)
     assert summary["seconds"]["train"] == sum(run.summary["seconds"]["train"] for run in runs)
+
+
+def test_views_are_distorted_images_with_the_mean_probabilities_of_the_teachers():
+    teachers = [build_state(SMALL, key=jax.random.key(seed)) for seed in (0, 1)]
+    split, augment = load_dataset("digits").train, Augmentation(shift=2)
+    split = Split(split.image[:1001], split.label[:1001])
+    views = record_distilled.teach(teachers, split, augment, seed=5, num_views=2)
+    assert (views.image.dtype, views.image.shape) == (np.uint8, (2002, 28, 28, 1))
+    parts = split.image[:501], split.image[501:]  # of at most 1,000 images
+    expected = [
+        255 * augment(part.astype(np.float32) / 255, each)
+        for key in jax.random.split(jax.random.key(5), 2)
+        for part, each in zip(parts, jax.random.split(key, 2), strict=True)
+    ]
+    np.testing.assert_allclose(views.image.astype(np.float32), np.concatenate(expected), atol=0.5 + 1e-3)
+    logits = np.stack([per_example_logits(teacher, views) for teacher in teachers]).astype(np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(views.label, probabilities.mean(axis=0), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_student_sees_the_views_and_is_taught_once(tmp_path, monkeypatch):
+    small_members(monkeypatch)
+    config = dataclasses.replace(SMALL, augment_shift=1.0, augment_erasing=0.5, seed=3, workdir=str(tmp_path))
+    summary = record_distilled.measure_student(config, "student", num_views=2)
+    assert (summary["num_train"], summary["seed"]) == (2 * 1350, 3)
+    members = record_ensemble.choose_members(config, record_ensemble.DATA_FIELDS)
+    teachers = [train(member).state for member in members]
+    dataset = load_dataset("digits")
+    views = record_distilled.teach(teachers, dataset.train, Augmentation(shift=1, erasing=0.5), 3, 2)
+    student = fit(dataclasses.replace(SMALL, seed=3), dataset=dataclasses.replace(dataset, train=views))
+    assert summary["test_loss"] == student.test.loss
+    monkeypatch.setattr(record_distilled, "teach", None)
+    assert record_distilled.measure_student(config, "student", num_views=2) == summary
 
 
 def predict(label, predictions):
@@ -439,13 +504,13 @@ def test_the_table_is_the_results(tmp_path, monkeypatch):
         "|---|---|---|---|---|---|\n"
         "| [made_up](made_up.py) | 98 % | 98.200 ± 0.100 % (n = 3), validation loss 0.0700 ± 0.0100 | 98.500 ± 0.100 % "
         "| 2.0 s / 10.0 min | met |\n"
-        "| [made_up](made_up.py) plain | 98 % | 97.000 % (n = 1), validation loss 0.0600, "
+        "| [made_up](made_up.py) plain on Device Y | 98 % | 97.000 % (n = 1), validation loss 0.0600, "
         "with 16 distorted copies of each image 97.500 % |  "
         "| 1.0 s / 5.0 min | missed: test accuracy by 1.000 points |\n"
         "\n"
         "Measured on 2 cores of Processor X, Python 3.11.9, jax 0.10.2: made_up.\n"
         "\n"
-        "Measured on Device Y, 2 cores of Processor X, Python 3.11.9, jax 0.10.2: made_up plain.\n"
+        "Measured on Device Y, 2 cores of Processor X, Python 3.11.9, jax 0.10.2: made_up plain on Device Y.\n"
     )
 
 
@@ -475,6 +540,15 @@ def test_accuracies_are_at_least_their_bar_and_all_else_at_most(bars, verdict):
 def test_the_readme_holds_the_table_of_the_results():
     readme = (DIRECTORY / "README.md").read_text()
     assert insert_table(readme, build_table(DIRECTORY / "results")) == readme
+
+
+@pytest.mark.parametrize("path", sorted((DIRECTORY / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_results_are_of_the_config_that_the_experiment_has_now(path):
+    found = json.loads(path.read_text())
+    experiment = importlib.import_module(found["name"])
+    config = experiment.VARIANTS[found["variant"]] if found["variant"] else experiment.CONFIG
+    measured = TrainConfig(**found["config"])
+    assert measured.differences(dataclasses.replace(config, data=measured.data)) == []
 
 
 def test_a_readme_without_marks_is_bad_input():
