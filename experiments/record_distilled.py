@@ -6,7 +6,7 @@ to the student; the teachers share its data.
 
 On an NVIDIA H200 with 16 cores of an Intel Xeon: 99.718 ± 0.031 % on the test split over 5 seeds (99.69 to 99.76),
 99.746 ± 0.028 % on the cleaned one. The target of 99.72 % is missed by 0.002 points, with a standard error of 0.014.
-The student trained for 47 s in the median, while up to thirteen trainings shared the GPU; teachers and views come on
+The student trained for 47 s in the median, while up to fourteen trainings shared the GPU; teachers and views come on
 top.
 
 Each training image is distorted 20 times, as for ``record_cnn``, and each of these views has the mean probabilities of
