@@ -205,7 +205,7 @@ def _continues(path: Path, config: TrainConfig, variant: str | None) -> bool:
         return False
 
 
-def _check_same(summaries: Sequence[Mapping[str, Any]]) -> None:
+def check_same(summaries: Sequence[Mapping[str, Any]]) -> None:
     """Checks that all runs have the same data, device and versions: a workdir may hold runs of several machines."""
     for name in ("dataset", "device", "versions"):
         first, *others = (summary[name] for summary in summaries)
@@ -216,7 +216,7 @@ def _check_same(summaries: Sequence[Mapping[str, Any]]) -> None:
 
 def write_results(path: Path, config: TrainConfig, summaries: Sequence[dict[str, Any]], variant: str | None) -> None:
     """Writes all values of an experiment as JSON, with config, machine and versions, but without directories."""
-    _check_same(summaries)
+    check_same(summaries)
     content = {
         "name": Path(sys.argv[0]).stem,
         "variant": variant,

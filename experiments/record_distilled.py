@@ -22,15 +22,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import record_cnn
 import record_ensemble
 from experiment import cleaned_accuracy, load_data, main, train
 
-from mnist_jax import Dataset, Split, TrainConfig
+from mnist_jax import Dataset, InputError, Split, TrainConfig
 
 if TYPE_CHECKING:
     from mnist_jax import Augmentation, TrainState  # loads JAX, which --help does not need
@@ -45,6 +47,7 @@ UNDISTORTED = {
     "augment_scale": 0.0,
     "augment_shear": 0.0,
     "augment_elastic": 0.0,
+    "augment_smoothness": 4.0,  # the default
     "augment_erasing": 0.0,
 }
 
@@ -92,6 +95,9 @@ def measure_student(config: TrainConfig, name: str, num_views: int) -> dict[str,
         config: config of the student; its augmentation is that of the views. The teachers share its data and seed.
         name: directory of the student in ``config.workdir``.
         num_views: number of views of each training image.
+
+    Raises:
+        InputError: the directory holds a student of other views.
     """
     from mnist_jax import build_augmentation
 
@@ -102,6 +108,13 @@ def measure_student(config: TrainConfig, name: str, num_views: int) -> dict[str,
         return dataclasses.replace(dataset, train=views)
 
     workdir = config.workdir and f"{config.workdir}/{name}"
+    if workdir is not None:  # the config of the student does not say how its views are distorted
+        views = json.dumps({"num_views": num_views, **{field: getattr(config, field) for field in UNDISTORTED}})
+        path = Path(workdir, f"views-{config.seed}.json")
+        if path.exists() and path.read_text() != views:
+            raise InputError(f"workdir {workdir} holds a student of other views: choose another --workdir")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(views)
     run = train(dataclasses.replace(config, **UNDISTORTED, workdir=workdir), dataset=load_views)
     return {**run.summary, **cleaned_accuracy(run.test)}
 

@@ -4,7 +4,7 @@ Run it with ``python experiments/record_mlp.py --data path/to/mnist --seeds 0-4`
 
 On one of 2 cores of an AMD EPYC (Zen 5), the other also busy: 99.558 ± 0.019 % on the test split over 5 seeds (99.54
 to 99.59), 99.608 ± 0.004 % on the cleaned one, and 99.556 ± 0.017 % with 16 distorted copies of each test image. The
-target of 99.52 % is met. Training took 26 to 40 min, 32 min in the median, because the cores had other work too.
+target of 99.55 % is met. Training took 26 to 40 min, 32 min in the median, because the cores had other work too.
 
 Three hidden layers with batch normalisation, 4,239,370 parameters; each epoch shifts, rotates, scales, shears and
 elastically distorts every image anew, as Ciresan et al. (https://arxiv.org/abs/1003.0358) did for a thousand epochs
@@ -25,8 +25,8 @@ from experiment import evaluate_with_views, main
 
 from mnist_jax import TrainConfig
 
-CLAIM = "99.65 % (12 million weights, whole set deformed again every epoch); 99.52 % to reach"
-TARGETS = {"test_accuracy": 0.9952}
+CLAIM = "99.65 % (12 million weights, whole set deformed again every epoch); 99.55 % to reach"
+TARGETS = {"test_accuracy": 0.9955}
 CONFIG = TrainConfig(
     hidden_sizes=(2048, 1024, 512),
     batch_norm=True,

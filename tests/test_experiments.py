@@ -5,6 +5,7 @@ import functools
 import importlib
 import json
 import operator
+import re
 import runpy
 import statistics
 import sys
@@ -330,6 +331,10 @@ def test_a_student_sees_the_views_and_is_taught_once(tmp_path, monkeypatch):
     assert summary["test_loss"] == student.test.loss
     monkeypatch.setattr(record_distilled, "teach", None)
     assert record_distilled.measure_student(config, "student", num_views=2) == summary
+    message = f"^workdir {re.escape(str(tmp_path))}/student holds a student of other views: choose another --workdir$"
+    for other, num_views in ((config, 3), (dataclasses.replace(config, augment_shift=2.0), 2)):
+        with pytest.raises(InputError, match=message):
+            record_distilled.measure_student(other, "student", num_views)
 
 
 def predict(label, predictions):
