@@ -227,10 +227,17 @@ def write_results(path: Path, config: TrainConfig, summaries: Sequence[dict[str,
             "device": summaries[0]["device"]["kind"],
         },
         "versions": summaries[0]["versions"],
-        "runs": [{name: value for name, value in one.items() if name != "data_path"} for one in summaries],
+        "runs": _without_paths(list(summaries)),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _without_paths(value: Any) -> Any:
+    """Returns summaries without their ``data_path``, also of the runs inside a summary."""
+    if isinstance(value, dict):
+        return {name: _without_paths(each) for name, each in value.items() if name != "data_path"}
+    return [_without_paths(each) for each in value] if isinstance(value, list) else value
 
 
 def _processor() -> str:

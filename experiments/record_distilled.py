@@ -42,13 +42,7 @@ TARGETS = {"test_accuracy": 0.9972}
 CONFIG = dataclasses.replace(record_cnn.CONFIG, label_smoothing=0.0, epochs=1)
 NUM_VIEWS = 20
 UNDISTORTED = {
-    "augment_shift": 0.0,
-    "augment_rotation": 0.0,
-    "augment_scale": 0.0,
-    "augment_shear": 0.0,
-    "augment_elastic": 0.0,
-    "augment_smoothness": 4.0,  # the default
-    "augment_erasing": 0.0,
+    field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name.startswith("augment_")
 }
 
 

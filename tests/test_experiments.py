@@ -158,6 +158,13 @@ def test_runs_of_several_machines_are_not_averaged(tmp_path):
     assert not (tmp_path / "found.json").exists()
 
 
+def test_results_do_not_say_where_the_data_were(tmp_path):
+    run = {"dataset": "digits", "device": {"kind": "cpu"}, "versions": {"jax": "0"}, "seconds": {"train": 1.5}}
+    elsewhere = run | {"data_path": "/somewhere"}
+    write_results(tmp_path / "found.json", SMALL, [{**elsewhere, "members": [elsewhere, elsewhere]}], None)
+    assert json.loads((tmp_path / "found.json").read_text())["runs"] == [{**run, "members": [run, run]}]
+
+
 def test_nothing_is_written_without_results(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(SMALL, "", []) == 0
